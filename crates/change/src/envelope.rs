@@ -1,0 +1,505 @@
+//! Debezium's JSON envelope: written from rows in one pass, read back by the fields a sink names.
+//!
+//! The form is that of Debezium's Postgres connector with `decimal.handling.mode=string`,
+//! `time.precision.mode=isostring`, `interval.handling.mode=string`, `binary.handling.mode=base64`,
+//! `hstore.handling.mode=json`, schemas off and `provide.transaction.metadata` on.
+//! <https://debezium.io/documentation/reference/stable/connectors/postgresql.html>
+
+use std::borrow::Cow;
+use std::fmt;
+
+use base64::Engine;
+use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use crate::record::{Parts, RecordBatch, RecordMeta};
+use crate::schema::{Encoding, ReplicaIdentity, SchemaRef, TableSchema};
+use crate::{Datum, Lsn, Position, Tuple, json};
+
+/// What stands in `after` for a value that is not in the stream. The header `millrace.unchanged` says which
+/// columns really have it, so that a literal of the same text is never mistaken.
+pub const UNAVAILABLE: &str = "__debezium_unavailable_value";
+
+/// Kind of a change: the envelope's `op`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+pub enum Op {
+    /// `c`: a row was born.
+    #[serde(rename = "c")]
+    Create,
+    /// `u`: a row changed, its key did not.
+    #[serde(rename = "u")]
+    Update,
+    /// `d`: a row died.
+    #[serde(rename = "d")]
+    Delete,
+    /// `r`: a row was read by a snapshot.
+    #[serde(rename = "r")]
+    Read,
+    /// `t`: the table was truncated.
+    #[serde(rename = "t")]
+    Truncate,
+    /// `m`: a logical message.
+    #[serde(rename = "m")]
+    Message,
+}
+
+impl Op {
+    fn code(self) -> &'static [u8] {
+        match self {
+            Op::Create => b"c",
+            Op::Update => b"u",
+            Op::Delete => b"d",
+            Op::Read => b"r",
+            Op::Truncate => b"t",
+            Op::Message => b"m",
+        }
+    }
+}
+
+/// A row that does not fit its table.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum EnvelopeError {
+    /// The row and the relation disagree on the number of columns.
+    #[error("table {table} has {expected} columns but the row has {found}")]
+    ColumnCount {
+        /// `schema.table`.
+        table: String,
+        /// Columns of the relation.
+        expected: usize,
+        /// Columns of the row.
+        found: usize,
+    },
+    /// The value is not an envelope.
+    #[error("the record's value is not Debezium's envelope: {0}")]
+    NotAnEnvelope(String),
+}
+
+/// What is said of a change beside its row.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ChangeStamp {
+    /// Where it stands in the log's order.
+    pub position: Position,
+    /// The change's own LSN in the WAL.
+    pub lsn: Lsn,
+    /// Commit LSN of the transaction before this one.
+    pub last_commit_lsn: Lsn,
+    /// The source transaction; `None` for a non-transactional message.
+    pub xid: Option<u32>,
+    /// Commit time at the source, microseconds since the epoch.
+    pub commit_time_us: i64,
+    /// Number of the event in its transaction, from 1.
+    pub total_order: u64,
+    /// Number of the event among those of its table in its transaction, from 1.
+    pub collection_order: u64,
+    /// Now, microseconds since the epoch.
+    pub now_us: i64,
+}
+
+/// Writes records of one pipeline.
+#[derive(Clone, Debug)]
+pub struct Encoder {
+    pipeline: String,
+    /// `"source":{…"ts_ms":`
+    source_head: Vec<u8>,
+    /// `,"snapshot":"false","db":…,"sequence":"[\"`
+    source_middle: Vec<u8>,
+}
+
+/// The pieces of a table's records that never change, made once per version of the table.
+#[derive(Clone, Debug)]
+pub struct RelationEncoder {
+    schema_ref: SchemaRef,
+    table: String,
+    full_identity: bool,
+    columns: Vec<ColumnPieces>,
+    /// `"__dbz__physicalTableIdentifier":"mailbox.public.emails"}`
+    key_tail: Vec<u8>,
+    /// `,"schema":"public","table":"emails","txId":`
+    source_tail: Vec<u8>,
+}
+
+#[derive(Clone, Debug)]
+struct ColumnPieces {
+    /// `"name":`
+    name: Vec<u8>,
+    encoding: Encoding,
+    key: bool,
+}
+
+impl Encoder {
+    /// For a pipeline and the database it reads.
+    pub fn new(pipeline: &str, database: &str) -> Self {
+        let mut source_head = b"\"source\":{\"version\":".to_vec();
+        json::string(&mut source_head, env!("CARGO_PKG_VERSION"));
+        source_head.extend_from_slice(b",\"connector\":\"postgresql\",\"name\":");
+        json::string(&mut source_head, pipeline);
+        source_head.extend_from_slice(b",\"ts_ms\":");
+        let mut source_middle = b",\"snapshot\":\"false\",\"db\":".to_vec();
+        json::string(&mut source_middle, database);
+        source_middle.extend_from_slice(b",\"sequence\":\"[\\\"");
+        Encoder { pipeline: pipeline.to_owned(), source_head, source_middle }
+    }
+
+    /// The fixed pieces of a table's records.
+    pub fn relation(&self, schema_ref: SchemaRef, schema: &TableSchema) -> RelationEncoder {
+        let columns = schema.columns.iter().map(|column| {
+            let mut name = Vec::new();
+            json::string(&mut name, &column.name);
+            name.push(b':');
+            ColumnPieces { name, encoding: Encoding::of(column.type_oid), key: column.key }
+        });
+        let mut key_tail = b"\"__dbz__physicalTableIdentifier\":".to_vec();
+        json::string(&mut key_tail, &format!("{}.{}.{}", self.pipeline, schema.schema, schema.table));
+        key_tail.push(b'}');
+        RelationEncoder {
+            schema_ref,
+            table: schema.full_name(),
+            full_identity: schema.identity == ReplicaIdentity::Full,
+            columns: columns.collect(),
+            key_tail,
+            source_tail: source_tail(&schema.schema, &schema.table),
+        }
+    }
+
+    /// Appends the record of a row's change. `before` is what Postgres sent of the old row: all of it, its key,
+    /// or nothing. `previous_key` is the old row when this is the `c` half of a changed key.
+    pub fn row(
+        &self,
+        batch: &mut RecordBatch,
+        relation: &RelationEncoder,
+        stamp: &ChangeStamp,
+        op: Op,
+        before: Option<Tuple<'_>>,
+        after: Option<Tuple<'_>>,
+        previous_key: Option<Tuple<'_>>,
+    ) -> Result<(), EnvelopeError> {
+        for tuple in [before, after, previous_key].into_iter().flatten() {
+            relation.check(tuple)?;
+        }
+        let old = before.or(previous_key);
+        let start = batch.bytes.len();
+        let out = &mut batch.bytes;
+        match (after, old) {
+            (Some(tuple), fallback) => relation.key(out, tuple, fallback),
+            (None, Some(tuple)) => relation.key(out, tuple, None),
+            (None, None) => relation.key_tail_only(out),
+        }
+        let key_end = out.len();
+
+        let mut unchanged = Vec::new();
+        out.extend_from_slice(b"{\"before\":");
+        relation.image(out, before, None, &mut Vec::new());
+        out.extend_from_slice(b",\"after\":");
+        // Only a full old row holds values; in a key-only one the other columns' nulls mean nothing.
+        let fallback = old.filter(|_| relation.full_identity);
+        relation.image(out, after, fallback, &mut unchanged);
+        out.push(b',');
+        self.tail(out, &relation.source_tail, stamp, op);
+        out.push(b'}');
+        let value_end = out.len();
+
+        if !unchanged.is_empty() {
+            relation.names(out, &unchanged);
+        }
+        let unchanged_end = out.len();
+        if let Some(tuple) = previous_key {
+            relation.key(out, tuple, None);
+        }
+        let meta = meta(stamp, Some(relation.schema_ref));
+        batch.push(Parts { start, key_end, value_end, unchanged_end }, meta);
+        Ok(())
+    }
+
+    /// Appends the record of a TRUNCATE of one table.
+    pub fn truncate(&self, batch: &mut RecordBatch, relation: &RelationEncoder, stamp: &ChangeStamp) {
+        // Without a row nothing can fail to fit.
+        let _ = self.row(batch, relation, stamp, Op::Truncate, None, None, None);
+    }
+
+    /// Appends the record of a logical message.
+    pub fn message(&self, batch: &mut RecordBatch, stamp: &ChangeStamp, prefix: &str, content: &[u8]) {
+        let start = batch.bytes.len();
+        let out = &mut batch.bytes;
+        out.extend_from_slice(b"{\"prefix\":");
+        json::string(out, prefix);
+        out.push(b'}');
+        let key_end = out.len();
+        out.push(b'{');
+        self.tail(out, &source_tail("", ""), stamp, Op::Message);
+        out.extend_from_slice(b",\"message\":{\"prefix\":");
+        json::string(out, prefix);
+        out.extend_from_slice(b",\"content\":");
+        json::string(out, &base64::engine::general_purpose::STANDARD.encode(content));
+        out.extend_from_slice(b"}}");
+        let value_end = out.len();
+        batch.push(Parts { start, key_end, value_end, unchanged_end: value_end }, meta(stamp, None));
+    }
+
+    /// `"source":{…},"transaction":{…},"op":"c","ts_ms":…`
+    fn tail(&self, out: &mut Vec<u8>, source_tail: &[u8], stamp: &ChangeStamp, op: Op) {
+        let times = |out: &mut Vec<u8>, us: i64| {
+            out.extend_from_slice(b",\"ts_us\":");
+            json::number(out, us);
+            out.extend_from_slice(b",\"ts_ns\":");
+            json::number(out, us.saturating_mul(1000));
+        };
+        out.extend_from_slice(&self.source_head);
+        json::number(out, stamp.commit_time_us.div_euclid(1000));
+        out.extend_from_slice(&self.source_middle);
+        json::number(out, stamp.last_commit_lsn.0);
+        out.extend_from_slice(b"\\\",\\\"");
+        json::number(out, stamp.lsn.0);
+        out.extend_from_slice(b"\\\"]\"");
+        times(out, stamp.commit_time_us);
+        out.extend_from_slice(source_tail);
+        match stamp.xid {
+            Some(xid) => json::number(out, xid),
+            None => out.extend_from_slice(b"null"),
+        }
+        out.extend_from_slice(b",\"lsn\":");
+        json::number(out, stamp.lsn.0);
+        out.extend_from_slice(b",\"xmin\":null},\"transaction\":");
+        match stamp.xid {
+            Some(xid) => {
+                out.extend_from_slice(b"{\"id\":\"");
+                json::number(out, xid);
+                out.push(b':');
+                json::number(out, stamp.position.lsn.0);
+                out.extend_from_slice(b"\",\"total_order\":");
+                json::number(out, stamp.total_order);
+                out.extend_from_slice(b",\"data_collection_order\":");
+                json::number(out, stamp.collection_order);
+                out.push(b'}');
+            }
+            None => out.extend_from_slice(b"null"),
+        }
+        out.extend_from_slice(b",\"op\":\"");
+        out.extend_from_slice(op.code());
+        out.extend_from_slice(b"\",\"ts_ms\":");
+        json::number(out, stamp.now_us.div_euclid(1000));
+        times(out, stamp.now_us);
+    }
+}
+
+fn source_tail(schema: &str, table: &str) -> Vec<u8> {
+    let mut tail = b",\"schema\":".to_vec();
+    json::string(&mut tail, schema);
+    tail.extend_from_slice(b",\"table\":");
+    json::string(&mut tail, table);
+    tail.extend_from_slice(b",\"txId\":");
+    tail
+}
+
+fn meta(stamp: &ChangeStamp, schema: Option<SchemaRef>) -> RecordMeta {
+    let timestamp_ms = stamp.commit_time_us.div_euclid(1000);
+    RecordMeta { position: stamp.position, xid: stamp.xid, schema, timestamp_ms, commit: None }
+}
+
+impl RelationEncoder {
+    /// Which version of the table this writes.
+    pub fn schema_ref(&self) -> SchemaRef {
+        self.schema_ref
+    }
+
+    /// Whether two rows of this table have the same key. A placeholder stands for an equal value.
+    pub fn same_key(&self, old: Tuple<'_>, new: Tuple<'_>) -> bool {
+        let pairs = self.columns.iter().zip(old.iter().zip(new.iter()));
+        pairs.filter(|(column, _)| column.key).all(|(_, (a, b))| b == Datum::Unchanged || a == b)
+    }
+
+    fn check(&self, tuple: Tuple<'_>) -> Result<(), EnvelopeError> {
+        if tuple.len() == self.columns.len() {
+            return Ok(());
+        }
+        let (expected, found) = (self.columns.len(), tuple.len());
+        Err(EnvelopeError::ColumnCount { table: self.table.clone(), expected, found })
+    }
+
+    fn key(&self, out: &mut Vec<u8>, tuple: Tuple<'_>, fallback: Option<Tuple<'_>>) {
+        out.push(b'{');
+        let mut old = fallback.map(Tuple::into_iter);
+        for (column, datum) in self.columns.iter().zip(tuple) {
+            let old = old.as_mut().and_then(Iterator::next);
+            if !column.key {
+                continue;
+            }
+            out.extend_from_slice(&column.name);
+            datum_json(out, column.encoding, resolve(datum, old));
+            out.push(b',');
+        }
+        out.extend_from_slice(&self.key_tail);
+    }
+
+    fn key_tail_only(&self, out: &mut Vec<u8>) {
+        out.push(b'{');
+        out.extend_from_slice(&self.key_tail);
+    }
+
+    fn image(
+        &self,
+        out: &mut Vec<u8>,
+        tuple: Option<Tuple<'_>>,
+        fallback: Option<Tuple<'_>>,
+        unchanged: &mut Vec<usize>,
+    ) {
+        let Some(tuple) = tuple else { return out.extend_from_slice(b"null") };
+        let mut old = fallback.map(Tuple::into_iter);
+        let mut separator = b'{';
+        for (place, (column, datum)) in self.columns.iter().zip(tuple).enumerate() {
+            out.push(separator);
+            separator = b',';
+            out.extend_from_slice(&column.name);
+            let datum = resolve(datum, old.as_mut().and_then(Iterator::next));
+            if datum == Datum::Unchanged {
+                unchanged.push(place);
+            }
+            datum_json(out, column.encoding, datum);
+        }
+        if separator == b'{' {
+            out.push(b'{');
+        }
+        out.push(b'}');
+    }
+
+    fn names(&self, out: &mut Vec<u8>, places: &[usize]) {
+        for (n, place) in places.iter().enumerate() {
+            out.push(if n == 0 { b'[' } else { b',' });
+            let name = &self.columns[*place].name;
+            out.extend_from_slice(&name[..name.len() - 1]);
+        }
+        out.push(b']');
+    }
+}
+
+/// The old value where the new one was not sent.
+fn resolve<'a>(datum: Datum<'a>, old: Option<Datum<'a>>) -> Datum<'a> {
+    match (datum, old) {
+        (Datum::Unchanged, Some(old @ Datum::Text(_))) => old,
+        (datum, _) => datum,
+    }
+}
+
+fn datum_json(out: &mut Vec<u8>, encoding: Encoding, datum: Datum<'_>) {
+    match datum {
+        Datum::Null => out.extend_from_slice(b"null"),
+        Datum::Text(text) => json::value(out, encoding, text),
+        Datum::Unchanged if encoding == Encoding::Bytea => {
+            json::string(out, &base64::engine::general_purpose::STANDARD.encode(UNAVAILABLE));
+        }
+        Datum::Unchanged => json::string(out, UNAVAILABLE),
+    }
+}
+
+/// A record's value as read back; rows stay JSON until their [`fields`] are asked for.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct Event<'a> {
+    /// What happened.
+    pub op: Op,
+    /// The old row, as far as Postgres sent it.
+    #[serde(borrow, default)]
+    pub before: Option<&'a RawValue>,
+    /// The new row.
+    #[serde(borrow, default)]
+    pub after: Option<&'a RawValue>,
+}
+
+impl<'a> Event<'a> {
+    /// Reads a record's value.
+    pub fn decode(value: &'a [u8]) -> Result<Self, EnvelopeError> {
+        serde_json::from_slice(value).map_err(|e| EnvelopeError::NotAnEnvelope(e.to_string()))
+    }
+}
+
+/// One column's value in a row of the log.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum Field<'a> {
+    /// The row has no such column.
+    #[default]
+    Missing,
+    /// SQL NULL.
+    Null,
+    /// A number or a boolean, as its JSON token.
+    Bare(&'a str),
+    /// A string's content.
+    Text(Cow<'a, str>),
+}
+
+impl Field<'_> {
+    /// The value as Postgres prints it; `None` for NULL and for a missing column.
+    pub fn postgres_text(&self, encoding: Encoding) -> Option<Cow<'_, str>> {
+        match self {
+            Field::Missing | Field::Null => None,
+            Field::Bare(token) => Some(json::postgres_text(encoding, token)),
+            Field::Text(text) => Some(json::postgres_text(encoding, text)),
+        }
+    }
+}
+
+/// Reads the columns called `names` out of a row, into `out` in the same order. The others are skipped unread.
+pub fn fields<'a>(row: &'a RawValue, names: &[&str], out: &mut Vec<Field<'a>>) -> Result<(), EnvelopeError> {
+    object_fields(row.get(), names, out)
+}
+
+/// The same for a record's key, or for the header `millrace.previous_key`.
+pub fn key_fields<'a>(key: &'a [u8], names: &[&str], out: &mut Vec<Field<'a>>) -> Result<(), EnvelopeError> {
+    let text = std::str::from_utf8(key).map_err(|e| EnvelopeError::NotAnEnvelope(e.to_string()))?;
+    object_fields(text, names, out)
+}
+
+fn object_fields<'a>(text: &'a str, names: &[&str], out: &mut Vec<Field<'a>>) -> Result<(), EnvelopeError> {
+    out.clear();
+    out.resize(names.len(), Field::Missing);
+    let mut reader = serde_json::Deserializer::from_str(text);
+    Wanted { names, out }
+        .deserialize(&mut reader)
+        .and_then(|()| reader.end())
+        .map_err(|e| EnvelopeError::NotAnEnvelope(e.to_string()))
+}
+
+struct Wanted<'n, 'o, 'a> {
+    names: &'n [&'n str],
+    out: &'o mut Vec<Field<'a>>,
+}
+
+impl<'de> DeserializeSeed<'de> for Wanted<'_, '_, 'de> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Wanted<'_, '_, 'de> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a row as a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        /// A key of the object, borrowed unless it has escapes.
+        #[derive(Deserialize)]
+        struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+
+        while let Some(Name(name)) = map.next_key()? {
+            match self.names.iter().position(|wanted| *wanted == name) {
+                Some(place) => self.out[place] = field(map.next_value()?).map_err(serde::de::Error::custom)?,
+                None => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn field(raw: &RawValue) -> Result<Field<'_>, serde_json::Error> {
+    #[derive(Deserialize)]
+    struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+    let token = raw.get();
+    Ok(match token.as_bytes().first() {
+        Some(b'n') => Field::Null,
+        Some(b'"') => Field::Text(serde_json::from_str::<Text<'_>>(token)?.0),
+        _ => Field::Bare(token),
+    })
+}

@@ -1,0 +1,192 @@
+//! What the ledger topic holds: a compacted JSON record per key, written by the reader and by `setup` only.
+//!
+//! | key | value |
+//! | --- | --- |
+//! | `progress` | [`Progress`]: the last thing that every Kafka transaction writes |
+//! | `slot` | [`SlotIntent`]: written before the slot is made and again when it stands |
+//! | `schema/RELATION/VERSION` | [`TableSchema`], in the same Kafka transaction as its first use or before |
+//!
+//! Every value carries `format`. A reader refuses a newer one rather than guess.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Lsn, Position, SchemaRef, TableSchema};
+
+/// The format written by this version.
+const FORMAT: u32 = 1;
+
+/// How far the log has come. "The log up to `log_end` is Postgres up to `end_lsn`", exactly.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Progress {
+    /// The log's random id, as in its record 0.
+    pub log: String,
+    /// The log's generation.
+    pub generation: u32,
+    /// Everything committed below this LSN is in the log; where the slot restarts.
+    pub end_lsn: Lsn,
+    /// The last change in the log.
+    pub position: Position,
+    /// A source transaction of which the log holds the first part only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<Split>,
+    /// Offset after the last data record that this Kafka transaction makes visible.
+    pub log_end: i64,
+    /// The server and its timeline.
+    pub timeline: Timeline,
+    /// Heartbeats written to the source so far, and the last one's random content.
+    pub beat: (i64, String),
+    /// When this was written, milliseconds since the epoch.
+    pub time_ms: i64,
+}
+
+/// Where a source transaction was split between two Kafka transactions.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Split {
+    /// Its commit LSN.
+    pub commit_lsn: Lsn,
+    /// Ordinal of the last change that the log holds.
+    pub ordinal: u64,
+    /// Digest of that change as decoded: the source must send the same one again.
+    pub digest: u64,
+}
+
+/// A server's identity: two servers never share both parts without sharing history up to the switch.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Timeline {
+    /// `IDENTIFY_SYSTEM`'s systemid.
+    pub system_id: String,
+    /// The current timeline.
+    pub timeline: u32,
+}
+
+/// How far `setup` has come with the slot.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SlotIntent {
+    /// The slot's name.
+    pub slot: String,
+    /// Whether it stands.
+    pub state: SlotState,
+}
+
+/// See [`SlotIntent`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SlotState {
+    /// About to be created: a slot of that name, if there is one, is half-made and unused.
+    Creating,
+    /// Created; the log starts at this LSN.
+    Created {
+        /// The slot's consistent point.
+        consistent_point: Lsn,
+        /// `pg_current_snapshot()` under the snapshot exported with the slot.
+        snapshot: String,
+    },
+}
+
+/// One record of the ledger.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum LedgerEntry {
+    /// Key `progress`.
+    Progress(Progress),
+    /// Key `slot`.
+    Slot(SlotIntent),
+    /// Key `schema/RELATION/VERSION`.
+    Schema(SchemaRef, TableSchema),
+}
+
+/// A record of the ledger that cannot be read.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// It was written by a newer version.
+    #[error("the ledger's record `{key}` has format {format}; this Millrace reads up to {FORMAT}: upgrade it")]
+    Newer {
+        /// The record's key.
+        key: String,
+        /// Its format.
+        format: u32,
+    },
+    /// It is damaged, or not Millrace's.
+    #[error("the ledger's record `{key}` cannot be read: {reason}")]
+    Malformed {
+        /// The record's key, lossily.
+        key: String,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+struct Stamped<T> {
+    format: u32,
+    #[serde(flatten)]
+    content: T,
+}
+
+impl LedgerEntry {
+    /// The record's key.
+    pub fn key(&self) -> String {
+        match self {
+            LedgerEntry::Progress(_) => "progress".into(),
+            LedgerEntry::Slot(_) => "slot".into(),
+            LedgerEntry::Schema(version, _) => format!("schema/{version}"),
+        }
+    }
+
+    /// The record's value: JSON.
+    pub fn value(&self) -> Vec<u8> {
+        fn json<T: Serialize>(content: T) -> Vec<u8> {
+            serde_json::to_vec(&Stamped { format: FORMAT, content }).expect("plain structures become JSON")
+        }
+        match self {
+            LedgerEntry::Progress(progress) => json(progress),
+            LedgerEntry::Slot(intent) => json(intent),
+            LedgerEntry::Schema(_, schema) => json(schema),
+        }
+    }
+
+    /// Reads a record back.
+    pub fn decode(key: &[u8], value: &[u8]) -> Result<LedgerEntry, LedgerError> {
+        let name = String::from_utf8_lossy(key).into_owned();
+        let malformed = |reason: String| LedgerError::Malformed { key: name.clone(), reason };
+
+        #[derive(Deserialize)]
+        struct Format {
+            format: u32,
+        }
+        let Format { format } = serde_json::from_slice(value).map_err(|e| malformed(e.to_string()))?;
+        if format > FORMAT {
+            return Err(LedgerError::Newer { key: name, format });
+        }
+        fn content<'a, T: Deserialize<'a>>(value: &'a [u8]) -> Result<T, String> {
+            serde_json::from_slice::<Stamped<T>>(value).map(|s| s.content).map_err(|e| e.to_string())
+        }
+        match name.as_str() {
+            "progress" => content(value).map(LedgerEntry::Progress),
+            "slot" => content(value).map(LedgerEntry::Slot),
+            other => match other.strip_prefix("schema/").and_then(|version| version.parse().ok()) {
+                Some(version) => content(value).map(|schema| LedgerEntry::Schema(version, schema)),
+                None => Err("no such kind of record".to_owned()),
+            },
+        }
+        .map_err(malformed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_newer_format_is_refused() {
+        let error = LedgerEntry::decode(b"progress", br#"{"format":2,"whatever":1}"#).unwrap_err();
+        assert_eq!(error, LedgerError::Newer { key: "progress".into(), format: 2 });
+    }
+
+    #[test]
+    fn what_is_not_ours_is_refused() {
+        for (key, value) in [("progress", "{}"), ("else", r#"{"format":1}"#), ("schema/x", r#"{"format":1}"#)] {
+            let error = LedgerEntry::decode(key.as_bytes(), value.as_bytes()).unwrap_err();
+            assert!(matches!(error, LedgerError::Malformed { .. }), "{error}");
+        }
+    }
+}

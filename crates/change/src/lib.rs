@@ -1,0 +1,34 @@
+//! The vocabulary of Millrace and the format of its log.
+//!
+//! Everything that crosses the log is defined here, once: what a position is, how a row looks, how a change
+//! becomes a Kafka record (key, headers, value) and how a record becomes a change again, and what the ledger
+//! beside the log says. The producing half (`relay`) and the consuming half (`worker`) meet in this crate only.
+//!
+//! *Invariant:* no I/O, no clock, no async, no client library. Everything is a function of its arguments.
+
+mod envelope;
+mod json;
+mod ledger;
+mod lsn;
+mod position;
+mod record;
+mod refusal;
+mod schema;
+mod tuple;
+
+pub use envelope::{
+    ChangeStamp, Encoder, EnvelopeError, Event, Field, Op, RelationEncoder, UNAVAILABLE, fields, key_fields,
+};
+pub use ledger::{LedgerEntry, LedgerError, Progress, SlotIntent, SlotState, Split, Timeline};
+pub use lsn::{Lsn, ParseLsnError};
+pub use position::{Kind, ParsePositionError, Position};
+pub use record::{Headers, HeaderError, RecordBatch, RecordMeta, RecordRef, header};
+pub use refusal::Refusal;
+pub use schema::{Collation, Column, Encoding, ReplicaIdentity, SchemaRef, TableSchema};
+pub use tuple::{Datum, Tuple, TupleBuf, TupleError, TupleIter};
+
+/// Where time comes from, so that the simulator can hold it.
+pub trait Clock {
+    /// Microseconds since the Unix epoch.
+    fn now_us(&self) -> i64;
+}

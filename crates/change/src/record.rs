@@ -1,0 +1,225 @@
+//! Kafka records of the log: key and value bytes, and the headers that are ours.
+
+use std::ops::Range;
+
+use crate::{Lsn, Position, SchemaRef};
+
+/// Names of the headers. Their values are ASCII text, but for the two that hold JSON.
+pub mod header {
+    /// The change's [`Position`](crate::Position): `0/16B3748:t:5`. On every record but the log's first.
+    pub const POSITION: &str = "millrace.position";
+    /// The source transaction's top-level xid, 32 bits, decimal. On records of transactions.
+    pub const XID: &str = "millrace.xid";
+    /// The [`SchemaRef`](crate::SchemaRef) under which the row was written: `16384/3`.
+    pub const SCHEMA: &str = "millrace.schema";
+    /// JSON array of the names of columns whose value in `after` is only a placeholder (unchanged TOAST).
+    pub const UNCHANGED: &str = "millrace.unchanged";
+    /// The end LSN. On the last record of a source transaction, message or snapshot round.
+    pub const COMMIT: &str = "millrace.commit";
+    /// The log's random id. On record 0 only, whose key and value are null.
+    pub const LOG: &str = "millrace.log";
+    /// JSON of the row's key before this transaction changed it. On the `c` half of a changed key.
+    pub const PREVIOUS_KEY: &str = "millrace.previous_key";
+}
+
+/// What a record says beside its key and value.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RecordMeta {
+    /// Where it stands in the log's order.
+    pub position: Position,
+    /// The source transaction's xid.
+    pub xid: Option<u32>,
+    /// The schema its row follows.
+    pub schema: Option<SchemaRef>,
+    /// Commit time at the source, milliseconds since the epoch: Kafka's record timestamp.
+    pub timestamp_ms: i64,
+    /// End LSN, on the last record of a unit.
+    pub commit: Option<Lsn>,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    key: Range<usize>,
+    value: Range<usize>,
+    unchanged: Range<usize>,
+    previous_key: Range<usize>,
+    meta: RecordMeta,
+}
+
+/// Records on their way to Kafka, in one buffer that is reused from batch to batch.
+#[derive(Clone, Debug, Default)]
+pub struct RecordBatch {
+    pub(crate) bytes: Vec<u8>,
+    entries: Vec<Entry>,
+}
+
+/// Where the parts of a record that is being appended end; see [`RecordBatch::push`].
+pub(crate) struct Parts {
+    pub(crate) start: usize,
+    pub(crate) key_end: usize,
+    pub(crate) value_end: usize,
+    pub(crate) unchanged_end: usize,
+}
+
+impl RecordBatch {
+    /// Number of records.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Bytes of keys, values and JSON headers.
+    pub fn byte_len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The records, in order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = RecordRef<'_>> {
+        self.entries.iter().map(|entry| RecordRef {
+            key: &self.bytes[entry.key.clone()],
+            value: &self.bytes[entry.value.clone()],
+            unchanged: &self.bytes[entry.unchanged.clone()],
+            previous_key: &self.bytes[entry.previous_key.clone()],
+            meta: entry.meta,
+        })
+    }
+
+    /// Closes the record whose bytes stand at the end of the buffer, from `parts.start`: key, value, names of
+    /// unchanged columns, previous key.
+    pub(crate) fn push(&mut self, parts: Parts, meta: RecordMeta) {
+        self.entries.push(Entry {
+            key: parts.start..parts.key_end,
+            value: parts.key_end..parts.value_end,
+            unchanged: parts.value_end..parts.unchanged_end,
+            previous_key: parts.unchanged_end..self.bytes.len(),
+            meta,
+        });
+    }
+
+    /// Marks the last record as the end of its unit. Returns whether there was one.
+    pub fn mark_commit(&mut self, end_lsn: Lsn) -> bool {
+        match self.entries.last_mut() {
+            Some(last) => {
+                last.meta.commit = Some(end_lsn);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Forgets every record but the last, which may still become the end of its unit.
+    pub fn keep_last(&mut self) {
+        let Some(mut last) = self.entries.pop() else { return };
+        let start = last.key.start;
+        self.bytes.copy_within(start.., 0);
+        self.bytes.truncate(self.bytes.len() - start);
+        for range in [&mut last.key, &mut last.value, &mut last.unchanged, &mut last.previous_key] {
+            *range = range.start - start..range.end - start;
+        }
+        self.entries.clear();
+        self.entries.push(last);
+    }
+
+    /// Forgets every record and keeps the memory.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.entries.clear();
+    }
+}
+
+/// One record of a batch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RecordRef<'a> {
+    /// JSON: Debezium's key and the physical table identifier.
+    pub key: &'a [u8],
+    /// JSON: Debezium's envelope.
+    pub value: &'a [u8],
+    /// Content of the header `millrace.unchanged`; empty for none.
+    pub unchanged: &'a [u8],
+    /// Content of the header `millrace.previous_key`; empty for none.
+    pub previous_key: &'a [u8],
+    /// The rest.
+    pub meta: RecordMeta,
+}
+
+impl RecordRef<'_> {
+    /// Gives each header's name and value to `visit`, in a fixed order. `scratch` is reused between calls.
+    pub fn headers(&self, scratch: &mut String, mut visit: impl FnMut(&'static str, &[u8])) {
+        use std::fmt::Write as _;
+        let mut text = |name, value: &dyn std::fmt::Display| {
+            scratch.clear();
+            // Writing to a String cannot fail.
+            let _ = write!(scratch, "{value}");
+            visit(name, scratch.as_bytes());
+        };
+        text(header::POSITION, &self.meta.position);
+        if let Some(xid) = self.meta.xid {
+            text(header::XID, &xid);
+        }
+        if let Some(schema) = self.meta.schema {
+            text(header::SCHEMA, &schema);
+        }
+        if let Some(commit) = self.meta.commit {
+            text(header::COMMIT, &commit);
+        }
+        if !self.unchanged.is_empty() {
+            visit(header::UNCHANGED, self.unchanged);
+        }
+        if !self.previous_key.is_empty() {
+            visit(header::PREVIOUS_KEY, self.previous_key);
+        }
+    }
+}
+
+/// A header of ours that cannot be read.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("header `{name}` holds `{value}`, which is not what this version of Millrace writes")]
+pub struct HeaderError {
+    /// Its name.
+    pub name: String,
+    /// What it holds, lossily.
+    pub value: String,
+}
+
+/// The headers of one record as read back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Headers<'a> {
+    /// See [`header::POSITION`].
+    pub position: Option<Position>,
+    /// See [`header::XID`].
+    pub xid: Option<u32>,
+    /// See [`header::SCHEMA`].
+    pub schema: Option<SchemaRef>,
+    /// See [`header::COMMIT`].
+    pub commit: Option<Lsn>,
+    /// See [`header::LOG`].
+    pub log: Option<&'a str>,
+    /// See [`header::UNCHANGED`]; empty for none.
+    pub unchanged: &'a [u8],
+    /// See [`header::PREVIOUS_KEY`]; empty for none.
+    pub previous_key: &'a [u8],
+}
+
+impl<'a> Headers<'a> {
+    /// Takes in one header; those of others are ignored.
+    pub fn read(&mut self, name: &str, value: &'a [u8]) -> Result<(), HeaderError> {
+        let error =
+            || HeaderError { name: name.to_owned(), value: String::from_utf8_lossy(value).into_owned() };
+        let text = || std::str::from_utf8(value).map_err(|_| error());
+        match name {
+            header::POSITION => self.position = Some(text()?.parse().map_err(|_| error())?),
+            header::XID => self.xid = Some(text()?.parse().map_err(|_| error())?),
+            header::SCHEMA => self.schema = Some(text()?.parse().map_err(|_| error())?),
+            header::COMMIT => self.commit = Some(text()?.parse().map_err(|_| error())?),
+            header::LOG => self.log = Some(text()?),
+            header::UNCHANGED => self.unchanged = value,
+            header::PREVIOUS_KEY => self.previous_key = value,
+            _ => {}
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,138 @@
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Which columns of the old row Postgres writes to the WAL for an update or a delete.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReplicaIdentity {
+    /// The primary key's, where it changed.
+    Default,
+    /// None: updates and deletes fail on a published table.
+    Nothing,
+    /// All of them.
+    Full,
+    /// Those of a chosen unique index.
+    Index,
+}
+
+/// What order comparisons and equality of a text column mean; absent for types without a collation.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Collation {
+    /// Its name, as `pg_collation.collname`; `default` is resolved to the database's.
+    pub name: String,
+    /// Whether equal means equal bytes.
+    pub deterministic: bool,
+    /// Whether order means order of bytes (`C`, `POSIX`, `C.UTF-8`-like).
+    pub bytewise: bool,
+}
+
+/// A column, as of one version of its table.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Column {
+    /// Its name, unquoted.
+    pub name: String,
+    /// Object id of its type, or of the base type when the type is a domain.
+    pub type_oid: u32,
+    /// The base type as `format_type` prints it: `character varying(40)`, `numeric(10,2)`.
+    pub type_name: String,
+    /// Whether it belongs to the record's key: the replica identity's columns, or under FULL the primary key's.
+    pub key: bool,
+    /// Its collation, where its type has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub collation: Option<Collation>,
+}
+
+/// A table, as of one version: what a worker needs to read its rows.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TableSchema {
+    /// Object id of the relation.
+    pub relation: u32,
+    /// Its schema (namespace).
+    pub schema: String,
+    /// Its name.
+    pub table: String,
+    /// What an old row holds.
+    pub identity: ReplicaIdentity,
+    /// The columns in the order of the stream.
+    pub columns: Vec<Column>,
+}
+
+impl TableSchema {
+    /// `schema.table`, unquoted, as the configuration names it.
+    pub fn full_name(&self) -> String {
+        format!("{}.{}", self.schema, self.table)
+    }
+
+    /// Place of a column by its name.
+    pub fn column(&self, name: &str) -> Option<usize> {
+        self.columns.iter().position(|column| column.name == name)
+    }
+
+    /// The columns of the record's key, in the relation's order.
+    pub fn key_columns(&self) -> impl Iterator<Item = &Column> {
+        self.columns.iter().filter(|column| column.key)
+    }
+}
+
+/// Names one version of one table: what the header `millrace.schema` holds. Written `16384/3`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SchemaRef {
+    /// Object id of the relation.
+    pub relation: u32,
+    /// Version, from 1, counted per relation within a log.
+    pub version: u32,
+}
+
+impl fmt::Display for SchemaRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.relation, self.version)
+    }
+}
+
+impl FromStr for SchemaRef {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (relation, version) = text.split_once('/').ok_or(())?;
+        Ok(SchemaRef { relation: relation.parse().map_err(drop)?, version: version.parse().map_err(drop)? })
+    }
+}
+
+/// How a type's text becomes JSON.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Encoding {
+    /// `t`/`f` to `true`/`false`.
+    Boolean,
+    /// Digits as they are.
+    Integer,
+    /// Digits as they are; `NaN` and the infinities as strings.
+    Float,
+    /// A string of the text as it is: text, numeric, uuid, json, and every type not named here.
+    Text,
+    /// `2025-01-19` to `"2025-01-19Z"`.
+    Date,
+    /// `2025-01-19 12:34:56.5` to `"2025-01-19T12:34:56.5Z"`.
+    Timestamp,
+    /// The same from `2025-01-19 12:34:56.5+00`; the session's TimeZone is UTC.
+    TimestampTz,
+    /// `\x0102` to base64.
+    Bytea,
+}
+
+impl Encoding {
+    /// The encoding of a base type, by its object id in `pg_type.dat`.
+    pub fn of(type_oid: u32) -> Encoding {
+        match type_oid {
+            16 => Encoding::Boolean,
+            20 | 21 | 23 | 26 => Encoding::Integer,
+            700 | 701 => Encoding::Float,
+            1082 => Encoding::Date,
+            1114 => Encoding::Timestamp,
+            1184 => Encoding::TimestampTz,
+            17 => Encoding::Bytea,
+            _ => Encoding::Text,
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Adapter to Kafka: transactional publisher, ledger, feed, topics.

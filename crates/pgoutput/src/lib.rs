@@ -1,0 +1,1 @@
+//! Sans-IO decoder of Postgres' pgoutput protocol.

@@ -1,0 +1,1 @@
+//! Adapter to Postgres: replication connection, slot, publication, catalog.

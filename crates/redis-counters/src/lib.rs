@@ -1,0 +1,1 @@
+//! Sink: counters defined in SQL, kept in Redis.

@@ -1,0 +1,154 @@
+use std::time::Duration;
+
+use change::{Lsn, Refusal, TableSchema, Timeline, Tuple};
+
+use crate::{Confirmed, RelayError};
+
+/// One thing that the source's log says, in the order of its log.
+#[derive(Clone, PartialEq, Debug)]
+pub enum WalEvent<'a> {
+    /// A committed transaction begins.
+    Begin {
+        /// LSN of its commit record.
+        commit_lsn: Lsn,
+        /// When it committed, microseconds since the Unix epoch.
+        commit_time_us: i64,
+        /// Its top-level transaction id.
+        xid: u32,
+    },
+    /// What a relation looks like from here on. Comes before its first row, and again when it may have changed.
+    Relation(TableSchema),
+    /// A row changed.
+    Row {
+        /// The change's own LSN.
+        lsn: Lsn,
+        /// Object id of the relation; a [`WalEvent::Relation`] has told what it looks like.
+        relation: u32,
+        /// What happened to it.
+        change: RowChange<'a>,
+    },
+    /// Tables were truncated by one statement.
+    Truncate {
+        /// The change's own LSN.
+        lsn: Lsn,
+        /// Object ids of the relations.
+        relations: &'a [u32],
+    },
+    /// A logical message; when it is not transactional it stands outside any transaction.
+    Message {
+        /// The message's LSN.
+        lsn: Lsn,
+        /// Whether it belongs to the transaction around it.
+        transactional: bool,
+        /// Names whose message it is.
+        prefix: &'a str,
+        /// Anything.
+        content: &'a [u8],
+    },
+    /// The transaction is complete.
+    Commit {
+        /// The same as in its `Begin`.
+        commit_lsn: Lsn,
+        /// The LSN after its commit record: where to resume.
+        end_lsn: Lsn,
+    },
+    /// Nothing for us up to here.
+    Keepalive {
+        /// Everything committed below this LSN has been sent.
+        wal_end: Lsn,
+        /// The server wants an acknowledgement now (it is shutting down, or about to give up on us).
+        reply_requested: bool,
+    },
+}
+
+/// What happened to one row.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum RowChange<'a> {
+    /// INSERT.
+    Insert {
+        /// The new row.
+        new: Tuple<'a>,
+    },
+    /// UPDATE.
+    Update {
+        /// The old row under REPLICA IDENTITY FULL; else its key, where it changed or is stored out of line.
+        old: Option<Tuple<'a>>,
+        /// The new row, perhaps with unchanged TOAST values left out.
+        new: Tuple<'a>,
+    },
+    /// DELETE.
+    Delete {
+        /// The old row under REPLICA IDENTITY FULL, else its key with every other column null.
+        old: Tuple<'a>,
+    },
+}
+
+/// What the relay must know of the source before it may start there (see [`crate::resume`]).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SourceState {
+    /// The slot's `confirmed_flush_lsn`.
+    pub confirmed_flush: Lsn,
+    /// `pg_current_wal_flush_lsn()`.
+    pub flush_lsn: Lsn,
+    /// Who the server is.
+    pub timeline: Timeline,
+    /// LSN at which the current timeline left the one that the ledger knows; `None` when it is the same one, or
+    /// when the ledger's is not an ancestor.
+    pub switch_point: Option<Lsn>,
+    /// What the heartbeat table holds.
+    pub heartbeat: Heartbeat,
+}
+
+/// The heartbeat table's row: a counter and a random text, new with every beat.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Heartbeat {
+    /// Beats so far.
+    pub beat: i64,
+    /// The last beat's random text.
+    pub nonce: String,
+}
+
+/// Why the source cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The connection failed or the server is away; trying again can help.
+    #[error("{0}")]
+    Unavailable(String),
+    /// Going on could lose changes; only the operator can help.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+}
+
+/// A stream of committed changes that can be resumed at an LSN. Implemented by the Postgres adapter and by the
+/// simulator.
+///
+/// Methods block their caller; none panics. After an `Unavailable` the source is dropped and a new one made.
+pub trait Source {
+    /// Whether another reader holds the slot. The relay stands by while this is so.
+    fn busy(&mut self) -> Result<bool, SourceError>;
+
+    /// Ends the session that holds the slot, after its publisher was fenced. Returns when the slot is free.
+    fn take_over(&mut self) -> Result<(), SourceError>;
+
+    /// Reads what [`crate::resume::check`] decides on. `ledger` is the server that the ledger knows.
+    fn state(&mut self, ledger: &Timeline) -> Result<SourceState, SourceError>;
+
+    /// Writes the heartbeat row and returns when the write is durable at the source.
+    fn write_heartbeat(&mut self, heartbeat: &Heartbeat) -> Result<(), SourceError>;
+
+    /// Begins to stream at `from`: every transaction whose commit record starts at or after it, in commit order.
+    fn start(&mut self, from: Lsn) -> Result<(), SourceError>;
+
+    /// Gives `deliver` what has arrived, in order, waiting at most `timeout` for the first of it, and returns
+    /// whether there was anything. Returns early enough that acknowledgements stay prompt (some 10 ms of work).
+    /// An error of `deliver` ends the call at once and is passed on.
+    fn poll(
+        &mut self,
+        timeout: Duration,
+        deliver: &mut dyn FnMut(WalEvent<'_>) -> Result<(), RelayError>,
+    ) -> Result<bool, RelayError>;
+
+    /// Lets the server forget everything below this LSN. Does not block; keeps the link alive whether called or
+    /// not, also while the relay is busy elsewhere.
+    fn acknowledge(&mut self, confirmed: Confirmed) -> Result<(), SourceError>;
+}

@@ -1,0 +1,1 @@
+//! Sink: a full-text index per table, searched over HTTP.

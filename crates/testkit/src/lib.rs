@@ -1,0 +1,1 @@
+//! Test doubles, faults, and helpers that run real services.

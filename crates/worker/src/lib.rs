@@ -1,0 +1,23 @@
+//! Log to store: applies whole source transactions to a derived store, each exactly once.
+//!
+//! ```text
+//! Feed ──LogBatch──▶ run ──Change──▶ Sink::apply … Sink::commit (effect + checkpoint) ──▶ Feed::commit
+//! ```
+//!
+//! The one rule: a store keeps its [`Checkpoint`] in the same atomic write as the effect, and a worker starts
+//! from the checkpoints, never from the consumer group's offset. Whether a change is already in a store is
+//! decided here and nowhere else; a sink may compare before it sets, but never skips.
+//!
+//! To keep a store of your own, implement [`Sink`] and give it to [`run`].
+//!
+//! *Invariant:* no Kafka, no store, no clock and no thread here. Adapters implement the two ports.
+
+mod checkpoint;
+mod feed;
+mod run;
+mod sink;
+
+pub use checkpoint::Checkpoint;
+pub use feed::{Feed, FeedError, FeedEvent, GroupOffset, LogBatch, LogRecord, LogState};
+pub use run::{Outcome, Status, WorkerError, run};
+pub use sink::{Change, Move, Sink, SinkError, StoreSpec, Stored};

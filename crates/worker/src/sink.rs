@@ -1,0 +1,112 @@
+use std::sync::Arc;
+
+use change::{Event, Position, Refusal, TableSchema};
+
+use crate::Checkpoint;
+
+/// One store of a sink: what has a checkpoint of its own (a counter, an index).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StoreSpec {
+    /// Its name for people: `counters.unread`, `search.emails`.
+    pub name: String,
+    /// Hash of what defines it; see [`Checkpoint::definition`].
+    pub definition: String,
+}
+
+/// What a store was found to hold.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Stored {
+    /// Nothing: it is to be filled from the log's beginning.
+    Empty,
+    /// Not what its checkpoint promises: it is to be emptied and filled again. Says why.
+    Damaged(String),
+    /// The log up to here.
+    At(Checkpoint),
+}
+
+/// One change of a row, as the log tells it.
+#[derive(Clone, Copy, Debug)]
+pub struct Change<'a> {
+    /// Its record's offset.
+    pub offset: i64,
+    /// Its place in the log's order.
+    pub position: Position,
+    /// The table as of this change. The same `Arc` for every change under one version, so that comparing
+    /// pointers tells whether prepared knowledge of it still holds.
+    pub schema: &'a Arc<TableSchema>,
+    /// The record's key: JSON.
+    pub key: &'a [u8],
+    /// What happened, with rows as JSON.
+    pub event: Event<'a>,
+    /// JSON array of the columns whose value in `after` is only a placeholder; empty for none.
+    pub unchanged: &'a [u8],
+    /// JSON of the row's key before this transaction changed it, on the `c` half of a changed key; else empty.
+    pub previous_key: &'a [u8],
+}
+
+/// How one store's checkpoint moves in a commit.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Move {
+    /// What the store must hold now; anything else is [`SinkError::Moved`].
+    pub from: Checkpoint,
+    /// What it holds afterwards.
+    pub to: Checkpoint,
+}
+
+/// Why a sink cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum SinkError {
+    /// The store is away, or whether a write took effect is unknown. The worker reads the checkpoints again.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The store is not where this worker left it (restored, emptied, damaged, or another worker writes it). The
+    /// worker reads the checkpoints again.
+    #[error("{0}")]
+    Moved(String),
+    /// This change cannot be applied, and none after it may be. The worker stops.
+    #[error("{0}")]
+    Poison(String),
+    /// Going on could be wrong; only the operator can help.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+}
+
+/// A kind of derived store. Implementations: Redis counters, Tantivy indexes, the simulator's, and yours.
+///
+/// Calls come from one thread, in this order: `load`, then for each store that is not usable `reset`, then
+/// `apply` for the changes in log order and `commit` now and then, always between two source transactions.
+/// After an error other than `Poison` and `Refused`: `discard`, and `load` again.
+pub trait Sink {
+    /// The stores, in an order that never changes; the other methods speak of them by their place in it.
+    fn stores(&self) -> &[StoreSpec];
+
+    /// Whether any store derives from this table.
+    fn wants(&self, schema: &TableSchema) -> bool;
+
+    /// Reads what each store holds, as it is now. Forgets anything remembered.
+    fn load(&mut self) -> Result<Vec<Stored>, SinkError>;
+
+    /// Empties a store and gives it the checkpoint `to`, atomically: from here on it is the log up to there.
+    fn reset(&mut self, store: usize, to: &Checkpoint) -> Result<(), SinkError>;
+
+    /// Stages a change for the stores marked in `live`. Nothing of it may be visible to readers before `commit`.
+    fn apply(&mut self, live: &[bool], change: &Change<'_>) -> Result<(), SinkError>;
+
+    /// Whether what is staged should be committed by now (`now_us`: microseconds since the epoch). Called at the
+    /// end of a poll; `true` at once for a store that commits cheaply.
+    fn due(&mut self, now_us: i64) -> bool;
+
+    /// Whether so much is staged that it should be committed at the next end of a source transaction.
+    fn full(&self) -> bool;
+
+    /// Makes what is staged visible and durable together with the new checkpoints, all or nothing per store,
+    /// and for stores that move together all or nothing together where the store can. `moves` has a place per
+    /// store, `None` for a store that stays. When only LSNs move, a store may keep that in memory.
+    fn commit(&mut self, moves: &[Option<Move>]) -> Result<(), SinkError>;
+
+    /// Forgets what is staged.
+    fn discard(&mut self);
+
+    /// Checks, cheaply, that the stores still are where they were left. Called now and then while idle.
+    fn check(&mut self) -> Result<(), SinkError>;
+}
