@@ -27,8 +27,11 @@ pub use refusal::Refusal;
 pub use schema::{Collation, Column, Encoding, ReplicaIdentity, SchemaRef, TableSchema};
 pub use tuple::{Datum, Tuple, TupleBuf, TupleError, TupleIter};
 
-/// Where time comes from, so that the simulator can hold it.
+/// Where time comes from and passes, so that the simulator can hold it.
 pub trait Clock {
     /// Microseconds since the Unix epoch.
     fn now_us(&self) -> i64;
+
+    /// Waits.
+    fn sleep(&self, duration: std::time::Duration);
 }

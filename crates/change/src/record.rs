@@ -111,17 +111,19 @@ impl RecordBatch {
         }
     }
 
-    /// Forgets every record but the last, which may still become the end of its unit.
-    pub fn keep_last(&mut self) {
-        let Some(mut last) = self.entries.pop() else { return };
-        let start = last.key.start;
+    /// Forgets every record but the last `count`, which may still become the end of their unit.
+    pub fn keep_last(&mut self, count: usize) {
+        let drop = self.entries.len().saturating_sub(count);
+        let Some(first) = self.entries.get(drop) else { return self.clear() };
+        let start = first.key.start;
         self.bytes.copy_within(start.., 0);
         self.bytes.truncate(self.bytes.len() - start);
-        for range in [&mut last.key, &mut last.value, &mut last.unchanged, &mut last.previous_key] {
-            *range = range.start - start..range.end - start;
+        self.entries.drain(..drop);
+        for entry in &mut self.entries {
+            for range in [&mut entry.key, &mut entry.value, &mut entry.unchanged, &mut entry.previous_key] {
+                *range = range.start - start..range.end - start;
+            }
         }
-        self.entries.clear();
-        self.entries.push(last);
     }
 
     /// Forgets every record and keeps the memory.

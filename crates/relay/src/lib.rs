@@ -18,5 +18,5 @@ mod run;
 mod source;
 
 pub use publisher::{Confirmed, Ledger, PublishError, Publisher};
-pub use run::{Limits, Outcome, RelayError, run};
+pub use run::{Control, Limits, RelayError, run};
 pub use source::{Heartbeat, RowChange, Source, SourceError, SourceState, WalEvent};

@@ -1,6 +1,11 @@
-use change::Refusal;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::time::Duration;
 
-use crate::{PublishError, SourceError};
+use change::{Clock, Encoder, Progress, Refusal, SchemaRef, TableSchema};
+
+use crate::assemble::{Assembler, Reach};
+use crate::resume::{self, Cursor};
+use crate::{Confirmed, Heartbeat, PublishError, Publisher, Source, SourceError, WalEvent};
 
 /// Why the relay ended.
 #[derive(Debug, thiserror::Error)]
@@ -16,9 +21,283 @@ pub enum RelayError {
     Refused(#[from] Refusal),
 }
 
-/// Bounds.
-pub struct Limits;
-/// How it ended.
-pub enum Outcome {}
-/// The loop.
-pub fn run() {}
+/// Bounds of the relay's work. Memory is about `send_bytes` plus the largest row, whatever a transaction's size.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Records are handed to the publisher in pieces of about this many bytes.
+    pub send_bytes: usize,
+    /// A Kafka transaction is committed at this many bytes, even inside a source transaction.
+    pub commit_bytes: usize,
+    /// A Kafka transaction is committed at this age, even inside a source transaction.
+    pub commit_interval: Duration,
+    /// When nothing for us happens, the log's LSN follows the server's at this interval.
+    pub idle_interval: Duration,
+    /// The heartbeat table is written at this interval.
+    pub heartbeat_interval: Duration,
+    /// How often a reader that stands by looks whether the slot is free.
+    pub stand_by_interval: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            send_bytes: 256 << 10,
+            commit_bytes: 32 << 20,
+            commit_interval: Duration::from_secs(1),
+            idle_interval: Duration::from_millis(100),
+            heartbeat_interval: Duration::from_secs(60),
+            stand_by_interval: Duration::from_millis(500),
+        }
+    }
+}
+
+/// What the relay is told and tells while it runs.
+pub trait Control {
+    /// Whether to end in order. Asked often.
+    fn stop(&self) -> bool;
+
+    /// Whether to take the slot from a reader that holds it, rather than stand by.
+    fn take_over(&self) -> bool {
+        false
+    }
+
+    /// The relay stands by: another reader holds the slot.
+    fn standing_by(&self) {}
+
+    /// The log has come to `progress`, with so many records in this Kafka transaction.
+    fn committed(&self, progress: &Progress, records: u64) {
+        let _ = (progress, records);
+    }
+}
+
+/// Runs the relay until it is told to stop or cannot go on: stand by, fence, check, stream.
+///
+/// `pipeline` and `database` go into the envelope. After an error that is worth another try the caller drops both
+/// ports, waits, and calls again with new ones.
+pub fn run(
+    source: &mut dyn Source,
+    publisher: &mut dyn Publisher,
+    clock: &dyn Clock,
+    control: &dyn Control,
+    (pipeline, database): (&str, &str),
+    limits: &Limits,
+) -> Result<(), RelayError> {
+    if !stand_by(source, clock, control, limits)? {
+        return Ok(());
+    }
+    let ledger = publisher.open()?;
+    if control.take_over() && source.busy()? {
+        source.take_over()?;
+    }
+    let known = ledger.progress.as_ref().map(|progress| progress.timeline.clone());
+    let Some(known) = known else {
+        return Err(Refusal::new("the ledger holds no progress: the setup has not finished", "run `millrace setup`").into());
+    };
+    let state = source.state(&known)?;
+    let mut progress = resume::check(&ledger, &state)?;
+    progress.timeline = state.timeline;
+    let encoder = Encoder::new(pipeline, database);
+    let mut relay = Relay::new(encoder, progress, &ledger.schemas, clock, limits);
+    relay.beat(source, state.heartbeat.beat)?;
+    source.start(relay.progress.end_lsn)?;
+
+    while !control.stop() {
+        let arrived = source.poll(relay.patience(), &mut |event| relay.take(event, publisher, control))?;
+        if relay.due(arrived) {
+            relay.commit(publisher, control)?;
+        }
+        if let Some(confirmed) = relay.confirmed.take() {
+            source.acknowledge(confirmed)?;
+        }
+        if relay.heartbeat_due() {
+            relay.beat(source, relay.progress.beat.0)?;
+        }
+    }
+    relay.finish(source, publisher, control)
+}
+
+/// Waits until no other reader holds the slot. False when told to stop meanwhile.
+fn stand_by(
+    source: &mut dyn Source,
+    clock: &dyn Clock,
+    control: &dyn Control,
+    limits: &Limits,
+) -> Result<bool, RelayError> {
+    while !control.take_over() && source.busy()? {
+        control.standing_by();
+        if control.stop() {
+            return Ok(false);
+        }
+        clock.sleep(limits.stand_by_interval);
+    }
+    Ok(!control.stop())
+}
+
+struct Relay<'a> {
+    clock: &'a dyn Clock,
+    limits: &'a Limits,
+    assembler: Assembler,
+    /// What the ledger holds.
+    progress: Progress,
+    /// What may be acknowledged and has not been yet.
+    confirmed: Option<Confirmed>,
+    /// Records and bytes sent in the open Kafka transaction.
+    sent_records: u64,
+    sent_bytes: usize,
+    /// When the oldest record not yet committed was assembled.
+    waiting_since: Option<i64>,
+    committed_at: i64,
+    beat_at: i64,
+    /// The server asked for an acknowledgement.
+    reply_requested: bool,
+}
+
+impl<'a> Relay<'a> {
+    fn new(
+        encoder: Encoder,
+        progress: Progress,
+        schemas: &std::collections::BTreeMap<SchemaRef, TableSchema>,
+        clock: &'a dyn Clock,
+        limits: &'a Limits,
+    ) -> Self {
+        let Progress { end_lsn, position, split, .. } = progress.clone();
+        let reach = Reach { end_lsn, position, split };
+        let assembler = Assembler::new(encoder, Cursor::new(&progress), schemas, reach);
+        Relay {
+            clock,
+            limits,
+            assembler,
+            progress,
+            confirmed: None,
+            sent_records: 0,
+            sent_bytes: 0,
+            waiting_since: None,
+            committed_at: clock.now_us(),
+            beat_at: clock.now_us(),
+            reply_requested: false,
+        }
+    }
+
+    /// Takes in one event of the source; sends and commits when a bound is reached.
+    fn take(
+        &mut self,
+        event: WalEvent<'_>,
+        publisher: &mut dyn Publisher,
+        control: &dyn Control,
+    ) -> Result<(), RelayError> {
+        if let WalEvent::Keepalive { reply_requested: true, .. } = event {
+            self.reply_requested = true;
+        }
+        self.assembler.take(event, self.clock)?;
+        let (batch, ready) = self.assembler.ready();
+        if ready == 0 {
+            return Ok(());
+        }
+        if batch.byte_len() >= self.limits.send_bytes {
+            self.send(publisher)?;
+        }
+        if self.waiting_since.is_none() {
+            self.waiting_since = Some(self.clock.now_us());
+        }
+        if self.sent_bytes >= self.limits.commit_bytes {
+            self.commit(publisher, control)?;
+        }
+        Ok(())
+    }
+
+    /// How long the next poll may wait: not at all while something waits to be committed.
+    fn patience(&self) -> Duration {
+        if self.waiting_since.is_some() && !self.assembler.mid_transaction() {
+            Duration::ZERO
+        } else if self.behind() {
+            self.limits.idle_interval.saturating_sub(self.since(self.committed_at))
+        } else {
+            self.limits.idle_interval
+        }
+    }
+
+    /// Whether to commit now, `arrived` telling whether the source had anything.
+    fn due(&self, arrived: bool) -> bool {
+        let whole = !self.assembler.mid_transaction();
+        match self.waiting_since {
+            Some(since) => (whole && !arrived) || self.since(since) >= self.limits.commit_interval,
+            None => {
+                whole
+                    && ((self.reply_requested && self.behind())
+                        || (self.behind() && self.since(self.committed_at) >= self.limits.idle_interval))
+            }
+        }
+    }
+
+    /// Whether the ledger's LSN is behind what was assembled.
+    fn behind(&self) -> bool {
+        self.assembler.reach().end_lsn > self.progress.end_lsn
+    }
+
+    fn since(&self, past_us: i64) -> Duration {
+        Duration::from_micros(u64::try_from(self.clock.now_us() - past_us).unwrap_or(0))
+    }
+
+    fn send(&mut self, publisher: &mut dyn Publisher) -> Result<(), RelayError> {
+        let (batch, ready) = self.assembler.ready();
+        if ready > 0 {
+            let bytes = batch.byte_len();
+            publisher.send(batch, ready)?;
+            self.sent_records += ready as u64;
+            self.sent_bytes += bytes;
+            self.assembler.sent();
+        }
+        Ok(())
+    }
+
+    /// Commits what is not held back. Only now may the slot move.
+    fn commit(&mut self, publisher: &mut dyn Publisher, control: &dyn Control) -> Result<(), RelayError> {
+        self.send(publisher)?;
+        let Reach { end_lsn, position, split } = self.assembler.reach();
+        let now_us = self.clock.now_us();
+        let mut progress =
+            Progress { end_lsn, position, split, time_ms: now_us.div_euclid(1000), ..self.progress.clone() };
+        publisher.commit(self.assembler.new_schemas(), &mut progress)?;
+        self.assembler.schemas_committed();
+        control.committed(&progress, self.sent_records);
+        self.confirmed = Some(Confirmed::after_commit(&progress));
+        self.progress = progress;
+        self.sent_records = 0;
+        self.sent_bytes = 0;
+        self.waiting_since = None;
+        self.committed_at = now_us;
+        self.reply_requested = false;
+        Ok(())
+    }
+
+    fn heartbeat_due(&self) -> bool {
+        self.since(self.beat_at) >= self.limits.heartbeat_interval
+    }
+
+    /// Writes the heartbeat; the next commit tells the ledger. A crash between leaves the table ahead of the
+    /// ledger, which is sound.
+    fn beat(&mut self, source: &mut dyn Source, last: i64) -> Result<(), RelayError> {
+        let nonce = format!("{:016x}", RandomState::new().build_hasher().finish());
+        let heartbeat = Heartbeat { beat: last + 1, nonce };
+        source.write_heartbeat(&heartbeat)?;
+        self.progress.beat = (heartbeat.beat, heartbeat.nonce);
+        self.beat_at = self.clock.now_us();
+        Ok(())
+    }
+
+    /// Ends in order: commits and acknowledges what is whole. An open source transaction is left to the next start.
+    fn finish(
+        mut self,
+        source: &mut dyn Source,
+        publisher: &mut dyn Publisher,
+        control: &dyn Control,
+    ) -> Result<(), RelayError> {
+        if !self.assembler.mid_transaction() && (self.waiting_since.is_some() || self.behind()) {
+            self.commit(publisher, control)?;
+        }
+        if let Some(confirmed) = self.confirmed.take() {
+            source.acknowledge(confirmed)?;
+        }
+        Ok(())
+    }
+}

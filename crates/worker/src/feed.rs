@@ -68,7 +68,8 @@ pub trait Feed {
     /// Clears `batch` and fills it with what has arrived, in order, waiting at most `timeout` for the first.
     fn poll(&mut self, timeout: Duration, batch: &mut LogBatch) -> Result<FeedEvent, FeedError>;
 
-    /// Describes the log; called after [`FeedEvent::Assigned`].
+    /// Describes the log; called after [`FeedEvent::Assigned`]. What [`progress`](Feed::progress) gives from then
+    /// on is at least as new as this description.
     fn log(&mut self) -> Result<LogState, FeedError>;
 
     /// The next record polled is the first at or after `offset`.

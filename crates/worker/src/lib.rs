@@ -16,8 +16,9 @@ mod checkpoint;
 mod feed;
 mod run;
 mod sink;
+mod start;
 
 pub use checkpoint::Checkpoint;
 pub use feed::{Feed, FeedError, FeedEvent, GroupOffset, LogBatch, LogRecord, LogState};
-pub use run::{Outcome, Status, WorkerError, run};
+pub use run::{Control, WorkerError, run};
 pub use sink::{Change, Move, Sink, SinkError, StoreSpec, Stored};

@@ -1,6 +1,21 @@
-use change::Refusal;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
 
-use crate::{FeedError, SinkError};
+use change::{Clock, Event, Kind, Lsn, Position, Refusal, SchemaRef, TableSchema};
+use tracing::{info, warn};
+
+use crate::start::{Start, decide};
+use crate::{Change, Checkpoint, Feed, FeedError, FeedEvent, LogBatch, LogRecord, Move, Sink, SinkError};
+
+/// Longest wait for the next record; bounds how long an orderly stop takes.
+const POLL: Duration = Duration::from_millis(100);
+/// While idle, the stores are looked at this often.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// The consumer group's offset is committed at most this often.
+const GROUP_INTERVAL: Duration = Duration::from_secs(1);
+/// Waits between tries while a store is away: doubled from the first to the last.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 
 /// Why the worker ended.
 #[derive(Debug, thiserror::Error)]
@@ -8,17 +23,378 @@ pub enum WorkerError {
     /// The feed failed.
     #[error("log: {0}")]
     Feed(#[from] FeedError),
-    /// The sink failed.
-    #[error("store: {0}")]
-    Sink(#[from] SinkError),
+    /// A record that cannot be applied; none after it was.
+    #[error("the record at offset {offset} of the log cannot be applied: {reason}")]
+    Poison {
+        /// Its offset.
+        offset: i64,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// Going on could be wrong.
     #[error(transparent)]
     Refused(#[from] Refusal),
 }
 
-/// What others may know.
-pub struct Status;
-/// How it ended.
-pub enum Outcome {}
-/// The loop.
-pub fn run() {}
+/// What the worker is told and tells while it runs.
+pub trait Control {
+    /// Whether to end in order. Asked often.
+    fn stop(&self) -> bool;
+
+    /// The stores have come so far, in the sink's order.
+    fn moved(&self, checkpoints: &[Checkpoint]) {
+        let _ = checkpoints;
+    }
+
+    /// The stores cannot be written now; the worker tries again.
+    fn delayed(&self, reason: &str) {
+        let _ = reason;
+    }
+}
+
+/// Runs the worker until it is told to stop or cannot go on.
+///
+/// After [`FeedError::Unavailable`] the caller drops the feed, waits, and calls again with a new one.
+pub fn run(
+    feed: &mut dyn Feed,
+    sink: &mut dyn Sink,
+    clock: &dyn Clock,
+    control: &dyn Control,
+) -> Result<(), WorkerError> {
+    sink.discard();
+    let mut worker = Worker::new(clock, control);
+    let mut batch = LogBatch::default();
+    while !control.stop() {
+        match feed.poll(worker.patience(), &mut batch)? {
+            FeedEvent::Assigned => worker.member = Member::Assigned,
+            FeedEvent::Revoked => worker.revoked(sink),
+            FeedEvent::Records | FeedEvent::Idle => {}
+        }
+        match worker.turn(feed, sink, &batch) {
+            Ok(()) => worker.back_off = BACK_OFF.0,
+            Err(Failure::Final(error)) => return Err(error),
+            Err(Failure::Again(reason)) => worker.again(sink, &reason),
+        }
+    }
+    worker.finish(feed, sink)
+}
+
+/// Whether the log is ours, and whether the feed stands where the stores do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Member {
+    /// Another instance has the log.
+    Waiting,
+    /// The log is ours; where the stores stand is to be read.
+    Assigned,
+    /// Records that come continue the stores.
+    Positioned,
+}
+
+/// Sorts errors by what follows from them.
+enum Failure {
+    /// Read the checkpoints and go on from there.
+    Again(String),
+    /// End.
+    Final(WorkerError),
+}
+
+impl From<WorkerError> for Failure {
+    fn from(error: WorkerError) -> Self {
+        Failure::Final(error)
+    }
+}
+
+impl From<FeedError> for Failure {
+    fn from(error: FeedError) -> Self {
+        Failure::Final(match error {
+            FeedError::Poison { offset, reason } => WorkerError::Poison { offset, reason },
+            FeedError::Refused(refusal) => WorkerError::Refused(refusal),
+            error @ FeedError::Unavailable(_) => WorkerError::Feed(error),
+        })
+    }
+}
+
+impl Failure {
+    fn of_sink(error: SinkError, offset: i64) -> Self {
+        match error {
+            SinkError::Unavailable(reason) | SinkError::Moved(reason) => Failure::Again(reason),
+            SinkError::Poison(reason) => Failure::Final(WorkerError::Poison { offset, reason }),
+            SinkError::Refused(refusal) => Failure::Final(WorkerError::Refused(refusal)),
+        }
+    }
+}
+
+/// What is remembered of one version of a table.
+struct Table {
+    schema: Arc<TableSchema>,
+    wanted: bool,
+}
+
+struct Worker<'a> {
+    clock: &'a dyn Clock,
+    control: &'a dyn Control,
+    member: Member,
+    /// What each store durably holds.
+    stores: Vec<Checkpoint>,
+    live: Vec<bool>,
+    tables: HashMap<SchemaRef, Table>,
+    /// After the last whole unit that was taken: where a commit would put the stores.
+    next_offset: i64,
+    lsn: Lsn,
+    /// The unit of which a part was taken.
+    open: Option<(Lsn, Kind)>,
+    /// The last change taken.
+    last: Option<Position>,
+    /// A store that is being filled is ready when it has come to this offset.
+    ready_at: Option<i64>,
+    back_off: Duration,
+    checked_at: i64,
+    group_at: i64,
+}
+
+impl<'a> Worker<'a> {
+    fn new(clock: &'a dyn Clock, control: &'a dyn Control) -> Self {
+        Worker {
+            clock,
+            control,
+            member: Member::Waiting,
+            stores: Vec::new(),
+            live: Vec::new(),
+            tables: HashMap::new(),
+            next_offset: 0,
+            lsn: Lsn::ZERO,
+            open: None,
+            last: None,
+            ready_at: None,
+            back_off: BACK_OFF.0,
+            checked_at: clock.now_us(),
+            group_at: 0,
+        }
+    }
+
+    /// Not at all while a commit waits for its time, so that it is not late.
+    fn patience(&self) -> Duration {
+        if self.member == Member::Assigned { Duration::ZERO } else { POLL }
+    }
+
+    /// What one poll brings about.
+    fn turn(&mut self, feed: &mut dyn Feed, sink: &mut dyn Sink, batch: &LogBatch) -> Result<(), Failure> {
+        match self.member {
+            Member::Waiting => return Ok(()),
+            // What this batch holds is read again from where the stores stand.
+            Member::Assigned => return self.position(feed, sink),
+            Member::Positioned => {}
+        }
+        let whole = batch.whole();
+        for place in 0..whole {
+            self.take(feed, sink, batch.get(place))?;
+            if self.open.is_none() && sink.full() {
+                self.commit(feed, sink)?;
+            }
+        }
+        if self.open.is_none() {
+            self.follow_ledger(feed)?;
+            self.commit_when_due(feed, sink)?;
+        }
+        for place in whole..batch.len() {
+            self.take(feed, sink, batch.get(place))?;
+        }
+        if batch.is_empty() { self.check(sink) } else { Ok(()) }
+    }
+
+    /// Reads where the stores stand, empties those that must be filled anew, and seeks to the hindmost.
+    fn position(&mut self, feed: &mut dyn Feed, sink: &mut dyn Sink) -> Result<(), Failure> {
+        let log = feed.log()?;
+        let failure = |error| Failure::of_sink(error, -1);
+        let stored = sink.load().map_err(failure)?;
+        let specs = sink.stores().to_vec();
+        let starts: Result<Vec<Start>, Refusal> =
+            specs.iter().zip(&stored).map(|(spec, stored)| decide(spec, stored, &log)).collect();
+        self.stores.clear();
+        for (place, start) in starts.map_err(WorkerError::Refused)?.into_iter().enumerate() {
+            self.stores.push(match start {
+                Start::Continue(checkpoint) => checkpoint,
+                Start::Fill { checkpoint, reason } => {
+                    warn!(store = specs[place].name, reason, "filling from the log's beginning");
+                    sink.reset(place, &checkpoint).map_err(failure)?;
+                    checkpoint
+                }
+            });
+        }
+        let hindmost = self.stores.iter().min_by_key(|checkpoint| checkpoint.next_offset);
+        (self.next_offset, self.lsn) = hindmost.map_or((0, Lsn::ZERO), |at| (at.next_offset, at.lsn));
+        self.open = None;
+        self.last = None;
+        self.ready_at = None;
+        feed.seek(self.next_offset)?;
+        // Answers a reset: the store is empty by now.
+        feed.commit(self.next_offset)?;
+        info!(offset = self.next_offset, lsn = %self.lsn, "reading the log");
+        self.member = Member::Positioned;
+        self.control.moved(&self.stores);
+        Ok(())
+    }
+
+    /// Takes in one record.
+    fn take(&mut self, feed: &mut dyn Feed, sink: &mut dyn Sink, record: LogRecord<'_>) -> Result<(), Failure> {
+        let offset = record.offset;
+        if offset < self.next_offset {
+            return Ok(());
+        }
+        if record.log {
+            self.next_offset = offset + 1;
+            return Ok(());
+        }
+        self.check_order(&record)?;
+        if let Some(version) = record.schema {
+            self.apply(feed, sink, version, record)?;
+        }
+        if let Some(end_lsn) = record.commit {
+            self.open = None;
+            self.next_offset = offset + 1;
+            self.lsn = self.lsn.max(end_lsn);
+        }
+        Ok(())
+    }
+
+    /// A unit ends with its mark and nowhere else, and positions only grow. Anything else is not a log of ours.
+    fn check_order(&mut self, record: &LogRecord<'_>) -> Result<(), WorkerError> {
+        let poison = |reason| WorkerError::Poison { offset: record.offset, reason };
+        let Some(position) = record.position else {
+            return Err(poison("it has no header `millrace.position`: it was not written by Millrace".into()));
+        };
+        let unit = (position.lsn, position.kind);
+        if self.open.is_some_and(|open| open != unit) {
+            return Err(poison(format!("{position} begins while the unit before it has no end mark")));
+        }
+        if self.last.is_some_and(|last| position < last || (self.open.is_none() && unit == (last.lsn, last.kind))) {
+            return Err(poison(format!("{position} comes after {}", self.last.unwrap_or(position))));
+        }
+        self.open = Some(unit);
+        self.last = Some(position);
+        Ok(())
+    }
+
+    fn apply(
+        &mut self,
+        feed: &mut dyn Feed,
+        sink: &mut dyn Sink,
+        version: SchemaRef,
+        record: LogRecord<'_>,
+    ) -> Result<(), Failure> {
+        let offset = record.offset;
+        if !self.tables.contains_key(&version) {
+            let schema = feed.schema(version)?;
+            let wanted = sink.wants(&schema);
+            self.tables.insert(version, Table { schema, wanted });
+        }
+        let Some(Table { schema, wanted: true }) = self.tables.get(&version) else { return Ok(()) };
+        let Some(position) = record.position else { return Ok(()) };
+        let event = Event::decode(record.value)
+            .map_err(|error| WorkerError::Poison { offset, reason: error.to_string() })?;
+        self.live.clear();
+        self.live.extend(self.stores.iter().map(|store| offset >= store.next_offset));
+        let LogRecord { key, unchanged, previous_key, .. } = record;
+        let change = Change { offset, position, schema, key, event, unchanged, previous_key };
+        sink.apply(&self.live, &change).map_err(|error| Failure::of_sink(error, offset))
+    }
+
+    /// Takes the ledger's LSN when the log up to the ledger's offset was taken.
+    fn follow_ledger(&mut self, feed: &mut dyn Feed) -> Result<(), Failure> {
+        let Some(progress) = feed.progress()? else { return Ok(()) };
+        self.ready_at.get_or_insert(progress.log_end);
+        if progress.log_end <= self.next_offset {
+            self.lsn = self.lsn.max(progress.end_lsn);
+        }
+        Ok(())
+    }
+
+    fn moves(&self) -> Vec<Option<Move>> {
+        let caught_up = self.ready_at.is_some_and(|at| self.next_offset >= at);
+        let move_of = |from: &Checkpoint| {
+            let to = Checkpoint {
+                next_offset: self.next_offset,
+                lsn: self.lsn,
+                ready: from.ready || caught_up,
+                ..from.clone()
+            };
+            // A store ahead of the hindmost stays where it is.
+            let moves = to.next_offset >= from.next_offset && to.lsn >= from.lsn && to != *from;
+            moves.then(|| Move { from: from.clone(), to })
+        };
+        self.stores.iter().map(move_of).collect()
+    }
+
+    fn commit_when_due(&mut self, feed: &mut dyn Feed, sink: &mut dyn Sink) -> Result<(), Failure> {
+        if sink.due(self.clock.now_us()) { self.commit(feed, sink) } else { Ok(()) }
+    }
+
+    /// Effects and checkpoints move together; the group's offset follows.
+    fn commit(&mut self, feed: &mut dyn Feed, sink: &mut dyn Sink) -> Result<(), Failure> {
+        let moves = self.moves();
+        if moves.iter().all(Option::is_none) {
+            return Ok(());
+        }
+        sink.commit(&moves).map_err(|error| Failure::of_sink(error, self.next_offset))?;
+        for (store, moved) in self.stores.iter_mut().zip(moves) {
+            if let Some(Move { to, .. }) = moved {
+                *store = to;
+            }
+        }
+        self.control.moved(&self.stores);
+        let now = self.clock.now_us();
+        self.checked_at = now;
+        if elapsed(self.group_at, now) >= GROUP_INTERVAL {
+            self.group_at = now;
+            feed.commit(self.next_offset)?;
+        }
+        Ok(())
+    }
+
+    /// Looks now and then whether the stores still are where they were left.
+    fn check(&mut self, sink: &mut dyn Sink) -> Result<(), Failure> {
+        let now = self.clock.now_us();
+        if elapsed(self.checked_at, now) < CHECK_INTERVAL {
+            return Ok(());
+        }
+        self.checked_at = now;
+        sink.check().map_err(|error| Failure::of_sink(error, self.next_offset))
+    }
+
+    fn revoked(&mut self, sink: &mut dyn Sink) {
+        info!("another instance of this worker has the log; standing by");
+        self.member = Member::Waiting;
+        sink.discard();
+    }
+
+    /// What a store holds is not known any more: forget what is staged and read it again after a while.
+    fn again(&mut self, sink: &mut dyn Sink, reason: &str) {
+        warn!(reason, wait = ?self.back_off, "reading the store's checkpoint again");
+        self.control.delayed(reason);
+        sink.discard();
+        self.member = Member::Assigned;
+        self.clock.sleep(self.back_off);
+        self.back_off = (self.back_off * 2).min(BACK_OFF.1);
+    }
+
+    /// Commits what is whole and ends.
+    fn finish(mut self, feed: &mut dyn Feed, sink: &mut dyn Sink) -> Result<(), WorkerError> {
+        if self.member != Member::Positioned || self.open.is_some() {
+            return Ok(());
+        }
+        self.group_at = 0;
+        match self.commit(feed, sink) {
+            Ok(()) => Ok(feed.commit(self.next_offset)?),
+            Err(Failure::Final(error)) => Err(error),
+            // The next start reads it again.
+            Err(Failure::Again(reason)) => {
+                warn!(reason, "the last commit is left to the next start");
+                Ok(())
+            }
+        }
+    }
+}
+
+fn elapsed(since_us: i64, now_us: i64) -> Duration {
+    Duration::from_micros(u64::try_from(now_us - since_us).unwrap_or(0))
+}

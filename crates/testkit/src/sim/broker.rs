@@ -1,0 +1,266 @@
+//! A broker with one log, one ledger and transactions: what is committed is seen, in order; an open transaction
+//! hides what follows it; a newer producer's epoch ends the older one's transaction.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use change::{LedgerEntry, Progress, RecordBatch, SchemaRef, TableSchema, Timeline, header};
+use relay::{Ledger, PublishError, Publisher};
+use worker::{Feed, FeedError, FeedEvent, GroupOffset, LogBatch, LogState};
+
+use super::world::Faults;
+
+/// A record of the log, its headers rendered.
+#[derive(Clone, Debug)]
+pub(crate) struct Record {
+    pub(crate) key: Vec<u8>,
+    pub(crate) value: Vec<u8>,
+    pub(crate) headers: Vec<(&'static str, Vec<u8>)>,
+}
+
+#[derive(Clone, Debug)]
+enum Slot {
+    /// Of a transaction that committed.
+    Committed(Record),
+    /// Of the open transaction.
+    Open(Record),
+    /// Aborted, or a control record.
+    Hidden,
+}
+
+/// The broker's durable state.
+#[derive(Debug)]
+pub(crate) struct Broker {
+    slots: Vec<Slot>,
+    /// The ledger's committed records, as compaction leaves them.
+    ledger: BTreeMap<Vec<u8>, Vec<u8>>,
+    epoch: u64,
+    group: Option<GroupOffset>,
+}
+
+impl Broker {
+    pub(crate) fn new(progress: Progress) -> Self {
+        let first = Record {
+            key: Vec::new(),
+            value: Vec::new(),
+            headers: vec![(header::LOG, progress.log.clone().into_bytes())],
+        };
+        let entry = LedgerEntry::Progress(progress);
+        Broker {
+            slots: vec![Slot::Committed(first), Slot::Hidden],
+            ledger: BTreeMap::from([(entry.key().into_bytes(), entry.value())]),
+            epoch: 0,
+            group: None,
+        }
+    }
+
+    fn abort(&mut self) {
+        for slot in self.slots.iter_mut().rev() {
+            match slot {
+                Slot::Open(_) => *slot = Slot::Hidden,
+                _ => break,
+            }
+        }
+    }
+
+    fn commit(&mut self, ledger: Vec<LedgerEntry>) {
+        for slot in self.slots.iter_mut().rev() {
+            match slot {
+                Slot::Open(record) => *slot = Slot::Committed(record.clone()),
+                _ => break,
+            }
+        }
+        self.slots.push(Slot::Hidden);
+        self.ledger.extend(ledger.into_iter().map(|entry| (entry.key().into_bytes(), entry.value())));
+    }
+
+    fn data_end(&self) -> i64 {
+        let last = self.slots.iter().rposition(|slot| matches!(slot, Slot::Committed(_) | Slot::Open(_)));
+        last.map_or(0, |last| last as i64 + 1)
+    }
+
+    /// The records that a consumer may see.
+    pub(crate) fn committed_from(&self, offset: i64) -> impl Iterator<Item = (i64, &Record)> {
+        let visible = |(offset, slot)| match slot {
+            &Slot::Committed(ref record) => Some((offset as i64, record)),
+            _ => None,
+        };
+        self.slots.iter().enumerate().skip(offset as usize).filter_map(visible)
+    }
+
+    fn progress(&self) -> Option<Progress> {
+        let value = self.ledger.get(&b"progress"[..])?;
+        match LedgerEntry::decode(b"progress", value) {
+            Ok(LedgerEntry::Progress(progress)) => Some(progress),
+            other => panic!("the simulator wrote it: {other:?}"),
+        }
+    }
+
+    fn read_ledger(&self) -> (Option<Progress>, BTreeMap<SchemaRef, TableSchema>) {
+        let (mut progress, mut schemas) = (None, BTreeMap::new());
+        for (key, value) in &self.ledger {
+            match LedgerEntry::decode(key, value).expect("the simulator wrote it") {
+                LedgerEntry::Progress(newer) => progress = Some(newer),
+                LedgerEntry::Schema(at, schema) => drop(schemas.insert(at, schema)),
+                LedgerEntry::Slot(_) => {}
+            }
+        }
+        (progress, schemas)
+    }
+}
+
+/// A producer.
+pub(crate) struct SimPublisher {
+    pub(crate) broker: Rc<RefCell<Broker>>,
+    pub(crate) faults: Faults,
+    epoch: u64,
+}
+
+impl SimPublisher {
+    pub(crate) fn new(broker: Rc<RefCell<Broker>>, faults: Faults) -> Self {
+        SimPublisher { broker, faults, epoch: 0 }
+    }
+
+    fn fail(&self) -> Result<(), PublishError> {
+        if self.broker.borrow().epoch != self.epoch {
+            return Err(PublishError::Fenced);
+        }
+        if self.faults.strike() { Err(PublishError::Unavailable("simulated".into())) } else { Ok(()) }
+    }
+}
+
+impl Publisher for SimPublisher {
+    fn open(&mut self) -> Result<Ledger, PublishError> {
+        let mut broker = self.broker.borrow_mut();
+        broker.epoch += 1;
+        self.epoch = broker.epoch;
+        broker.abort();
+        let (progress, schemas) = broker.read_ledger();
+        let log = progress.as_ref().map(|progress| progress.log.clone());
+        let log_end = broker.slots.len() as i64;
+        Ok(Ledger { progress, slot: None, schemas, log, log_end })
+    }
+
+    fn send(&mut self, batch: &RecordBatch, count: usize) -> Result<(), PublishError> {
+        for record in batch.iter().take(count) {
+            self.fail()?;
+            let mut headers = Vec::new();
+            record.headers(&mut String::new(), |name, value| headers.push((name, value.to_vec())));
+            let record = Record { key: record.key.to_vec(), value: record.value.to_vec(), headers };
+            self.broker.borrow_mut().slots.push(Slot::Open(record));
+        }
+        Ok(())
+    }
+
+    fn commit(
+        &mut self,
+        schemas: &[(SchemaRef, TableSchema)],
+        progress: &mut Progress,
+    ) -> Result<(), PublishError> {
+        self.fail()?;
+        let mut broker = self.broker.borrow_mut();
+        progress.log_end = broker.data_end();
+        let schemas = schemas.iter().map(|(at, schema)| LedgerEntry::Schema(*at, schema.clone()));
+        let entries = schemas.chain([LedgerEntry::Progress(progress.clone())]).collect();
+        broker.commit(entries);
+        drop(broker);
+        // It took effect, and the producer does not learn of it.
+        if self.faults.strike() { Err(PublishError::Unavailable("simulated".into())) } else { Ok(()) }
+    }
+}
+
+/// A consumer.
+pub(crate) struct SimFeed {
+    broker: Rc<RefCell<Broker>>,
+    faults: Faults,
+    next: i64,
+    assigned: bool,
+    schemas: BTreeMap<SchemaRef, Arc<TableSchema>>,
+    progress: Option<Progress>,
+}
+
+impl SimFeed {
+    pub(crate) fn new(broker: Rc<RefCell<Broker>>, faults: Faults) -> Self {
+        SimFeed { broker, faults, next: 0, assigned: false, schemas: BTreeMap::new(), progress: None }
+    }
+
+    fn fail(&self) -> Result<(), FeedError> {
+        if self.faults.strike() { Err(FeedError::Unavailable("simulated".into())) } else { Ok(()) }
+    }
+}
+
+impl Feed for SimFeed {
+    fn poll(&mut self, _: Duration, batch: &mut LogBatch) -> Result<FeedEvent, FeedError> {
+        self.fail()?;
+        batch.clear();
+        if !self.assigned {
+            self.assigned = true;
+            return Ok(FeedEvent::Assigned);
+        }
+        let broker = self.broker.borrow();
+        let count = self.faults.up_to(20);
+        // Nothing past an open transaction is seen.
+        let stable = broker.slots.iter().rposition(|slot| !matches!(slot, Slot::Open(_))).map(|last| last + 1);
+        let stable = stable.unwrap_or(broker.slots.len()) as i64;
+        for (offset, record) in broker.committed_from(self.next) {
+            if offset >= stable || batch.len() == count {
+                break;
+            }
+            let headers = record.headers.iter().map(|(name, value)| (*name, value.as_slice()));
+            batch.push(offset, &record.key, &record.value, headers).expect("the simulator wrote it");
+            self.next = offset + 1;
+        }
+        Ok(if batch.is_empty() { FeedEvent::Idle } else { FeedEvent::Records })
+    }
+
+    fn log(&mut self) -> Result<LogState, FeedError> {
+        self.fail()?;
+        let broker = self.broker.borrow();
+        let id = broker.progress().map_or_else(String::new, |progress| progress.log);
+        let end = broker.slots.len() as i64;
+        Ok(LogState { id, generation: 1, start: 0, end, group: broker.group })
+    }
+
+    fn seek(&mut self, offset: i64) -> Result<(), FeedError> {
+        self.next = offset;
+        Ok(())
+    }
+
+    fn schema(&mut self, version: SchemaRef) -> Result<Arc<TableSchema>, FeedError> {
+        if let Some(schema) = self.schemas.get(&version) {
+            return Ok(schema.clone());
+        }
+        let (_, schemas) = self.broker.borrow().read_ledger();
+        let schema = schemas.get(&version).expect("a schema is in the ledger before its first row").clone();
+        Ok(self.schemas.entry(version).or_insert(Arc::new(schema)).clone())
+    }
+
+    fn progress(&mut self) -> Result<Option<&Progress>, FeedError> {
+        self.fail()?;
+        self.progress = self.broker.borrow().progress();
+        Ok(self.progress.as_ref())
+    }
+
+    fn commit(&mut self, next_offset: i64) -> Result<(), FeedError> {
+        self.broker.borrow_mut().group = Some(GroupOffset { offset: next_offset, ours: true });
+        Ok(())
+    }
+}
+
+/// The progress that a setup writes.
+pub(crate) fn first_progress() -> Progress {
+    Progress {
+        log: "simulated".into(),
+        generation: 1,
+        end_lsn: change::Lsn(1000),
+        position: change::Position::START,
+        split: None,
+        log_end: 1,
+        timeline: Timeline { system_id: "1".into(), timeline: 1 },
+        beat: (0, String::new()),
+        time_ms: 0,
+    }
+}

@@ -1,0 +1,258 @@
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use change::{Clock, Headers, Lsn, Position, Progress};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use relay::{Limits, PublishError, RelayError, SourceError};
+use worker::WorkerError;
+
+use super::broker::{Broker, SimFeed, SimPublisher, first_progress};
+use super::history::{History, RowEdit, TABLES};
+use super::reader::{Server, SimSource};
+use super::store::{Parts, SimSink};
+
+/// How long a seed's life is.
+const ROUNDS: usize = 30;
+/// Polls within which undisturbed processes must have caught up.
+const PATIENCE: u32 = 150;
+
+/// Decides when something fails. Shared by all parts of a world; everything random comes from the seed.
+#[derive(Clone, Debug)]
+pub(crate) struct Faults {
+    rng: Rc<RefCell<StdRng>>,
+    calm: Rc<Cell<bool>>,
+}
+
+impl Faults {
+    /// Whether this call fails.
+    pub(crate) fn strike(&self) -> bool {
+        !self.calm.get() && self.rng.borrow_mut().random_bool(0.01)
+    }
+
+    /// A coin.
+    pub(crate) fn strike_often(&self) -> bool {
+        self.rng.borrow_mut().random_bool(0.3)
+    }
+
+    /// Between 0 and `most`.
+    pub(crate) fn up_to(&self, most: usize) -> usize {
+        self.rng.borrow_mut().random_range(0..=most)
+    }
+}
+
+/// Every look at the clock takes a while.
+struct SimClock(Cell<i64>);
+
+impl Clock for SimClock {
+    fn now_us(&self) -> i64 {
+        self.0.set(self.0.get() + 50);
+        self.0.get()
+    }
+
+    fn sleep(&self, duration: Duration) {
+        self.0.set(self.0.get() + duration.as_micros() as i64);
+    }
+}
+
+/// Stops a process after so many looks, which is as good as killing it: nothing of it survives.
+struct Countdown(Cell<u32>);
+
+impl Countdown {
+    fn step(&self) -> bool {
+        self.0.set(self.0.get().saturating_sub(1));
+        self.0.get() == 0
+    }
+}
+
+impl relay::Control for Countdown {
+    fn stop(&self) -> bool {
+        self.step()
+    }
+
+    fn committed(&self, _: &Progress, _: u64) {}
+}
+
+impl worker::Control for Countdown {
+    fn stop(&self) -> bool {
+        self.step()
+    }
+}
+
+/// A source, a broker and a store, and the processes between them.
+pub struct World {
+    faults: Faults,
+    clock: SimClock,
+    server: Rc<RefCell<Server>>,
+    broker: Rc<RefCell<Broker>>,
+    parts: Rc<RefCell<Parts>>,
+    /// Copies of the store to restore from.
+    backups: Vec<Parts>,
+    limits: Limits,
+}
+
+/// Lives one seed's life to its end.
+///
+/// # Panics
+/// When a promise is broken; the message names the seed.
+pub fn run_seed(seed: u64) {
+    let mut world = World::new(seed);
+    for _ in 0..ROUNDS {
+        world.round();
+    }
+    world.settle();
+}
+
+impl World {
+    /// A world in which nothing has happened.
+    pub fn new(seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let limits = Limits {
+            send_bytes: rng.random_range(1..4000),
+            commit_bytes: rng.random_range(1..20_000),
+            commit_interval: Duration::from_micros(rng.random_range(100..5_000)),
+            idle_interval: Duration::from_micros(200),
+            heartbeat_interval: Duration::from_millis(1),
+            ..Limits::default()
+        };
+        let faults = Faults { rng: Rc::new(RefCell::new(rng)), calm: Rc::new(Cell::new(false)) };
+        let server =
+            Server { history: History::new(), confirmed_flush: Lsn(1000), heartbeat: relay::Heartbeat::default() };
+        World {
+            faults,
+            clock: SimClock(Cell::new(0)),
+            server: Rc::new(RefCell::new(server)),
+            broker: Rc::new(RefCell::new(Broker::new(first_progress()))),
+            parts: Rc::default(),
+            backups: vec![Parts::default()],
+            limits,
+        }
+    }
+
+    fn round(&mut self) {
+        match self.faults.up_to(9) {
+            0..=2 => self.server.borrow_mut().history.grow(&mut self.faults.rng.borrow_mut()),
+            3..=5 => self.relay(1 + self.faults.up_to(30) as u32),
+            6..=8 => self.worker(1 + self.faults.up_to(30) as u32),
+            _ => self.meddle(),
+        }
+    }
+
+    /// A backup is taken or restored, or the store is emptied in part.
+    fn meddle(&mut self) {
+        let mut parts = self.parts.borrow_mut();
+        match self.faults.up_to(3) {
+            0 | 1 => self.backups.push(parts.clone()),
+            2 => *parts = self.backups[self.faults.up_to(self.backups.len() - 1)].clone(),
+            _ => parts[self.faults.up_to(1)] = super::store::Part::default(),
+        }
+    }
+
+    /// A reader's life of so many polls.
+    fn relay(&self, polls: u32) {
+        let mut source = SimSource::new(self.server.clone(), self.faults.clone());
+        let mut publisher = SimPublisher::new(self.broker.clone(), self.faults.clone());
+        let control = Countdown(Cell::new(polls + 1));
+        let names = ("sim", "app");
+        match relay::run(&mut source, &mut publisher, &self.clock, &control, names, &self.limits) {
+            Ok(())
+            | Err(RelayError::Source(SourceError::Unavailable(_)))
+            | Err(RelayError::Publish(PublishError::Unavailable(_))) => {}
+            Err(error) => panic!("the reader ended: {error}"),
+        }
+        assert!(self.server.borrow().confirmed_flush <= self.durable(), "acknowledged before it was durable");
+    }
+
+    /// What the ledger says is in the log.
+    fn durable(&self) -> Lsn {
+        let mut publisher = SimPublisher::new(self.broker.clone(), self.faults.clone());
+        let ledger = relay::Publisher::open(&mut publisher).expect("opening does not fail");
+        ledger.progress.expect("there always is one").end_lsn
+    }
+
+    /// A worker's life of so many polls.
+    fn worker(&self, polls: u32) {
+        let server = self.server.clone();
+        let observe = Rc::new(move |parts: &Parts| check_prefix(&server.borrow().history, parts));
+        let mut sink = SimSink::new(self.parts.clone(), self.faults.clone(), observe);
+        let mut feed = SimFeed::new(self.broker.clone(), self.faults.clone());
+        let control = Countdown(Cell::new(polls + 1));
+        match worker::run(&mut feed, &mut sink, &self.clock, &control) {
+            Ok(()) | Err(WorkerError::Feed(worker::FeedError::Unavailable(_))) => {}
+            Err(error) => panic!("the worker ended: {error}"),
+        }
+    }
+
+    /// Without further faults everything arrives, once.
+    fn settle(&mut self) {
+        self.faults.calm.set(true);
+        self.relay(PATIENCE);
+        self.worker(PATIENCE);
+        self.check_log();
+        let server = self.server.borrow();
+        let parts = self.parts.borrow();
+        for (part, table) in parts.iter().zip(TABLES) {
+            let expected: Vec<_> =
+                server.history.now().iter().filter(|((t, _), _)| *t == table).map(|((_, id), v)| (id, v)).collect();
+            assert_eq!(part.rows.iter().collect::<Vec<_>>(), expected, "table {table} at the end");
+            let checkpoint = part.checkpoint.as_ref().expect("a checkpoint");
+            assert!(checkpoint.ready, "caught up, so ready");
+        }
+    }
+
+    /// The log holds every event of the history once, in order.
+    fn check_log(&self) {
+        let mut positions: Vec<Position> = Vec::new();
+        let broker = self.broker.borrow();
+        for (_, record) in broker.committed_from(1) {
+            let mut headers = Headers::default();
+            record.headers.iter().for_each(|(name, value)| headers.read(name, value).expect("our headers"));
+            positions.push(headers.position.expect("every record has one"));
+        }
+        let mut expected: Vec<Position> = Vec::new();
+        let server = self.server.borrow();
+        for entry in &server.history.entries {
+            match entry {
+                super::history::Entry::Noise { .. } => {}
+                super::history::Entry::Message { lsn } => {
+                    expected.push(Position { lsn: *lsn, kind: change::Kind::Message, ordinal: 0 });
+                }
+                super::history::Entry::Transaction { commit_lsn, edits, .. } => {
+                    for (ordinal, edit) in edits.iter().enumerate() {
+                        let position = Position {
+                            lsn: *commit_lsn,
+                            kind: change::Kind::Transaction,
+                            ordinal: ordinal as u64,
+                        };
+                        expected.extend(std::iter::repeat_n(position, records_of(edit)));
+                    }
+                }
+            }
+        }
+        assert_eq!(positions, expected, "the log is the history");
+    }
+}
+
+fn records_of(edit: &RowEdit) -> usize {
+    match edit {
+        RowEdit::Update { old, new, .. } if old.0 != new.0 => 2,
+        RowEdit::Truncate { tables } => tables.len(),
+        RowEdit::Message => 0,
+        _ => 1,
+    }
+}
+
+/// What the store shows is what the source was at the LSN that the store claims.
+fn check_prefix(history: &History, parts: &Parts) {
+    for (part, table) in parts.iter().zip(TABLES) {
+        let Some(checkpoint) = &part.checkpoint else { continue };
+        let expected: Vec<_> = history
+            .at(checkpoint.lsn)
+            .iter()
+            .filter(|((t, _), _)| *t == table)
+            .map(|((_, id), value)| (id, value))
+            .collect();
+        assert_eq!(part.rows.iter().collect::<Vec<_>>(), expected, "table {table} at {}", checkpoint.lsn);
+    }
+}
