@@ -26,12 +26,11 @@ pub(crate) struct SimSource {
     next: usize,
     from: Lsn,
     described: bool,
-    kept_alive: Lsn,
 }
 
 impl SimSource {
     pub(crate) fn new(server: Rc<RefCell<Server>>, faults: Faults) -> Self {
-        SimSource { server, faults, next: 0, from: Lsn::ZERO, described: false, kept_alive: Lsn::ZERO }
+        SimSource { server, faults, next: 0, from: Lsn::ZERO, described: false }
     }
 
     fn fail(&self) -> Result<(), SourceError> {
@@ -97,9 +96,11 @@ impl Source for SimSource {
         self.fail()
     }
 
-    /// Below what was acknowledged the server silently skips forward, as Postgres does.
+    /// Below what was acknowledged the server silently skips forward, as Postgres does. It may send more than it
+    /// was asked for.
     fn start(&mut self, from: Lsn) -> Result<(), SourceError> {
-        self.from = from.max(self.server.borrow().confirmed_flush);
+        let confirmed = self.server.borrow().confirmed_flush;
+        self.from = if self.faults.strike_often() { confirmed } else { from.max(confirmed) };
         self.next = 0;
         self.described = false;
         Ok(())
@@ -118,7 +119,12 @@ impl Source for SimSource {
         for entry in &server.history.entries[self.next..last] {
             self.next += 1;
             match entry {
-                Entry::Noise { end_lsn } => self.kept_alive = *end_lsn,
+                Entry::Noise { end_lsn } if *end_lsn >= self.from => {
+                    deliver(WalEvent::Keepalive {
+                        wal_end: *end_lsn,
+                        reply_requested: self.faults.strike_often(),
+                    })?;
+                }
                 Entry::Message { lsn } if *lsn >= self.from => {
                     deliver(WalEvent::Message { lsn: *lsn, transactional: false, prefix: "app", content: b"m" })?;
                 }
@@ -137,10 +143,6 @@ impl Source for SimSource {
                 }
                 _ => {}
             }
-        }
-        // What decoding has passed, and never more.
-        if self.next == server.history.entries.len() && self.kept_alive >= self.from {
-            deliver(WalEvent::Keepalive { wal_end: self.kept_alive, reply_requested: self.faults.strike_often() })?;
         }
         Ok(arrived)
     }
