@@ -1,1 +1,37 @@
-//! Adapter to Kafka: transactional publisher, ledger, feed, topics.
+//! Adapter to Kafka, and the only home of its client library.
+//!
+//! ```text
+//! relay ──▶ KafkaPublisher ══ log + ledger ══▶ KafkaFeed ──▶ worker
+//!              SetupWriter                      RangeReader, read_ledger
+//! ```
+//!
+//! [`KafkaPublisher`] writes the log and its ledger in Kafka transactions; [`KafkaFeed`] reads both as a member of
+//! a consumer group. [`ensure_topics`] and [`SetupWriter`] make a new log, [`read_ledger`] and [`RangeReader`] look
+//! at one without taking part in anything.
+//!
+//! *Invariants:* one `transactional.id` per log, so that opening a publisher fences every older one (h03, h10).
+//! Whoever reads, reads committed records only. Nothing here creates a topic but [`ensure_topics`].
+//!
+//! Every call blocks its caller for a bounded time; librdkafka's own threads do the rest.
+
+mod connection;
+mod deliveries;
+mod feed;
+mod ledger;
+mod membership;
+mod names;
+mod producer;
+mod publisher;
+mod reader;
+mod setup;
+mod tail;
+mod topics;
+
+pub use connection::{Connection, KafkaError};
+pub use feed::KafkaFeed;
+pub use ledger::{ReadUntil, read_ledger};
+pub use names::Names;
+pub use publisher::KafkaPublisher;
+pub use setup::{SetupRecord, SetupWriter, current_generation};
+pub use tail::{RangeReader, Start};
+pub use topics::{Problem, check_topics, delete_groups, delete_topics, ensure_topics};

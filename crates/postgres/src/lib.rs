@@ -1,1 +1,33 @@
 //! Adapter to Postgres: replication connection, slot, publication, catalog.
+//!
+//! | module | knows |
+//! | --- | --- |
+//! | [`config`] | connection strings, environment and files as libpq users expect them |
+//! | [`tls`] | what `sslmode` means |
+//! | [`connection`] | logging in for replication, and its commands |
+//! | `stream` | the streaming socket: reading ahead within bounds, answering always |
+//! | [`catalog`] | SQL connections, and tables as rows of the stream need them |
+//! | [`check`] | what must hold before a pipeline can be set up
+//! | [`setup`] | making it: publication, heartbeat table, slot
+//! | [`source`] | all of it as the relay's `Source` |
+//!
+//! *Invariant:* nothing here decides what is in the log; the relay does. Nothing acknowledges but what it was told.
+
+mod authentication;
+pub mod catalog;
+pub mod check;
+pub mod config;
+pub mod connection;
+mod conninfo;
+mod error;
+mod passfile;
+mod preconditions;
+pub mod setup;
+pub mod source;
+mod stream;
+pub mod tls;
+
+pub use config::Config;
+pub use connection::ReplicationConnection;
+pub use error::{ConnectionError, ServerError};
+pub use source::{PostgresSource, SourceOptions};

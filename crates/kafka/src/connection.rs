@@ -1,0 +1,231 @@
+//! How to reach the brokers, and what their errors mean to us.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use change::Refusal;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, ConsumerContext};
+use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode as Code};
+use rdkafka::{ClientConfig, ClientContext};
+
+/// How long the brokers may be away before a call gives up, unless configured otherwise.
+const OUTAGE_LIMIT: Duration = Duration::from_secs(30);
+
+/// Properties that carry exactly-once, or that belong to one client and not to the next.
+const OURS: &[&str] = &[
+    "acks",
+    "auto.commit.enable",
+    "auto.offset.reset",
+    "bootstrap.servers",
+    "delivery.report.only.error",
+    "delivery.timeout.ms",
+    "enable.auto.commit",
+    "enable.auto.offset.store",
+    "enable.idempotence",
+    "enable.partition.eof",
+    "group.id",
+    "group.instance.id",
+    "group.protocol",
+    "isolation.level",
+    "log.queue",
+    "message.timeout.ms",
+    "metadata.broker.list",
+    "partition.assignment.strategy",
+    "request.required.acks",
+    "transactional.id",
+];
+
+/// Where the brokers are and how to talk to them.
+#[derive(Clone)]
+pub struct Connection {
+    bootstrap: String,
+    properties: BTreeMap<String, String>,
+    outage: Duration,
+}
+
+/// Properties may hold passwords, and are not shown.
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection").field("bootstrap", &self.bootstrap).finish_non_exhaustive()
+    }
+}
+
+impl Connection {
+    /// Brokers at `bootstrap` (`host:port,...`), with any librdkafka properties but those that exactly-once rests
+    /// on.
+    pub fn new(bootstrap: &str, properties: BTreeMap<String, String>) -> Result<Self, Refusal> {
+        if let Some(key) = properties.keys().find(|key| OURS.contains(&key.as_str())) {
+            return Err(Refusal::new(
+                format!("[kafka.properties] sets `{key}`, which Millrace must set itself to be exactly-once"),
+                format!("remove `{key}` from [kafka.properties]"),
+            ));
+        }
+        Ok(Connection { bootstrap: bootstrap.to_owned(), properties, outage: OUTAGE_LIMIT })
+    }
+
+    /// How long the brokers may be away before a call gives up with [`KafkaError::Unavailable`].
+    pub fn with_outage_limit(mut self, outage: Duration) -> Self {
+        self.outage = outage;
+        self
+    }
+
+    /// `host:port,...`
+    pub fn bootstrap(&self) -> &str {
+        &self.bootstrap
+    }
+
+    pub(crate) fn outage(&self) -> Duration {
+        self.outage
+    }
+
+    /// A client's properties: `preferred` where the user has none of that name, then the user's.
+    pub(crate) fn client(&self, preferred: &[(&str, &str)]) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("client.id", "millrace").set("reconnect.backoff.max.ms", "1000");
+        for (key, value) in preferred {
+            config.set(*key, *value);
+        }
+        for (key, value) in &self.properties {
+            config.set(key, value);
+        }
+        config.set("bootstrap.servers", &self.bootstrap);
+        config
+    }
+
+    /// A client for questions that are neither reads nor writes: metadata and true end offsets.
+    pub(crate) fn inquirer(&self) -> Result<BaseConsumer<Reports>, KafkaError> {
+        let mut config = self.client(&[]);
+        config.set("isolation.level", "read_uncommitted");
+        config
+            .create_with_context(Reports::default())
+            .map_err(|error| KafkaError::of("cannot make a Kafka client", &error))
+    }
+}
+
+/// Why Kafka did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum KafkaError {
+    /// A newer publisher of the same log has taken over.
+    #[error("fenced: a newer publisher of this log has taken over")]
+    Fenced,
+    /// The brokers are away or slow; trying again can help.
+    #[error("{0}")]
+    Unavailable(String),
+    /// Only the operator can help.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+}
+
+impl KafkaError {
+    /// What a client's error means; `doing` says what failed: `cannot read topic "x"`.
+    pub(crate) fn of(doing: &str, error: &ClientError) -> Self {
+        let refuse = |remedy: &str| KafkaError::Refused(Refusal::new(format!("{doing}: {error}"), remedy));
+        if matches!(error, ClientError::ClientConfig(..) | ClientError::ClientCreation(_)) {
+            return refuse("correct [kafka] and [kafka.properties]");
+        }
+        match error.rdkafka_error_code() {
+            Some(code) if fences(code) => KafkaError::Fenced,
+            Some(
+                Code::TopicAuthorizationFailed
+                | Code::GroupAuthorizationFailed
+                | Code::ClusterAuthorizationFailed
+                | Code::TransactionalIdAuthorizationFailed,
+            ) => refuse(
+                "let Millrace's Kafka user do this (kafka-acls), for all names that begin with `millrace.`",
+            ),
+            Some(Code::SaslAuthenticationFailed | Code::Authentication) => {
+                refuse("correct the user and password in [kafka.properties]")
+            }
+            _ => KafkaError::Unavailable(format!("{doing}: {error}")),
+        }
+    }
+
+    /// The same with what the client last said of its connections, where that is known.
+    pub(crate) fn with_report(self, reports: &Reports) -> Self {
+        match (self, reports.last()) {
+            (KafkaError::Unavailable(text), Some(last)) => {
+                KafkaError::Unavailable(format!("{text} ({last})"))
+            }
+            (error, _) => error,
+        }
+    }
+}
+
+/// Whether this says that another producer with our `transactional.id` came after us.
+pub(crate) fn fences(code: Code) -> bool {
+    matches!(code, Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch)
+}
+
+impl From<KafkaError> for relay::PublishError {
+    fn from(error: KafkaError) -> Self {
+        match error {
+            KafkaError::Fenced => relay::PublishError::Fenced,
+            KafkaError::Unavailable(text) => relay::PublishError::Unavailable(text),
+            KafkaError::Refused(refusal) => relay::PublishError::Refused(refusal),
+        }
+    }
+}
+
+impl From<KafkaError> for worker::FeedError {
+    fn from(error: KafkaError) -> Self {
+        match error {
+            KafkaError::Refused(refusal) => worker::FeedError::Refused(refusal),
+            other => worker::FeedError::Unavailable(other.to_string()),
+        }
+    }
+}
+
+/// Listens to a client: librdkafka's log lines become debug events, and the last error is kept for the message of
+/// the call that fails because of it.
+#[derive(Debug, Default)]
+pub(crate) struct Reports {
+    last: Mutex<Option<String>>,
+}
+
+impl Reports {
+    pub(crate) fn last(&self) -> Option<String> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn keep(&self, error: &ClientError, reason: &str) {
+        tracing::debug!(%error, reason, "Kafka client");
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+    }
+
+    pub(crate) fn line(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        tracing::debug!(?level, facility, message, "librdkafka");
+    }
+}
+
+impl ClientContext for Reports {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.line(level, facility, message);
+    }
+
+    fn error(&self, error: ClientError, reason: &str) {
+        self.keep(&error, reason);
+    }
+}
+
+impl ConsumerContext for Reports {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn properties_that_exactly_once_rests_on_are_refused_by_name() {
+        for key in ["transactional.id", "acks", "isolation.level", "enable.auto.commit", "group.id"] {
+            let properties = BTreeMap::from([(key.to_owned(), "1".to_owned())]);
+            let refusal = Connection::new("127.0.0.1:9092", properties).unwrap_err();
+            assert!(refusal.what.contains(key) && refusal.remedy.contains(key), "{refusal}");
+        }
+        let fine = BTreeMap::from([("security.protocol".to_owned(), "ssl".to_owned())]);
+        assert_eq!(
+            Connection::new("127.0.0.1:9092", fine).unwrap().client(&[]).get("security.protocol"),
+            Some("ssl")
+        );
+    }
+}

@@ -1,0 +1,289 @@
+//! The worker's end of the log: one member of a consumer group that reads from where its store stands.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use change::{LedgerEntry, Progress, Refusal, SchemaRef, TableSchema};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode as Code};
+use rdkafka::message::{BorrowedMessage, Headers as _, Message};
+use rdkafka::{Offset, TopicPartitionList};
+use worker::{Feed, FeedError, FeedEvent, GroupOffset, LogBatch, LogState};
+
+use crate::ledger::{entry, log_id, require_topics};
+use crate::membership::Membership;
+use crate::reader::{Absence, Next, PartitionReader, explain, is_outage};
+use crate::{Connection, KafkaError, Names};
+
+/// Records that a batch holds at most.
+pub(crate) const BATCH_MAX_RECORDS: usize = 10_000;
+/// Bytes after which a batch takes no further record.
+pub(crate) const BATCH_MAX_BYTES: usize = 8 << 20;
+/// The most that librdkafka fetches ahead (KiB).
+const PREFETCH_KIB: &str = "65536";
+/// Bytes that one fetch may bring; a larger record comes alone.
+const FETCH_MAX_BYTES: &str = "8388608";
+/// Records of the ledger taken in by one call.
+const LEDGER_MAX_RECORDS: usize = 1_000;
+/// How long the ledger may be late behind the log here, though it was written first.
+const LEDGER_WAIT: Duration = Duration::from_secs(10);
+/// One look of that wait.
+const LEDGER_LOOK: Duration = Duration::from_millis(100);
+/// How long leaving the group may hold up the caller. librdkafka may wait for brokers that are away.
+const CLOSE_LIMIT: Duration = Duration::from_secs(3);
+/// How long a member may be silent before the group gives the log to another.
+const SESSION_TIMEOUT_MS: &str = "6000";
+/// What marks an offset in the group as committed by a worker.
+const TAG: &str = "millrace:1";
+
+/// The log and its ledger as one member of a consumer group reads them; see [`Feed`].
+///
+/// Joins the group by subscription, so that its tools see a live member, and has the log only while the group
+/// gives it: a second member of the same group stands by.
+pub struct KafkaFeed {
+    connection: Connection,
+    names: Names,
+    log: String,
+    /// `None` only while it is dropped.
+    consumer: Option<BaseConsumer<Membership>>,
+    ledger: PartitionReader,
+    schemas: HashMap<SchemaRef, Arc<TableSchema>>,
+    progress: Option<Progress>,
+    absence: Absence,
+    /// An error found behind records that had to be handed out first.
+    owed: Option<FeedError>,
+}
+
+impl KafkaFeed {
+    /// Joins `group` and begins to read the ledger.
+    pub fn open(connection: &Connection, names: &Names, group: &str) -> Result<Self, FeedError> {
+        require_topics(connection, names)?;
+        let mut ledger = PartitionReader::new(connection, names, names.ledger())?;
+        ledger.seek(ledger.bounds()?.0)?;
+        let consumer = join(connection, names, group)?;
+        Ok(KafkaFeed {
+            connection: connection.clone(),
+            names: names.clone(),
+            log: names.log(),
+            consumer: Some(consumer),
+            ledger,
+            schemas: HashMap::new(),
+            progress: None,
+            absence: Absence::new(connection),
+            owed: None,
+        })
+    }
+
+    fn consumer(&self) -> &BaseConsumer<Membership> {
+        self.consumer.as_ref().expect("only the drop takes it")
+    }
+
+    /// Takes in what has come of the ledger, waiting at most `timeout` for the first of it.
+    fn drain_ledger(&mut self, mut timeout: Duration) -> Result<(), FeedError> {
+        for _ in 0..LEDGER_MAX_RECORDS {
+            match self.ledger.next(std::mem::take(&mut timeout))? {
+                Next::Record(message) => match entry(&message)? {
+                    Some(LedgerEntry::Progress(progress)) => self.progress = Some(progress),
+                    Some(LedgerEntry::Schema(version, schema)) => {
+                        self.schemas.entry(version).or_insert_with(|| Arc::new(schema));
+                    }
+                    Some(LedgerEntry::Slot(_)) | None => {}
+                },
+                Next::End => {}
+                Next::Nothing => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits, for a bounded time, until the ledger holds what `find` looks for.
+    fn await_ledger<T>(&mut self, find: impl Fn(&Self) -> Option<T>) -> Result<Option<T>, FeedError> {
+        let start = Instant::now();
+        loop {
+            let found = find(self);
+            if found.is_some() || start.elapsed() >= LEDGER_WAIT {
+                return Ok(found);
+            }
+            self.drain_ledger(LEDGER_LOOK)?;
+        }
+    }
+
+    fn fill(&mut self, timeout: Duration, batch: &mut LogBatch) -> Result<(), FeedError> {
+        let mut wait = timeout;
+        while batch.len() < BATCH_MAX_RECORDS && batch.byte_len() < BATCH_MAX_BYTES {
+            let consumer = self.consumer.as_ref().expect("only the drop takes it");
+            match consumer.poll(wait) {
+                Some(Ok(message)) => {
+                    self.absence.over();
+                    push(batch, &message)?;
+                }
+                Some(Err(error)) if is_outage(&error) => self.absence.begun(),
+                Some(Err(ClientError::MessageConsumption(Code::PollExceeded))) => {}
+                Some(Err(error)) => return Err(self.explain(&error)),
+                None => break,
+            }
+            wait = Duration::ZERO;
+        }
+        if batch.is_empty() {
+            let consumer = self.consumer.as_ref().expect("only the drop takes it");
+            self.absence.check(consumer.client(), &self.log)?;
+        }
+        Ok(())
+    }
+
+    fn explain(&self, error: &ClientError) -> FeedError {
+        explain(error, &self.log, &self.consumer().context().reports).into()
+    }
+
+    fn group_offset(&self) -> Result<Option<GroupOffset>, FeedError> {
+        let mut asked = TopicPartitionList::new();
+        asked.add_partition(&self.log, 0);
+        let committed = self
+            .consumer()
+            .committed_offsets(asked, self.connection.outage())
+            .map_err(|error| KafkaError::of("cannot read the consumer group's offset", &error))?;
+        Ok(committed.find_partition(&self.log, 0).and_then(|element| match element.offset() {
+            Offset::Offset(offset) => Some(GroupOffset { offset, ours: element.metadata() == TAG }),
+            _ => None,
+        }))
+    }
+}
+
+impl Feed for KafkaFeed {
+    fn poll(&mut self, timeout: Duration, batch: &mut LogBatch) -> Result<FeedEvent, FeedError> {
+        batch.clear();
+        if let Some(error) = self.owed.take() {
+            return Err(error);
+        }
+        if self.consumer().context().news_waiting() == 0 {
+            match self.fill(timeout, batch) {
+                Err(error) if batch.is_empty() => return Err(error),
+                Err(error) => self.owed = Some(error),
+                Ok(()) => {}
+            }
+        }
+        self.drain_ledger(Duration::ZERO)?;
+        if let Some(event) = self.consumer().context().news() {
+            // What came before it is read again from the checkpoint, by whoever has the log then.
+            batch.clear();
+            self.owed = None;
+            return Ok(event);
+        }
+        Ok(if batch.is_empty() { FeedEvent::Idle } else { FeedEvent::Records })
+    }
+
+    fn log(&mut self) -> Result<LogState, FeedError> {
+        let log = PartitionReader::new(&self.connection, &self.names, self.names.log())?;
+        let (start, end) = log.bounds()?;
+        let mut id = log_id(log)?;
+        if id.is_none() && start > 0 {
+            // Retention has taken the log's first record; a topic created anew would begin at 0.
+            id = self.await_ledger(|feed| feed.progress.as_ref().map(|progress| progress.log.clone()))?;
+        }
+        let id = id.ok_or_else(|| {
+            Refusal::new(
+                format!("topic \"{}\" does not hold the record that names the log", self.log),
+                "millrace setup where it has not finished; else the topic was created anew: millrace generation new",
+            )
+        })?;
+        Ok(LogState { id, generation: self.names.generation(), start, end, group: self.group_offset()? })
+    }
+
+    fn seek(&mut self, offset: i64) -> Result<(), FeedError> {
+        if !self.consumer().context().assigned() {
+            // The group has taken the log back meanwhile; the next poll tells.
+            return Ok(());
+        }
+        let mut place = TopicPartitionList::new();
+        place
+            .add_partition_offset(&self.log, 0, Offset::Offset(offset))
+            .and_then(|()| self.consumer().assign(&place))
+            .map_err(|error| self.explain(&error))
+    }
+
+    fn schema(&mut self, version: SchemaRef) -> Result<Arc<TableSchema>, FeedError> {
+        self.await_ledger(|feed| feed.schemas.get(&version).cloned())?.ok_or_else(|| {
+            FeedError::Refused(Refusal::new(
+                format!(
+                    "topic \"{}\" does not hold schema {version}, which the log uses",
+                    self.names.ledger()
+                ),
+                "if the ledger was created anew or has lost records: millrace generation new",
+            ))
+        })
+    }
+
+    fn progress(&mut self) -> Result<Option<&Progress>, FeedError> {
+        self.drain_ledger(Duration::ZERO)?;
+        Ok(self.progress.as_ref())
+    }
+
+    fn commit(&mut self, next_offset: i64) -> Result<(), FeedError> {
+        if !self.consumer().context().assigned() {
+            return Ok(());
+        }
+        let mut offsets = TopicPartitionList::new();
+        offsets.add_partition(&self.log, 0).set_metadata(TAG);
+        let told = offsets
+            .set_partition_offset(&self.log, 0, Offset::Offset(next_offset))
+            .and_then(|()| self.consumer().commit(&offsets, CommitMode::Async));
+        if let Err(error) = told {
+            tracing::debug!(%error, "the consumer group's offset was not committed; lag tools show an older one");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for KafkaFeed {
+    fn drop(&mut self) {
+        let Some(consumer) = self.consumer.take() else { return };
+        let (done, closed) = mpsc::channel::<()>();
+        let closing = std::thread::Builder::new().name("kafka-close".into()).spawn(move || {
+            drop(consumer);
+            drop(done);
+        });
+        // Left to itself past the limit: it owns nothing but the consumer, and ends with it or with the process.
+        if closing.is_ok() && closed.recv_timeout(CLOSE_LIMIT) == Err(mpsc::RecvTimeoutError::Timeout) {
+            tracing::debug!("the consumer group was left without a goodbye");
+        }
+    }
+}
+
+fn join(connection: &Connection, names: &Names, group: &str) -> Result<BaseConsumer<Membership>, KafkaError> {
+    let mut config = connection.client(&[
+        ("fetch.error.backoff.ms", "100"),
+        ("fetch.min.bytes", "1"),
+        ("fetch.queue.backoff.ms", "5"),
+        ("fetch.wait.max.ms", "100"),
+        ("heartbeat.interval.ms", "1500"),
+        ("max.partition.fetch.bytes", FETCH_MAX_BYTES),
+        ("queued.max.messages.kbytes", PREFETCH_KIB),
+        ("session.timeout.ms", SESSION_TIMEOUT_MS),
+    ]);
+    config
+        .set("group.id", group)
+        .set("group.protocol", "classic")
+        .set("partition.assignment.strategy", "range")
+        .set("isolation.level", "read_committed")
+        .set("enable.auto.commit", "false")
+        .set("auto.offset.reset", "error");
+    let consumer: BaseConsumer<Membership> = config
+        .create_with_context(Membership::default())
+        .map_err(|error| KafkaError::of("cannot make a Kafka consumer", &error))?;
+    consumer
+        .subscribe(&[&names.log()])
+        .map_err(|error| KafkaError::of(&format!("cannot join consumer group \"{group}\""), &error))?;
+    Ok(consumer)
+}
+
+/// Appends a record of the log.
+pub(crate) fn push(batch: &mut LogBatch, message: &BorrowedMessage<'_>) -> Result<(), FeedError> {
+    let key = message.key().unwrap_or_default();
+    let value = message.payload().unwrap_or_default();
+    let headers = message.headers().map(|all| all.iter()).into_iter().flatten();
+    batch
+        .push(message.offset(), key, value, headers.map(|h| (h.key, h.value.unwrap_or_default())))
+        .map_err(|error| FeedError::Poison { offset: message.offset(), reason: error.to_string() })
+}

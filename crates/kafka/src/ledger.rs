@@ -1,0 +1,178 @@
+//! Reads a ledger, and what of the log the ledger speaks about.
+//!
+//! After older publishers were fenced, the ledger must be read to its *true* end: a committed record may stand
+//! behind another producer's open transaction, and a reader of committed records then sees the partition end
+//! before it, without any sign of it (h03). So the true end is asked for first (as `read_uncommitted`), then the
+//! stable end must reach it, and only then does "nothing more is committed" mean that all has been read.
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use change::{Headers, LedgerEntry, LedgerError, Refusal};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::message::{BorrowedMessage, Headers as _, Message};
+use relay::Ledger;
+
+use crate::connection::Reports;
+use crate::reader::{PartitionReader, watermarks};
+use crate::{Connection, KafkaError, Names};
+
+/// How often the stable end is asked for while it has to move.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// How far [`read_ledger`] reads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ReadUntil {
+    /// Whatever is committed now; for those who only look.
+    Committed,
+    /// The end of what was ever written, waiting for open transactions to end. Refuses when one does not.
+    TrueEnd,
+}
+
+/// Reads the ledger and the log's id and end. Takes part in nothing and fences nobody.
+pub fn read_ledger(connection: &Connection, names: &Names, until: ReadUntil) -> Result<Ledger, KafkaError> {
+    require_topics(connection, names)?;
+    let inquirer = connection.inquirer()?;
+    let mut reader = PartitionReader::new(connection, names, names.ledger())?;
+    let log = PartitionReader::new(connection, names, names.log())?;
+    if until == ReadUntil::TrueEnd {
+        for partition in [&reader, &log] {
+            wait_until_stable(&inquirer, partition)?;
+        }
+    }
+    let mut ledger = Ledger::default();
+    reader.seek(reader.bounds()?.0)?;
+    reader.drain(|message| {
+        match entry(message)? {
+            Some(LedgerEntry::Progress(progress)) => ledger.progress = Some(progress),
+            Some(LedgerEntry::Slot(intent)) => ledger.slot = Some(intent),
+            Some(LedgerEntry::Schema(version, schema)) => {
+                ledger.schemas.insert(version, schema);
+            }
+            None => {}
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    // After the ledger, so that the log's end is never before the one that the ledger tells.
+    ledger.log_end = watermarks(&inquirer, log.topic(), log.outage())?.1;
+    ledger.log = log_id(log)?.or_else(|| {
+        // Retention has taken the log's first record; a topic created anew would begin at 0.
+        let start = watermarks(&inquirer, &names.log(), connection.outage()).map_or(0, |(start, _)| start);
+        ledger.progress.as_ref().filter(|_| start > 0).map(|progress| progress.log.clone())
+    });
+    Ok(ledger)
+}
+
+fn wait_until_stable(
+    inquirer: &BaseConsumer<Reports>,
+    partition: &PartitionReader,
+) -> Result<(), KafkaError> {
+    let (topic, limit) = (partition.topic(), partition.outage());
+    let end = watermarks(inquirer, topic, limit)?.1;
+    let start = Instant::now();
+    loop {
+        let stable = partition.bounds()?.1;
+        if stable >= end {
+            return Ok(());
+        }
+        if start.elapsed() >= limit {
+            return Err(KafkaError::Refused(Refusal::new(
+                format!(
+                    "topic \"{topic}\" has records up to {end}, of which those from {stable} on are hidden by an open \
+                     transaction of another producer, for {limit:?} now"
+                ),
+                format!(
+                    "find it and abort it: kafka-transactions.sh --bootstrap-server BROKER describe-producers \
+                     --topic {topic} --partition 0, then abort --topic {topic} --partition 0 --start-offset OFFSET; \
+                     only Millrace may write to this topic"
+                ),
+            )));
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// The entry in a record of the ledger; `None` for a tombstone, which this version does not write.
+pub(crate) fn entry(message: &BorrowedMessage<'_>) -> Result<Option<LedgerEntry>, KafkaError> {
+    let (Some(key), Some(value)) = (message.key(), message.payload()) else { return Ok(None) };
+    LedgerEntry::decode(key, value).map(Some).map_err(|error| {
+        let place = format!("topic \"{}\", offset {}: {error}", message.topic(), message.offset());
+        let remedy = match error {
+            LedgerError::Newer { .. } => "run a Millrace at least as new as the one that wrote it",
+            LedgerError::Malformed { .. } => "millrace generation new",
+        };
+        KafkaError::Refused(Refusal::new(place, remedy))
+    })
+}
+
+/// The id in the log's first committed record; `None` when there is none, or it is gone.
+///
+/// That record is record 0, but for a `setup` that was killed in its transaction: the aborted attempt keeps its
+/// offset.
+pub(crate) fn log_id(mut log: PartitionReader) -> Result<Option<String>, KafkaError> {
+    let (start, end) = log.bounds()?;
+    if start >= end {
+        return Ok(None);
+    }
+    log.seek(start)?;
+    let mut id = None;
+    log.drain(|first| {
+        id = named(first, start)?;
+        Ok(ControlFlow::Break(()))
+    })?;
+    Ok(id)
+}
+
+fn named(first: &BorrowedMessage<'_>, start: i64) -> Result<Option<String>, KafkaError> {
+    let mut headers = Headers::default();
+    let readable = first.headers().is_none_or(|all| {
+        all.iter().all(|header| headers.read(header.key, header.value.unwrap_or_default()).is_ok())
+    });
+    match headers.log {
+        Some(id) if readable => Ok(Some(id.to_owned())),
+        _ if start > 0 => Ok(None),
+        _ => Err(KafkaError::Refused(Refusal::new(
+            format!(
+                "topic \"{}\" does not begin with the record that names a log of Millrace",
+                first.topic()
+            ),
+            "if nobody else uses this topic: millrace generation new",
+        ))),
+    }
+}
+
+/// Refuses unless the log and the ledger exist.
+pub(crate) fn require_topics(connection: &Connection, names: &Names) -> Result<(), KafkaError> {
+    let inquirer = connection.inquirer()?;
+    let (log, ledger) = (names.log(), names.ledger());
+    let timeout = connection.outage();
+    let missing = |topic: &str| topic_exists(&inquirer, topic, timeout).map(|exists| !exists);
+    let used = |topic: &str| watermarks(&inquirer, topic, timeout).map(|(_, end)| end > 0);
+    let (what, was_used) = match (missing(&log)?, missing(&ledger)?) {
+        (false, false) => return Ok(()),
+        (true, true) => (format!("topics \"{log}\" and \"{ledger}\" do not exist"), false),
+        (true, false) => (format!("topic \"{log}\" does not exist, its ledger does"), used(&ledger)?),
+        (false, true) => (format!("topic \"{ledger}\" does not exist, its log does"), used(&log)?),
+    };
+    let remedy = if was_used { "millrace generation new" } else { "millrace setup" };
+    Err(KafkaError::Refused(Refusal::new(what, remedy)))
+}
+
+/// Whether the brokers know a topic.
+pub(crate) fn topic_exists(
+    inquirer: &BaseConsumer<Reports>,
+    topic: &str,
+    timeout: Duration,
+) -> Result<bool, KafkaError> {
+    let doing = format!("cannot ask about topic \"{topic}\"");
+    let metadata = inquirer
+        .fetch_metadata(Some(topic), timeout)
+        .map_err(|error| KafkaError::of(&doing, &error).with_report(inquirer.context()))?;
+    let found = metadata.topics().iter().find(|found| found.name() == topic);
+    match found.and_then(|found| found.error()).map(RDKafkaErrorCode::from) {
+        None => Ok(found.is_some_and(|found| !found.partitions().is_empty())),
+        Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => Ok(false),
+        Some(code) => Err(KafkaError::of(&doing, &rdkafka::error::KafkaError::MetadataFetch(code))),
+    }
+}

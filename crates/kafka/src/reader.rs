@@ -1,0 +1,234 @@
+//! One partition, read by nobody's group: committed records in order, and where they end.
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use change::Refusal;
+use rdkafka::client::Client;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode as Code};
+use rdkafka::message::BorrowedMessage;
+use rdkafka::{ClientContext, Offset, TopicPartitionList};
+
+use crate::connection::Reports;
+use crate::{Connection, KafkaError, Names};
+
+/// The most that librdkafka fetches ahead for such a reader (KiB).
+const PREFETCH_KIB: &str = "16384";
+
+/// One wait for a record, of those that are repeated until a limit.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// What [`PartitionReader::next`] found.
+pub(crate) enum Next<'a> {
+    /// A committed record.
+    Record(BorrowedMessage<'a>),
+    /// Nothing more is committed so far. Said once for each end.
+    End,
+    /// Nothing came in time.
+    Nothing,
+}
+
+pub(crate) struct PartitionReader {
+    consumer: BaseConsumer<Reports>,
+    topic: String,
+    outage: Duration,
+    absence: Absence,
+}
+
+impl PartitionReader {
+    /// A reader of partition 0 of `topic` that reads nothing yet.
+    pub(crate) fn new(connection: &Connection, names: &Names, topic: String) -> Result<Self, KafkaError> {
+        let mut config = connection.client(&[
+            ("fetch.queue.backoff.ms", "5"),
+            ("fetch.error.backoff.ms", "100"),
+            ("fetch.wait.max.ms", "100"),
+            ("queued.max.messages.kbytes", PREFETCH_KIB),
+        ]);
+        config
+            .set("group.id", names.no_group())
+            .set("isolation.level", "read_committed")
+            .set("enable.auto.commit", "false")
+            .set("enable.partition.eof", "true")
+            .set("auto.offset.reset", "error");
+        let consumer = config
+            .create_with_context(Reports::default())
+            .map_err(|error| KafkaError::of("cannot make a Kafka consumer", &error))?;
+        Ok(PartitionReader {
+            consumer,
+            topic,
+            outage: connection.outage(),
+            absence: Absence::new(connection),
+        })
+    }
+
+    /// First offset, and offset after the last that is committed with all before it (the last stable offset).
+    pub(crate) fn bounds(&self) -> Result<(i64, i64), KafkaError> {
+        watermarks(&self.consumer, &self.topic, self.outage)
+    }
+
+    /// The offset of the first record at or after a time (milliseconds since the epoch); `None` for no such.
+    pub(crate) fn offset_at(&self, time_ms: i64) -> Result<Option<i64>, KafkaError> {
+        let error = |error| self.explain(&error);
+        let mut times = TopicPartitionList::new();
+        times.add_partition_offset(&self.topic, 0, Offset::Offset(time_ms)).map_err(error)?;
+        let found = self.consumer.offsets_for_times(times, self.outage).map_err(error)?;
+        let offset = found.find_partition(&self.topic, 0).map(|element| element.offset());
+        Ok(offset.and_then(|offset| match offset {
+            Offset::Offset(offset) => Some(offset),
+            _ => None,
+        }))
+    }
+
+    /// Reads from `offset` on.
+    pub(crate) fn seek(&mut self, offset: i64) -> Result<(), KafkaError> {
+        let mut place = TopicPartitionList::new();
+        place
+            .add_partition_offset(&self.topic, 0, Offset::Offset(offset))
+            .and_then(|()| self.consumer.assign(&place))
+            .map_err(|error| self.explain(&error))
+    }
+
+    /// What comes next, waiting for it at most `timeout`.
+    pub(crate) fn next(&mut self, timeout: Duration) -> Result<Next<'_>, KafkaError> {
+        match self.consumer.poll(timeout) {
+            Some(Ok(message)) => {
+                self.absence.over();
+                Ok(Next::Record(message))
+            }
+            Some(Err(ClientError::PartitionEOF(_))) => {
+                self.absence.over();
+                Ok(Next::End)
+            }
+            Some(Err(error)) if !is_outage(&error) => Err(self.explain(&error)),
+            other => {
+                if let Some(Err(_)) = other {
+                    self.absence.begun();
+                }
+                self.absence.check(self.consumer.client(), &self.topic)?;
+                Ok(Next::Nothing)
+            }
+        }
+    }
+
+    /// Gives what is committed from the place sought on to `take`, in order, until it breaks.
+    pub(crate) fn drain(
+        &mut self,
+        mut take: impl FnMut(&BorrowedMessage<'_>) -> Result<ControlFlow<()>, KafkaError>,
+    ) -> Result<(), KafkaError> {
+        let (mut heard, limit) = (Instant::now(), self.outage);
+        loop {
+            match self.next(LOOK)? {
+                Next::Record(message) => {
+                    heard = Instant::now();
+                    if take(&message)?.is_break() {
+                        return Ok(());
+                    }
+                }
+                Next::End => return Ok(()),
+                Next::Nothing if heard.elapsed() < limit => {}
+                Next::Nothing => {
+                    return Err(KafkaError::Unavailable(format!(
+                        "topic \"{}\" has given nothing for {limit:?}, neither records nor their end",
+                        self.topic
+                    )));
+                }
+            }
+        }
+    }
+
+    pub(crate) fn topic(&self) -> &str {
+        &self.topic
+    }
+
+    pub(crate) fn outage(&self) -> Duration {
+        self.outage
+    }
+
+    fn explain(&self, error: &ClientError) -> KafkaError {
+        explain(error, &self.topic, self.consumer.context())
+    }
+}
+
+/// How long the brokers have been away. librdkafka says when they go and reconnects by itself, but does not say
+/// that they are back before a record comes.
+pub(crate) struct Absence {
+    since: Option<Instant>,
+    limit: Duration,
+}
+
+impl Absence {
+    /// The longest question whether they are back.
+    const PROBE: Duration = Duration::from_secs(1);
+
+    pub(crate) fn new(connection: &Connection) -> Self {
+        Absence { since: None, limit: connection.outage() }
+    }
+
+    pub(crate) fn begun(&mut self) {
+        self.since.get_or_insert_with(Instant::now);
+    }
+
+    pub(crate) fn over(&mut self) {
+        self.since = None;
+    }
+
+    /// Fails when they have been away for longer than the limit, and still are.
+    pub(crate) fn check<C: ClientContext>(
+        &mut self,
+        client: &Client<C>,
+        topic: &str,
+    ) -> Result<(), KafkaError> {
+        let Some(since) = self.since.filter(|since| since.elapsed() >= self.limit) else { return Ok(()) };
+        match client.fetch_metadata(Some(topic), Self::PROBE) {
+            Ok(_) => self.over(),
+            Err(error) => {
+                let doing =
+                    format!("Kafka has been away for {:?}: cannot read topic \"{topic}\"", since.elapsed());
+                return Err(KafkaError::of(&doing, &error));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What it means that a topic cannot be read.
+pub(crate) fn explain(error: &ClientError, topic: &str, reports: &Reports) -> KafkaError {
+    match error.rdkafka_error_code() {
+        Some(Code::AutoOffsetReset | Code::OffsetOutOfRange | Code::LogTruncation) => out_of_range(topic),
+        _ => KafkaError::of(&format!("cannot read topic \"{topic}\""), error).with_report(reports),
+    }
+}
+
+/// The place to read from is not there, and no other would do.
+pub(crate) fn out_of_range(topic: &str) -> KafkaError {
+    KafkaError::Refused(Refusal::new(
+        format!(
+            "topic \"{topic}\" does not hold the offset to read from: retention has removed it, or the topic was \
+             truncated or created anew"
+        ),
+        "if retention removed it: millrace rebuild; if the topic lost its end or was created anew: \
+         millrace generation new",
+    ))
+}
+
+/// Whether librdkafka mends this by itself once the brokers are back.
+pub(crate) fn is_outage(error: &ClientError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(Code::AllBrokersDown | Code::BrokerTransportFailure | Code::Resolve | Code::OperationTimedOut)
+    )
+}
+
+/// First offset and end offset of a topic's partition 0; the end is of the kind that the client's
+/// `isolation.level` says.
+pub(crate) fn watermarks(
+    client: &BaseConsumer<Reports>,
+    topic: &str,
+    timeout: Duration,
+) -> Result<(i64, i64), KafkaError> {
+    client.fetch_watermarks(topic, 0, timeout).map_err(|error| {
+        KafkaError::of(&format!("cannot learn the offsets of topic \"{topic}\""), &error)
+            .with_report(client.context())
+    })
+}

@@ -1,0 +1,238 @@
+//! The command line: what `--help` shows is the manual.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use change::Lsn;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+const ABOUT: &str = "\
+Millrace carries the committed changes of a Postgres database to stores derived from it, exactly once and in
+commit order: Postgres -> Kafka -> counters in Redis and a full-text index.
+
+First steps:
+  millrace check        is everything in place? each thing that is not, with its remedy
+  millrace setup        make what the pipeline needs: slot, publication, topics
+  millrace run          reader, counters and search in one process (or each as a process of its own)
+  millrace status       how far each store has come
+  millrace wait         block until the stores have what Postgres has committed so far
+";
+
+const AFTER: &str = "\
+Configuration: millrace.toml, or the file that --config names. Every key can come from the environment: MILLRACE_
+and the key in capitals, `__` between levels, as in MILLRACE_POSTGRES__URL; lists as a,b or as a TOML array. Every
+string can come from a file: `url_file = \"/run/secrets/url\"`, or MILLRACE_POSTGRES__URL_FILE.
+
+Exit codes:
+  0  good
+  1  different (verify), or timed out (wait)
+  2  could not be done; trying again may help
+  3  refused; what mends it was printed
+  4  fenced repeatedly: another reader of the same pipeline is running";
+
+/// Change data capture from Postgres to derived stores, exactly once.
+#[derive(Debug, Parser)]
+#[command(name = "millrace", version, about, long_about = ABOUT, after_long_help = AFTER)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// The configuration file [default: millrace.toml].
+    #[arg(long, global = true, value_name = "FILE", env = "MILLRACE_CONFIG")]
+    config: Option<PathBuf>,
+    /// How log lines on stderr look.
+    #[arg(long, global = true, value_enum, default_value_t, env = "MILLRACE_LOG_FORMAT")]
+    pub(crate) log_format: LogFormat,
+    /// What is logged: error, warn, info, debug, trace, or directives as in `info,kafka=debug`.
+    #[arg(long, global = true, value_name = "LEVEL", default_value = "info", env = "MILLRACE_LOG_LEVEL")]
+    pub(crate) log_level: String,
+}
+
+impl Global {
+    /// The file, and whether somebody asked for it.
+    pub(crate) fn config(&self) -> (PathBuf, bool) {
+        match &self.config {
+            Some(path) => (path.clone(), true),
+            None => ("millrace.toml".into(), false),
+        }
+    }
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people.
+    #[default]
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make what the pipeline needs: slot, publication, heartbeat table, topics.
+    ///
+    /// Checks every precondition first, as `millrace check` does, and changes nothing unless all of them hold.
+    /// Can be run again at any time: it continues where a killed one stopped, and adds tables that were added to
+    /// the configuration. Uses `postgres.admin_url` where that is given; the pipeline itself needs no more than
+    /// the role of `postgres.url`, which may log in, replicate, and read the tables.
+    ///
+    /// A DBA who wants to do it by hand runs the SQL that --dry-run prints, but for the slot, which setup makes.
+    #[command(after_help = "Examples:\n  millrace setup\n  millrace setup --dry-run > for-the-dba.sql")]
+    Setup {
+        /// Print the SQL and the topics instead of making them.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Check every precondition and print each that does not hold, with its remedy.
+    ///
+    /// Looks at Postgres, Kafka, Redis and the search directory, and changes nothing. Exits with 3 when
+    /// something would keep the pipeline from running.
+    Check {
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Carry changes from Postgres to Kafka.
+    ///
+    /// One reader works at a time. While another one holds the slot this one stands by and takes over when that
+    /// one ends. Ends in order on SIGTERM or Ctrl-C; a second signal ends it at once. Nothing is lost either
+    /// way, nor by kill -9.
+    Reader {
+        /// Do not wait for the reader that holds the slot: fence it, end its session, and go on from the log.
+        #[arg(long)]
+        takeover: bool,
+    },
+    /// Keep the counters in Redis.
+    Counters,
+    /// Keep the search indexes and serve them over HTTP.
+    Search,
+    /// Run reader, counters and search in one process.
+    ///
+    /// Those that are configured. When one of them fails the others are stopped in order.
+    Run {
+        /// As for `millrace reader`.
+        #[arg(long)]
+        takeover: bool,
+    },
+    /// Show how far everything has come.
+    ///
+    /// From Postgres' head through the reader and the log to each store: LSNs, lag in bytes and seconds, and how
+    /// much WAL the slot keeps the server from removing. What cannot be reached is shown as such.
+    Status {
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Block until the stores have what Postgres has committed so far.
+    ///
+    /// An application takes the LSN after its COMMIT (`SELECT pg_current_wal_insert_lsn()`) and waits for it:
+    /// then the stores show its own write. Without --lsn the target is Postgres' current LSN.
+    #[command(
+        after_help = "Examples:\n  millrace wait\n  millrace wait --lsn 0/16B3748 --store counters.unread --timeout 5s"
+    )]
+    Wait {
+        /// The LSN to wait for, as Postgres prints it.
+        #[arg(long)]
+        lsn: Option<Lsn>,
+        /// A store: counters.NAME or search.NAME; may be given several times. Without: all of them.
+        #[arg(long = "store", value_name = "STORE")]
+        stores: Vec<String>,
+        /// How long: 500ms, 30s, 5m.
+        #[arg(long, default_value = "30s", value_parser = duration)]
+        timeout: Duration,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Prove that the stores are equal to Postgres, while everything keeps running.
+    ///
+    /// Each difference is printed and is a defect. Exits with 1 when there is one.
+    Verify {
+        /// A store: counters.NAME or search.NAME; may be given several times. Without: all of them.
+        #[arg(long = "store", value_name = "STORE")]
+        stores: Vec<String>,
+        /// How long to wait for the stores to come so far: 500ms, 30s, 5m.
+        #[arg(long, default_value = "60s", value_parser = duration)]
+        timeout: Duration,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Print the log as it flows.
+    #[command(
+        after_help = "Examples:\n  millrace tail --table public.emails\n  millrace tail --from-beginning --limit 10 --json | jq .value.op"
+    )]
+    Tail {
+        /// Begin with the first record instead of the next one.
+        #[arg(long)]
+        from_beginning: bool,
+        /// Only this table: schema.table.
+        #[arg(long)]
+        table: Option<String>,
+        /// End after so many records.
+        #[arg(long)]
+        limit: Option<u64>,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Remove everything the pipeline made: slot, publication, topics, stores.
+    ///
+    /// Prints what will be removed and asks; the source's tables are never touched. Refused while a reader is
+    /// running.
+    Teardown {
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+/// For people or for programs.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Format {
+    /// Print JSON, for programs.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Reads `500ms`, `30s`, `5m`, `1h`; a bare number is seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let number: Option<u64> = text[..digits].parse().ok();
+    let unit_ms = match &text[digits..] {
+        "ms" => Some(1),
+        "" | "s" => Some(1_000),
+        "m" => Some(60_000),
+        "h" => Some(3_600_000),
+        _ => None,
+    };
+    let milliseconds = number.zip(unit_ms).and_then(|(number, unit)| number.checked_mul(unit));
+    milliseconds.map(Duration::from_millis).ok_or_else(|| "write it as in 500ms, 30s or 5m".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_have_units() {
+        let read = |text| duration(text).map(|d| d.as_millis());
+        assert_eq!(
+            ["500ms", "30s", "7", "5m", "1h"].map(|t| read(t).unwrap()),
+            [500, 30_000, 7_000, 300_000, 3_600_000]
+        );
+        for text in ["", "s", "-1s", "1.5s", "3d", "99999999999999999999s", "9999999999999999h"] {
+            assert!(read(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! One look at everything: a few users in Postgres and in Redis, a search, and how far each part is behind.
+
+use std::collections::BTreeMap;
+
+use anyhow::Context;
+use change::Lsn;
+use serde::Deserialize;
+use tokio_postgres::Client;
+
+use super::mailbox::USERS;
+use crate::commands::stores::{Store, Stores};
+use crate::failure::Failure;
+use crate::wiring::Process;
+
+/// How many users are shown.
+const SHOWN: usize = 6;
+/// Asked in turn, each for some looks.
+const QUERIES: [&str; 6] = ["memory", "license", "error", "\"standard output\"", "performance", "warranty"];
+const LOOKS_PER_QUERY: usize = 6;
+
+/// What was seen. The parts are read one after the other while everything goes on, so they may differ by what
+/// happened in between.
+pub(super) struct Look {
+    pub(super) users: Vec<User>,
+    pub(super) mails: i64,
+    pub(super) search: Search,
+    /// Name, and bytes of WAL behind Postgres; `None` while it cannot be asked.
+    pub(super) behind: Vec<(&'static str, Option<u64>)>,
+}
+
+/// Unread mails of one user.
+pub(super) struct User {
+    pub(super) name: &'static str,
+    pub(super) postgres: String,
+    /// `None`: Redis does not answer.
+    pub(super) redis: Option<String>,
+}
+
+/// What the search API answered.
+pub(super) struct Search {
+    pub(super) query: &'static str,
+    pub(super) answer: Option<Answer>,
+}
+
+/// The part of the answer that is shown.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Answer {
+    pub(super) estimated_total_hits: u64,
+    pub(super) processing_time_ms: u64,
+    hits: Vec<Hit>,
+}
+
+impl Answer {
+    /// The best hit's subject.
+    pub(super) fn first(&self) -> &str {
+        self.hits.first().map_or("", |hit| &hit.subject)
+    }
+}
+
+#[derive(Deserialize)]
+struct Hit {
+    subject: String,
+}
+
+/// Connections to look with.
+pub(super) struct Eyes<'a> {
+    process: &'a Process,
+    client: Client,
+    counters: redis_counters::Counters,
+    stores: Stores,
+    search_url: String,
+    agent: ureq::Agent,
+    looks: usize,
+}
+
+impl<'a> Eyes<'a> {
+    pub(super) fn new(process: &'a Process) -> Result<Self, Failure> {
+        let search = process.config.search.as_ref().context("the demo needs a section [search]")?;
+        let agent = ureq::Agent::config_builder().timeout_global(Some(std::time::Duration::from_secs(2)));
+        Ok(Eyes {
+            process,
+            client: process.connect(&process.admin()?)?,
+            counters: process.counters()?,
+            stores: Stores::new(process, &["counters.unread".to_owned(), "search.emails".to_owned()])?,
+            search_url: format!("http://{}/indexes/emails/search", search.listen),
+            agent: agent.build().into(),
+            looks: 0,
+        })
+    }
+
+    /// Fails only for Postgres; whatever else does not answer may just have been killed.
+    pub(super) fn look(&mut self) -> anyhow::Result<Look> {
+        let (mails, unread, head, confirmed) = self.postgres().context("Postgres")?;
+        let redis = self.counters.counter("unread").ok().map(|(_, groups)| groups);
+        let user = |(place, name): (usize, &&'static str)| {
+            let id = place + 1;
+            let shown = |groups: &BTreeMap<String, String>| groups.get(&id.to_string()).cloned();
+            let zero = || "0".to_owned();
+            User {
+                name,
+                postgres: shown(&unread).unwrap_or_else(zero),
+                redis: redis.as_ref().map(|groups| shown(groups).unwrap_or_else(zero)),
+            }
+        };
+        let users = USERS.iter().enumerate().take(SHOWN).map(user).collect();
+        let stores = self.stores.read();
+        let behind = |lsn: Option<Lsn>| lsn.map(|lsn| head.bytes_since(lsn));
+        let lsn = |place: usize| stores.get(place).and_then(|store: &Store| store.lsn);
+        let behind =
+            vec![("reader", behind(confirmed)), ("counters", behind(lsn(0))), ("search", behind(lsn(1)))];
+        Ok(Look { users, mails, search: self.search(), behind })
+    }
+
+    /// Mails, unread mails by user, Postgres' position and the slot's.
+    fn postgres(&self) -> anyhow::Result<(i64, BTreeMap<String, String>, Lsn, Option<Lsn>)> {
+        const UNREAD: &str = "SELECT user_id::text, count(*)::text FROM emails WHERE NOT is_read AND folder = 'inbox' \
+                              GROUP BY user_id";
+        const POSITIONS: &str = "SELECT (SELECT count(*) FROM emails), pg_current_wal_flush_lsn()::text, \
+             (SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = $1)";
+        let slot = self.process.config.pipeline.slot(crate::wiring::FIRST_GENERATION);
+        self.process.runtime.block_on(async {
+            let unread = self.client.query(UNREAD, &[]).await?;
+            let unread = unread.iter().map(|row| (row.get(0), row.get(1))).collect();
+            let row = self.client.query_one(POSITIONS, &[&slot]).await?;
+            let head = row.get::<_, &str>(1).parse()?;
+            let confirmed = row.get::<_, Option<&str>>(2).map(str::parse).transpose()?;
+            Ok((row.get(0), unread, head, confirmed))
+        })
+    }
+
+    fn search(&mut self) -> Search {
+        let query = QUERIES[self.looks / LOOKS_PER_QUERY % QUERIES.len()];
+        self.looks += 1;
+        let answer = self.agent.get(&self.search_url).query("q", query).query("limit", "1").call();
+        let answer = answer.ok().and_then(|mut answer| answer.body_mut().read_json().ok());
+        Search { query, answer }
+    }
+}

@@ -1,0 +1,106 @@
+//! `millrace reader`: runs the relay, and again when that can help.
+
+use std::cell::Cell;
+use std::time::Instant;
+
+use change::Progress;
+use kafka::{KafkaPublisher, Names};
+use postgres::{PostgresSource, SourceOptions};
+use relay::{Control, PublishError, RelayError};
+
+use super::run::Service;
+use crate::failure::Outcome;
+use crate::stop::SystemClock;
+use crate::supervise::{Next, Supervisor};
+use crate::telemetry::ReaderMetrics;
+
+const PART: &str = "reader";
+
+/// Streams until told to stop, standing by while another reader holds the slot.
+pub(crate) fn run(service: &Service, takeover: bool) -> Outcome {
+    let watch = Watch {
+        service,
+        metrics: ReaderMetrics::new(&service.telemetry),
+        takeover: Cell::new(takeover),
+        unsettled: Cell::new(false),
+    };
+    let mut supervisor = Supervisor::new();
+    loop {
+        let started = Instant::now();
+        let error = match attempt(service, &watch) {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        if matches!(error, RelayError::Publish(PublishError::Fenced)) {
+            // The newer reader was started for a reason; from here on this one only stands by.
+            watch.takeover.set(false);
+        }
+        service.telemetry.tell(PART, false, error.to_string());
+        watch.metrics.restarted();
+        watch.unsettled.set(true);
+        let reason = error.to_string();
+        match supervisor.after_relay(error, started, Instant::now()) {
+            Next::End(failure) => return Err(failure),
+            Next::Again(wait) => {
+                tracing::warn!(reason, ?wait, "the reader begins again");
+                if service.stop.wait(wait) {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+fn attempt(service: &Service, watch: &Watch<'_>) -> Result<(), RelayError> {
+    let process = &service.process;
+    let kafka = process.kafka()?;
+    let names: Names = process.names(&kafka).map_err(PublishError::from)?;
+    let plan = process.plan(names.generation())?;
+    let config = process.source()?;
+    let database = config.database().to_owned();
+    let options = SourceOptions {
+        pipeline: plan.pipeline.clone(),
+        slot: plan.slot.clone(),
+        publication: plan.publication.clone(),
+        tables: plan.tables.iter().map(ToString::to_string).collect(),
+    };
+    let mut source = PostgresSource::connect(process.runtime.handle(), &config, options)?;
+    let mut publisher = KafkaPublisher::new(kafka, names);
+    let clock = SystemClock(service.stop.clone());
+    let limits = &process.config.reader.limits;
+    relay::run(&mut source, &mut publisher, &clock, watch, (&plan.pipeline, &database), limits)
+}
+
+/// Tells the relay what the process is told, and the operators what the relay tells.
+struct Watch<'a> {
+    service: &'a Service,
+    metrics: ReaderMetrics,
+    takeover: Cell<bool>,
+    /// Whether the next commit is the first since the relay had to begin again.
+    unsettled: Cell<bool>,
+}
+
+impl Control for Watch<'_> {
+    fn stop(&self) -> bool {
+        self.service.stop.is_set()
+    }
+
+    fn take_over(&self) -> bool {
+        self.takeover.get()
+    }
+
+    fn standing_by(&self) {
+        self.metrics.standing_by();
+        if self.service.telemetry.tell(PART, true, "standing by: another reader holds the slot") {
+            tracing::info!("standing by: another reader holds the slot");
+        }
+    }
+
+    fn committed(&self, progress: &Progress, records: u64) {
+        self.takeover.set(false);
+        self.metrics.committed(progress, records);
+        if self.service.telemetry.tell(PART, true, "streaming") || self.unsettled.take() {
+            tracing::info!(lsn = %progress.end_lsn, "streaming");
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! `millrace status`: how far everything has come, from Postgres' head to each store.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use change::Lsn;
+use comfy_table::{ContentArrangement, Table, presets};
+use kafka::{Connection, KafkaError, Names, RangeReader, ReadUntil, Start};
+use postgres::setup::SetupError;
+use serde::Serialize;
+use tokio_postgres::Client;
+use worker::LogBatch;
+
+use super::stores::{Store, Stores};
+use crate::cli::Format;
+use crate::failure::{Failure, Outcome};
+use crate::wiring::{FIRST_GENERATION, Process};
+
+/// A table for people.
+pub(crate) fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_preset(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_header(header);
+    table
+}
+
+/// Prints it without the blanks that fill its last column.
+pub(crate) fn print_table(table: &Table) {
+    for line in table.lines() {
+        println!("{}", line.trim_end());
+    }
+}
+
+/// Everything that is shown.
+#[derive(Serialize)]
+struct Report {
+    pipeline: String,
+    generation: u32,
+    source: Seen<Source>,
+    log: Seen<Log>,
+    stores: Vec<StoreLine>,
+}
+
+/// What was asked for, or why there is no answer.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Seen<T> {
+    Here(T),
+    Not { problem: String },
+}
+
+impl<T> Seen<T> {
+    fn of(answer: Result<T, Failure>) -> Self {
+        match answer {
+            Ok(answer) => Seen::Here(answer),
+            Err(failure) => {
+                let text = failure.to_string();
+                let problem =
+                    text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+                Seen::Not { problem }
+            }
+        }
+    }
+
+    fn here(&self) -> Option<&T> {
+        match self {
+            Seen::Here(answer) => Some(answer),
+            Seen::Not { .. } => None,
+        }
+    }
+}
+
+/// Postgres and the slot.
+#[derive(Serialize)]
+struct Source {
+    /// `pg_current_wal_lsn()`.
+    head: Lsn,
+    slot: Option<Slot>,
+}
+
+#[derive(Serialize)]
+struct Slot {
+    name: String,
+    /// Whether a reader is connected.
+    active: bool,
+    sent: Option<Lsn>,
+    received: Option<Lsn>,
+    confirmed: Option<Lsn>,
+    /// WAL that the server keeps for this slot.
+    retained_bytes: i64,
+    /// `reserved`, `extended`, `unreserved`, `lost`.
+    wal_status: Option<String>,
+    /// WAL that may still be written before the slot is in danger; absent without a limit.
+    safe_wal_bytes: Option<i64>,
+}
+
+/// The ledger.
+#[derive(Serialize)]
+struct Log {
+    topic: String,
+    /// The log is Postgres up to here.
+    published: Lsn,
+    end: i64,
+    #[serde(flatten)]
+    lag: Lag,
+}
+
+#[derive(Serialize)]
+struct StoreLine {
+    #[serde(flatten)]
+    store: Store,
+    #[serde(flatten)]
+    lag: Lag,
+}
+
+/// How far behind the head.
+#[derive(Clone, Copy, Default, Serialize)]
+struct Lag {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lag_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lag_seconds: Option<f64>,
+}
+
+/// Asks everyone and prints what they say; what cannot be reached is shown as such.
+pub(crate) fn execute(process: &Process, format: Format) -> Outcome {
+    let kafka = process.kafka_briefly()?;
+    let (names, away) = match process.names(&kafka) {
+        Ok(names) => (names, None),
+        // The rest is of interest all the more.
+        Err(error @ KafkaError::Unavailable(_)) => {
+            (Names::new(process.config.pipeline.as_str(), FIRST_GENERATION)?, Some(Failure::from(error)))
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let plan = process.plan(names.generation())?;
+    let source = Seen::of(ask_source(process, &plan.slot));
+    let head = source.here().map(|source| source.head);
+    let log = Seen::of(away.map_or_else(|| log(&kafka, &names, head), Err));
+    let stores = Stores::new(process, &[])?.read();
+    let line = |store: Store| StoreLine { lag: store_lag(&kafka, &names, &store, head, log.here()), store };
+    let stores = stores.into_iter().map(line).collect();
+    let report = Report { pipeline: plan.pipeline, generation: names.generation(), source, log, stores };
+    if format.json {
+        super::print_line(&report)
+    } else {
+        print(&report)
+    }
+    Ok(())
+}
+
+fn ask_source(process: &Process, slot: &str) -> Result<Source, Failure> {
+    let client = process.connect(&process.source()?)?;
+    let answer = process.runtime.block_on(source(&client, slot));
+    Ok(answer.map_err(|error| SetupError::Failed { doing: "cannot ask the source".into(), error })?)
+}
+
+async fn source(client: &Client, slot: &str) -> Result<Source, tokio_postgres::Error> {
+    const STATUS: &str = "SELECT pg_current_wal_lsn()::text AS head, s.slot_name::text AS slot, s.active,
+            r.sent_lsn::text AS sent, r.write_lsn::text AS received, s.confirmed_flush_lsn::text AS confirmed,
+            coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn), 0)::bigint AS retained,
+            s.wal_status, s.safe_wal_size AS safe
+        FROM (SELECT) AS always LEFT JOIN pg_replication_slots s ON s.slot_name = $1
+        LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid";
+    let row = client.query_one(STATUS, &[&slot]).await?;
+    let lsn = |column: &str| row.get::<_, Option<String>>(column).and_then(|text| text.parse::<Lsn>().ok());
+    let name: Option<String> = row.get("slot");
+    let slot = name.map(|name| Slot {
+        name,
+        active: row.get::<_, Option<bool>>("active").unwrap_or_default(),
+        sent: lsn("sent"),
+        received: lsn("received"),
+        confirmed: lsn("confirmed"),
+        retained_bytes: row.get("retained"),
+        wal_status: row.get("wal_status"),
+        safe_wal_bytes: row.get("safe"),
+    });
+    Ok(Source { head: lsn("head").unwrap_or_default(), slot })
+}
+
+fn log(kafka: &Connection, names: &Names, head: Option<Lsn>) -> Result<Log, Failure> {
+    let ledger = kafka::read_ledger(kafka, names, ReadUntil::Committed)?;
+    let progress = ledger
+        .progress
+        .ok_or_else(|| change::Refusal::new("the setup has not finished", "millrace setup"))?;
+    let lag_bytes = head.map(|head| head.bytes_since(progress.end_lsn));
+    let lag_seconds = lag_bytes.map(|bytes| if bytes == 0 { 0.0 } else { seconds_since(progress.time_ms) });
+    let lag = Lag { lag_bytes, lag_seconds };
+    Ok(Log { topic: names.log(), published: progress.end_lsn, end: progress.log_end, lag })
+}
+
+/// Bytes behind the head, and the age of the first change that the store does not have.
+fn store_lag(kafka: &Connection, names: &Names, store: &Store, head: Option<Lsn>, log: Option<&Log>) -> Lag {
+    let lag_bytes = head.zip(store.lsn).map(|(head, lsn)| head.bytes_since(lsn));
+    let lag_seconds = match (store.next_offset, log) {
+        (Some(offset), Some(log)) if offset < log.end => {
+            committed_ms(kafka, names, offset).map(seconds_since)
+        }
+        (Some(_), Some(log)) => log.lag.lag_seconds,
+        _ => None,
+    };
+    Lag { lag_bytes, lag_seconds }
+}
+
+/// When the record at `offset` was committed at the source.
+fn committed_ms(kafka: &Connection, names: &Names, offset: i64) -> Option<i64> {
+    #[derive(serde::Deserialize)]
+    struct Envelope {
+        source: Source,
+    }
+    #[derive(serde::Deserialize)]
+    struct Source {
+        ts_ms: i64,
+    }
+    let mut reader = RangeReader::open(kafka, names, Start::Offset(offset), None).ok()?;
+    let mut batch = LogBatch::default();
+    while reader.read(std::time::Duration::from_secs(2), &mut batch).ok()? && !batch.is_empty() {
+        let records = (0..batch.len()).map(|place| batch.get(place));
+        let found = records
+            .filter(|record| !record.log)
+            .find_map(|record| serde_json::from_slice::<Envelope>(record.value).ok());
+        if let Some(envelope) = found {
+            return Some(envelope.source.ts_ms);
+        }
+    }
+    None
+}
+
+fn seconds_since(time_ms: i64) -> f64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    (i64::try_from(now.as_millis()).unwrap_or(i64::MAX) - time_ms).max(0) as f64 / 1000.0
+}
+
+fn print(report: &Report) {
+    println!("pipeline {}, generation {}", report.pipeline, report.generation);
+    let mut lines = table(&["", "LSN", "lag", "", "state"]);
+    match &report.source {
+        Seen::Here(source) => source_lines(&mut lines, source),
+        Seen::Not { problem } => {
+            lines.add_row(["Postgres", "-", "", "", problem]);
+        }
+    }
+    match &report.log {
+        Seen::Here(log) => {
+            let state = format!("{} up to offset {}", log.topic, log.end);
+            add(&mut lines, "log: published", Some(log.published), log.lag, state);
+        }
+        Seen::Not { problem } => {
+            lines.add_row(["log", "-", "", "", problem]);
+        }
+    }
+    for StoreLine { store, lag } in &report.stores {
+        let state = match (&store.problem, store.ready) {
+            (Some(problem), _) => problem.clone(),
+            (None, true) => "ready".into(),
+            (None, false) => "filling".into(),
+        };
+        add(&mut lines, &store.store, store.lsn, *lag, state);
+    }
+    print_table(&lines);
+}
+
+fn source_lines(lines: &mut Table, source: &Source) {
+    let lag =
+        |lsn: Option<Lsn>| Lag { lag_bytes: lsn.map(|lsn| source.head.bytes_since(lsn)), lag_seconds: None };
+    add(lines, "Postgres: head", Some(source.head), Lag::default(), String::new());
+    let Some(slot) = &source.slot else {
+        lines.add_row(["slot", "-", "", "", "is gone: millrace check says what to do"]);
+        return;
+    };
+    if slot.active {
+        add(lines, "reader: sent", slot.sent, lag(slot.sent), String::new());
+        add(lines, "reader: received", slot.received, lag(slot.received), String::new());
+    } else {
+        lines.add_row(["reader", "-", "", "", "no reader is connected"]);
+    }
+    let mut state = format!("slot {} keeps {} of WAL", slot.name, bytes(slot.retained_bytes.unsigned_abs()));
+    if let Some(status) = slot.wal_status.as_deref().filter(|status| *status != "reserved") {
+        state.push_str(&format!(", {status}"));
+    }
+    if let Some(safe) = slot.safe_wal_bytes {
+        state.push_str(&format!(", safe for {} more", bytes(safe.unsigned_abs())));
+    }
+    add(lines, "slot: confirmed", slot.confirmed, lag(slot.confirmed), state);
+}
+
+fn add(lines: &mut Table, what: &str, lsn: Option<Lsn>, lag: Lag, state: String) {
+    let lsn = lsn.map_or("-".into(), |lsn| lsn.to_string());
+    let behind = lag.lag_bytes.map(bytes).unwrap_or_default();
+    let late = lag.lag_seconds.map(|seconds| format!("{seconds:.1} s")).unwrap_or_default();
+    lines.add_row([what, &lsn, &behind, &late, &state]);
+}
+
+/// As people read sizes.
+fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut size = count as f64;
+    let mut unit = 0;
+    while size >= 1024.0 && unit + 1 < UNITS.len() {
+        size /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{count} B") } else { format!("{size:.1} {}", UNITS[unit]) }
+}

@@ -1,0 +1,79 @@
+//! Names that the configuration gives: which are possible, and what Postgres objects they become.
+
+use std::fmt;
+
+/// Longest name that Postgres keeps whole, in bytes.
+const MAX_IDENTIFIER: usize = 63;
+/// Longest name of a counter.
+const MAX_COUNTER_NAME: usize = 64;
+
+/// A pipeline's name: `[a-z][a-z0-9_]{0,31}`.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Pipeline(String);
+
+impl Pipeline {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let mut bytes = text.bytes();
+        let first = bytes.next().is_some_and(|b| b.is_ascii_lowercase());
+        let rest = bytes.all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+        (first && rest && text.len() <= 32).then(|| Pipeline(text.to_owned()))
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The slot of a generation: `millrace_mailbox_1`.
+    pub(crate) fn slot(&self, generation: u32) -> String {
+        format!("millrace_{}_{generation}", self.0)
+    }
+
+    /// The publication: `millrace_mailbox`.
+    pub(crate) fn publication(&self) -> String {
+        format!("millrace_{}", self.0)
+    }
+}
+
+impl fmt::Display for Pipeline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A table as the configuration names it: `schema.table`, unquoted, with the letters' case as Postgres has it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct TableName {
+    pub(crate) schema: String,
+    pub(crate) table: String,
+}
+
+impl TableName {
+    /// The name, or what to write instead.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        if text.contains('"') {
+            return Err(format!("write it without quotes: {}", text.replace('"', "")));
+        }
+        let Some((schema, table)) = text.split_once('.') else {
+            return Err(format!("write the schema too: public.{text}"));
+        };
+        let possible = |part: &str| (1..=MAX_IDENTIFIER).contains(&part.len()) && !part.contains(['.', '\0']);
+        if !possible(schema) || !possible(table) || text.contains(char::is_whitespace) {
+            return Err("write schema.table, as in public.emails".into());
+        }
+        Ok(TableName { schema: schema.to_owned(), table: table.to_owned() })
+    }
+}
+
+impl fmt::Display for TableName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.schema, self.table)
+    }
+}
+
+/// Whether a counter can be called this: it becomes a Redis key, with `:` before what is hidden.
+pub(crate) fn is_counter_name(text: &str) -> bool {
+    let mut bytes = text.bytes();
+    bytes.next().is_some_and(|b| b.is_ascii_lowercase())
+        && bytes.all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-'))
+        && text.len() <= MAX_COUNTER_NAME
+}

@@ -1,0 +1,169 @@
+//! What follows when the relay or a worker ends with an error: another try, and when, or the end.
+
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::time::{Duration, Instant};
+
+use change::Refusal;
+use relay::{PublishError, RelayError, SourceError};
+use worker::{FeedError, WorkerError};
+
+use crate::failure::Failure;
+
+/// Waits between tries, doubled from the first to the last.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
+/// After a run of this length an outage counts as a new one.
+const HEALTHY: Duration = Duration::from_secs(60);
+/// After being fenced: long enough for the newer reader to take the slot, so that this one finds it held.
+const FENCED_PAUSE: Duration = Duration::from_secs(3);
+/// So often within [`FENCED_WITHIN`] is no take-over any more but two readers that fence each other for ever (h10).
+const FENCED_LIMIT: usize = 3;
+const FENCED_WITHIN: Duration = Duration::from_secs(300);
+
+/// What to do next.
+#[derive(Debug)]
+pub(crate) enum Next {
+    /// Make new ports after this time and run again.
+    Again(Duration),
+    /// Give up.
+    End(Failure),
+}
+
+/// Remembers what happened so far.
+pub(crate) struct Supervisor {
+    back_off: Duration,
+    fenced: VecDeque<Instant>,
+}
+
+impl Supervisor {
+    pub(crate) fn new() -> Self {
+        Supervisor { back_off: BACK_OFF.0, fenced: VecDeque::new() }
+    }
+
+    /// After the relay ran from `started` to `now`.
+    pub(crate) fn after_relay(&mut self, error: RelayError, started: Instant, now: Instant) -> Next {
+        match error {
+            RelayError::Refused(refusal)
+            | RelayError::Source(SourceError::Refused(refusal))
+            | RelayError::Publish(PublishError::Refused(refusal)) => Next::End(refusal.into()),
+            RelayError::Publish(PublishError::Fenced) => self.after_fencing(now),
+            RelayError::Source(SourceError::Unavailable(_))
+            | RelayError::Publish(PublishError::Unavailable(_)) => Next::Again(self.longer(now - started)),
+        }
+    }
+
+    /// After a worker ran from `started` to `now`.
+    pub(crate) fn after_worker(
+        &mut self,
+        error: WorkerError,
+        log: &str,
+        started: Instant,
+        now: Instant,
+    ) -> Next {
+        match error {
+            WorkerError::Refused(refusal) | WorkerError::Feed(FeedError::Refused(refusal)) => {
+                Next::End(refusal.into())
+            }
+            WorkerError::Feed(FeedError::Unavailable(_)) => Next::Again(self.longer(now - started)),
+            WorkerError::Poison { offset, reason }
+            | WorkerError::Feed(FeedError::Poison { offset, reason }) => {
+                let what = format!(
+                    "topic {log}, partition 0, offset {offset}: {reason}; the store holds what is before it"
+                );
+                let remedy = format!(
+                    "look at it: kcat -C -t {log} -p 0 -o {offset} -c 1; run the Millrace that wrote it, or make a new log: \
+                     millrace teardown --yes && millrace setup"
+                );
+                Next::End(Refusal::new(what, remedy).into())
+            }
+        }
+    }
+
+    fn after_fencing(&mut self, now: Instant) -> Next {
+        self.fenced.push_back(now);
+        while self.fenced.front().is_some_and(|first| now - *first > FENCED_WITHIN) {
+            self.fenced.pop_front();
+        }
+        if self.fenced.len() > FENCED_LIMIT {
+            let what = format!(
+                "fenced {} times within {} s by another reader",
+                self.fenced.len(),
+                FENCED_WITHIN.as_secs()
+            );
+            return Next::End(Failure::Fenced(what));
+        }
+        Next::Again(FENCED_PAUSE + jitter(FENCED_PAUSE))
+    }
+
+    fn longer(&mut self, ran: Duration) -> Duration {
+        if ran >= HEALTHY {
+            self.back_off = BACK_OFF.0;
+        }
+        let wait = self.back_off;
+        self.back_off = (self.back_off * 2).min(BACK_OFF.1);
+        wait + jitter(wait)
+    }
+}
+
+/// Up to half of `most`, so that processes that fail together do not try together.
+fn jitter(most: Duration) -> Duration {
+    // The standard library seeds every RandomState anew.
+    let random = RandomState::new().build_hasher().finish();
+    most.mul_f64(0.5 * (random as f64 / u64::MAX as f64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fenced() -> RelayError {
+        PublishError::Fenced.into()
+    }
+
+    #[test]
+    fn h10_repeated_fencing_within_minutes_ends_the_reader_and_seldom_fencing_does_not() {
+        let start = Instant::now();
+        let mut supervisor = Supervisor::new();
+        for _ in 0..FENCED_LIMIT {
+            assert!(
+                matches!(supervisor.after_relay(fenced(), start, start), Next::Again(wait) if wait >= FENCED_PAUSE)
+            );
+        }
+        assert!(matches!(supervisor.after_relay(fenced(), start, start), Next::End(Failure::Fenced(_))));
+
+        let mut supervisor = Supervisor::new();
+        for minutes in 0..20 {
+            let now = start + Duration::from_secs(120 * minutes);
+            assert!(matches!(supervisor.after_relay(fenced(), start, now), Next::Again(_)), "{minutes}");
+        }
+    }
+
+    #[test]
+    fn outages_are_waited_out_longer_and_longer_and_forgotten_after_health() {
+        let start = Instant::now();
+        let mut supervisor = Supervisor::new();
+        let mut wait = |ran| {
+            let error = SourceError::Unavailable("away".into()).into();
+            match supervisor.after_relay(error, start, start + ran) {
+                Next::Again(wait) => wait,
+                Next::End(failure) => panic!("{failure}"),
+            }
+        };
+        let first = wait(Duration::ZERO);
+        assert!((BACK_OFF.0..=BACK_OFF.0.mul_f64(1.5)).contains(&first), "{first:?}");
+        let later = (0..20).map(|_| wait(Duration::ZERO)).last().unwrap();
+        assert!((BACK_OFF.1..=BACK_OFF.1.mul_f64(1.5)).contains(&later), "{later:?}");
+        assert!(wait(HEALTHY) <= BACK_OFF.0.mul_f64(1.5));
+    }
+
+    #[test]
+    fn refusals_end_with_their_remedy() {
+        let start = Instant::now();
+        let refusal = Refusal::new("slot lost", "do this");
+        let error = RelayError::Source(SourceError::Refused(refusal));
+        match Supervisor::new().after_relay(error, start, start) {
+            Next::End(failure) => assert_eq!(failure.to_string(), "error: slot lost\n  remedy: do this\n"),
+            Next::Again(_) => panic!("a refusal does not go away"),
+        }
+    }
+}

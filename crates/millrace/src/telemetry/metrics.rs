@@ -1,0 +1,139 @@
+//! The numbers of the reader and of the workers.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+
+use change::{Lsn, Progress};
+use worker::Checkpoint;
+
+use super::{Telemetry, lock};
+
+/// The reader's.
+pub(crate) struct ReaderMetrics {
+    lsn: Gauge,
+    streaming: Gauge,
+    records: Counter,
+    transactions: Counter,
+    restarts: Counter,
+}
+
+impl ReaderMetrics {
+    pub(crate) fn new(telemetry: &Telemetry) -> Self {
+        let metrics = ReaderMetrics {
+            lsn: Gauge::default(),
+            streaming: Gauge::default(),
+            records: Counter::default(),
+            transactions: Counter::default(),
+            restarts: Counter::default(),
+        };
+        let mut registry = lock(&telemetry.registry);
+        registry.register(
+            "reader_lsn_bytes",
+            "the log is Postgres up to this LSN, as a number",
+            metrics.lsn.clone(),
+        );
+        registry.register(
+            "reader_streaming",
+            "1 while streaming, 0 while standing by or trying again",
+            metrics.streaming.clone(),
+        );
+        registry.register("reader_records", "records published to the log", metrics.records.clone());
+        registry.register(
+            "reader_kafka_transactions",
+            "Kafka transactions committed",
+            metrics.transactions.clone(),
+        );
+        registry.register("reader_restarts", "times the relay had to begin again", metrics.restarts.clone());
+        metrics
+    }
+
+    pub(crate) fn committed(&self, progress: &Progress, records: u64) {
+        self.lsn.set(number(progress.end_lsn));
+        self.records.inc_by(records);
+        self.transactions.inc();
+        self.streaming.set(1);
+    }
+
+    pub(crate) fn standing_by(&self) {
+        self.streaming.set(0);
+    }
+
+    pub(crate) fn restarted(&self) {
+        self.streaming.set(0);
+        self.restarts.inc();
+    }
+}
+
+/// Labels of a store's numbers.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct StoreLabel {
+    store: String,
+}
+
+/// A worker's, per store.
+#[derive(Clone)]
+pub(crate) struct WorkerMetrics {
+    lsn: Family<StoreLabel, Gauge>,
+    offset: Family<StoreLabel, Gauge>,
+    ready: Family<StoreLabel, Gauge>,
+    delays: Counter,
+    restarts: Counter,
+}
+
+impl WorkerMetrics {
+    /// `worker` is `counters` or `search`.
+    pub(crate) fn new(telemetry: &Telemetry, worker: &'static str) -> Self {
+        let metrics = WorkerMetrics {
+            lsn: Family::default(),
+            offset: Family::default(),
+            ready: Family::default(),
+            delays: Counter::default(),
+            restarts: Counter::default(),
+        };
+        let mut registry = lock(&telemetry.registry);
+        let registry = registry.sub_registry_with_prefix(worker);
+        registry.register(
+            "lsn_bytes",
+            "the store is Postgres up to this LSN, as a number",
+            metrics.lsn.clone(),
+        );
+        registry.register(
+            "offset",
+            "every record of the log below this offset is in the store",
+            metrics.offset.clone(),
+        );
+        registry.register(
+            "ready",
+            "1 when the store has caught up since it was last empty",
+            metrics.ready.clone(),
+        );
+        registry.register(
+            "delays",
+            "times the store could not be written and was tried again",
+            metrics.delays.clone(),
+        );
+        registry.register("restarts", "times the worker had to begin again", metrics.restarts.clone());
+        metrics
+    }
+
+    pub(crate) fn moved(&self, store: &str, checkpoint: &Checkpoint) {
+        let label = StoreLabel { store: store.to_owned() };
+        self.lsn.get_or_create(&label).set(number(checkpoint.lsn));
+        self.offset.get_or_create(&label).set(checkpoint.next_offset);
+        self.ready.get_or_create(&label).set(i64::from(checkpoint.ready));
+    }
+
+    pub(crate) fn delayed(&self) {
+        self.delays.inc();
+    }
+
+    pub(crate) fn restarted(&self) {
+        self.restarts.inc();
+    }
+}
+
+fn number(lsn: Lsn) -> i64 {
+    i64::try_from(lsn.0).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,158 @@
+//! From the configuration to the adapters: who is connected to what, under which names.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::Context;
+use change::Refusal;
+use kafka::{Connection, KafkaError, Names};
+use postgres::setup::{Plan, SetupError, Table};
+use redis_counters::{Counters, Namespace, Server};
+use tokio::runtime::Runtime;
+use tokio_postgres::Client;
+
+use crate::config::Config;
+use crate::failure::Failure;
+
+/// The generation that `setup` makes first.
+pub(crate) const FIRST_GENERATION: u32 = 1;
+
+/// How long a command that only looks waits for brokers that are away.
+const BRIEF_PATIENCE: Duration = Duration::from_secs(8);
+
+/// A process: its configuration and its runtime. Dropped last, it ends every task.
+pub(crate) struct Process {
+    pub(crate) config: Config,
+    pub(crate) runtime: Runtime,
+}
+
+impl Process {
+    pub(crate) fn new(config: Config) -> anyhow::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            // HTTP and a few idle connections; the work is on threads of its own.
+            .worker_threads(2)
+            .thread_name("tokio")
+            .enable_all()
+            .build()
+            .context("cannot start the runtime")?;
+        Ok(Process { config, runtime })
+    }
+
+    /// The brokers, for a command that somebody waits for.
+    pub(crate) fn kafka_briefly(&self) -> Result<Connection, Refusal> {
+        let patience = self.config.reader.outage_limit.min(BRIEF_PATIENCE);
+        Ok(self.kafka()?.with_outage_limit(patience))
+    }
+
+    /// The brokers.
+    pub(crate) fn kafka(&self) -> Result<Connection, Refusal> {
+        let kafka = &self.config.kafka;
+        let plain =
+            |(key, value): (&String, &crate::config::Secret)| (key.clone(), value.expose().to_owned());
+        let properties: BTreeMap<String, String> = kafka.properties.iter().map(plain).collect();
+        let connection = Connection::new(&kafka.bootstrap, properties)?;
+        Ok(connection.with_outage_limit(self.config.reader.outage_limit))
+    }
+
+    /// The names of the current generation; refused where there is none.
+    pub(crate) fn names(&self, kafka: &Connection) -> Result<Names, KafkaError> {
+        let pipeline = self.config.pipeline.as_str();
+        match kafka::current_generation(kafka, pipeline)? {
+            Some(generation) => Ok(Names::new(pipeline, generation)?),
+            None => Err(Refusal::new(format!("pipeline {pipeline} is not set up"), "millrace setup").into()),
+        }
+    }
+
+    /// Where the source is, for the running role.
+    pub(crate) fn source(&self) -> Result<postgres::Config, Refusal> {
+        parse_url(self.config.postgres.url()?, "url")
+    }
+
+    /// Where the source is, for whoever may change it.
+    pub(crate) fn admin(&self) -> Result<postgres::Config, Refusal> {
+        parse_url(self.config.postgres.admin_url()?, "admin_url")
+    }
+
+    /// A connection for queries.
+    pub(crate) fn connect(&self, config: &postgres::Config) -> Result<Client, Failure> {
+        Ok(self.runtime.block_on(postgres::catalog::connect(config)).map_err(SetupError::from)?)
+    }
+
+    /// What the source is to have.
+    pub(crate) fn plan(&self, generation: u32) -> Result<Plan, Refusal> {
+        let pipeline = &self.config.pipeline;
+        let table =
+            |name: &crate::config::TableName| Table { schema: name.schema.clone(), name: name.table.clone() };
+        Ok(Plan {
+            pipeline: pipeline.to_string(),
+            slot: pipeline.slot(generation),
+            publication: pipeline.publication(),
+            tables: self.config.postgres.tables.iter().map(table).collect(),
+            role: self.source()?.user().to_owned(),
+        })
+    }
+
+    /// Where counters are kept; refused where none is configured.
+    pub(crate) fn redis(&self) -> Result<(Server, Namespace), Refusal> {
+        let Some(redis) = &self.config.redis else {
+            return Err(Refusal::new(
+                "no Redis is configured",
+                "write a section [redis] with `url`, and a section [counters.NAME] for each counter",
+            ));
+        };
+        let space = Namespace::new(redis.prefix.clone(), self.config.pipeline.as_str());
+        Ok((Server::new(redis.url.expose()), space))
+    }
+
+    /// The counters, to look at.
+    pub(crate) fn counters(&self) -> Result<Counters, Refusal> {
+        let (server, space) = self.redis()?;
+        Counters::new(&server, space)
+    }
+}
+
+fn parse_url(url: &str, key: &str) -> Result<postgres::Config, Refusal> {
+    postgres::Config::from_env(url).map_err(|error| {
+        Refusal::new(
+            format!("`postgres.{key}` cannot be used: {error}"),
+            "write it as in postgres://user@host:5432/database?sslmode=verify-full",
+        )
+    })
+}
+
+impl From<KafkaError> for Failure {
+    fn from(error: KafkaError) -> Self {
+        match error {
+            KafkaError::Refused(refusal) => refusal.into(),
+            KafkaError::Fenced => Failure::Fenced(error.to_string()),
+            KafkaError::Unavailable(_) => Failure::Failed(anyhow::Error::new(error).context("Kafka")),
+        }
+    }
+}
+
+impl From<SetupError> for Failure {
+    fn from(error: SetupError) -> Self {
+        match error {
+            SetupError::Refused(refusal) => refusal.into(),
+            error => Failure::Failed(anyhow::Error::new(error).context("Postgres")),
+        }
+    }
+}
+
+impl From<worker::FeedError> for Failure {
+    fn from(error: worker::FeedError) -> Self {
+        match error {
+            worker::FeedError::Refused(refusal) => refusal.into(),
+            error => Failure::Failed(anyhow::Error::new(error).context("Kafka")),
+        }
+    }
+}
+
+impl From<worker::SinkError> for Failure {
+    fn from(error: worker::SinkError) -> Self {
+        match error {
+            worker::SinkError::Refused(refusal) => refusal.into(),
+            error => Failure::Failed(anyhow::Error::new(error)),
+        }
+    }
+}

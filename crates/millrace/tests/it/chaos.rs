@@ -1,0 +1,106 @@
+//! kill -9 of everything, at random moments, under live traffic; and a reader that looks all the while.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use crate::harness::{Pipeline, Role};
+use crate::mailbox::{POINTS, Traffic, fill_points};
+
+/// Kills per run; `MILLRACE_CHAOS_ROUNDS` overrides.
+const ROUNDS: u32 = 14;
+
+#[test]
+fn stores_equal_postgres_whatever_is_killed() {
+    let variable = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
+    let seed = variable("MILLRACE_CHAOS_SEED").unwrap_or(1);
+    let rounds = variable("MILLRACE_CHAOS_ROUNDS").map_or(ROUNDS, |rounds| rounds as u32);
+    eprintln!("replay with MILLRACE_CHAOS_SEED={seed}");
+    let mut rng = StdRng::seed_from_u64(seed);
+
+    let mut pipeline = Pipeline::running();
+    fill_points(&pipeline.postgres);
+    let sampler = Sampler::start(pipeline.redis.port());
+    let traffic = Traffic::start(&pipeline.postgres, seed, 3);
+    for round in 0..rounds {
+        std::thread::sleep(Duration::from_millis(rng.random_range(50..1500)));
+        let pause = Duration::from_millis(rng.random_range(0..400));
+        match rng.random_range(0..8) {
+            0 | 1 => kill(&mut pipeline, Role::Reader, pause),
+            2 | 3 => kill(&mut pipeline, Role::Counters, pause),
+            4 => kill(&mut pipeline, Role::Search, pause),
+            5 => {
+                pipeline.kafka.kill();
+                std::thread::sleep(pause);
+                pipeline.kafka.restart();
+            }
+            6 => {
+                pipeline.redis.kill();
+                std::thread::sleep(pause);
+                pipeline.redis.restart();
+            }
+            _ => {
+                pipeline.postgres.kill();
+                std::thread::sleep(pause);
+                pipeline.postgres.restart();
+            }
+        }
+        pipeline.assert_alive();
+        eprintln!("round {round}: {} transactions", traffic.committed.load(Ordering::Relaxed));
+    }
+    let committed = traffic.stop();
+    assert!(committed > 100, "there was traffic: {committed}");
+    pipeline.assert_stores_equal();
+    let samples = sampler.stop();
+    assert!(samples > 100, "the sampler looked: {samples}");
+}
+
+fn kill(pipeline: &mut Pipeline, role: Role, pause: Duration) {
+    pipeline.kill(role);
+    std::thread::sleep(pause);
+    pipeline.spawn(role);
+}
+
+/// Reads the counter `points` again and again: whatever moment it hits, the sum is what every transaction keeps.
+struct Sampler {
+    stop: Arc<AtomicBool>,
+    samples: Arc<AtomicU64>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Sampler {
+    fn start(port: u16) -> Self {
+        let (stop, samples) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stopped, counted) = (stop.clone(), samples.clone());
+        let thread = std::thread::spawn(move || {
+            let client = redis::Client::open(format!("redis://127.0.0.1:{port}/0")).expect("a URL");
+            let mut connection = None;
+            while !stopped.load(Ordering::Relaxed) {
+                let mut open = match connection.take().or_else(|| client.get_connection().ok()) {
+                    Some(open) => open,
+                    None => {
+                        std::thread::sleep(Duration::from_millis(20));
+                        continue;
+                    }
+                };
+                let Ok(values) = redis::cmd("HVALS").arg("points").query::<Vec<i64>>(&mut open) else { continue };
+                connection = Some(open);
+                // Before the first transaction there is nothing.
+                if !values.is_empty() {
+                    assert_eq!(values.iter().sum::<i64>(), POINTS, "half a transaction is visible: {values:?}");
+                    counted.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+        Sampler { stop, samples, thread }
+    }
+
+    fn stop(self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("no half transaction was seen");
+        self.samples.load(Ordering::Relaxed)
+    }
+}

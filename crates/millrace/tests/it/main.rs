@@ -1,0 +1,8 @@
+//! The promises, tested on real processes: real Postgres, Kafka and Redis, and the binary as users run it.
+
+mod chaos;
+mod faults;
+mod harness;
+mod mailbox;
+mod reader;
+mod tidy;

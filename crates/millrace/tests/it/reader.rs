@@ -1,0 +1,102 @@
+//! Readers against each other, and against a source that changed behind their back.
+
+use std::time::Duration;
+
+use testkit::services::wait_until;
+
+use crate::harness::{Pipeline, ROLES, Role, SOON, soon};
+use crate::mailbox::{Traffic, fill_points};
+
+#[test]
+fn h10_a_second_reader_stands_by_and_takes_over() {
+    let mut pipeline = Pipeline::running();
+    fill_points(&pipeline.postgres);
+    pipeline.assert_stores_equal();
+    let mut second = pipeline.process(&["reader"], "second");
+    soon("the second stands by", || pipeline.log("second").contains("standing by"));
+    let traffic = Traffic::start(&pipeline.postgres, 3, 2);
+    pipeline.kill(Role::Reader);
+    let before = pipeline.counter("mails");
+    soon("the second carries on", || pipeline.counter("mails") != before);
+    assert!(second.ended().is_none());
+
+    // A third one takes over; the second is fenced and stands by again.
+    let mut third = pipeline.process(&["reader", "--takeover"], "third");
+    let before = pipeline.counter("mails");
+    soon("the third carries on", || pipeline.counter("mails") != before);
+    traffic.stop();
+    pipeline.assert_stores_equal();
+    assert!(second.ended().is_none(), "a fenced reader stands by:\n{}", pipeline.log("second"));
+    assert!(third.ended().is_none());
+
+    third.signal("TERM");
+    assert!(third.wait(SOON).success(), "an orderly end:\n{}", pipeline.log("third"));
+    pipeline.postgres.sql("app", "INSERT INTO emails (id, user_id) VALUES (90000, 1)");
+    pipeline.assert_stores_equal();
+}
+
+#[test]
+fn h11_postgres_stops_fast_with_and_without_kafka() {
+    let mut pipeline = Pipeline::running();
+    fill_points(&pipeline.postgres);
+    pipeline.assert_stores_equal();
+    assert!(pipeline.postgres.stop_fast(Duration::from_secs(20)), "with everything up");
+    pipeline.postgres.restart();
+    pipeline.postgres.sql("app", "INSERT INTO emails (id, user_id) VALUES (1, 1)");
+    pipeline.assert_stores_equal();
+
+    pipeline.kafka.kill();
+    pipeline.postgres.sql("app", "INSERT INTO emails (id, user_id) VALUES (2, 1)");
+    assert!(pipeline.postgres.stop_fast(Duration::from_secs(60)), "with Kafka away");
+    pipeline.postgres.restart();
+    pipeline.kafka.restart();
+    pipeline.assert_stores_equal();
+}
+
+#[test]
+fn an_idle_source_lets_the_slot_advance_and_ends_in_order() {
+    let mut pipeline = Pipeline::running();
+    fill_points(&pipeline.postgres);
+    pipeline.assert_stores_equal();
+    pipeline.postgres.sql("postgres", "CREATE DATABASE other");
+    pipeline.postgres.sql("other", "CREATE TABLE t AS SELECT repeat('x', 1000) FROM generate_series(1, 20000)");
+    let written = pipeline.postgres.value("app", "SELECT pg_current_wal_lsn()");
+    let behind = format!(
+        "SELECT confirmed_flush_lsn < '{written}' FROM pg_replication_slots WHERE slot_name = 'millrace_mailbox_1'"
+    );
+    soon("the slot passes other databases' WAL", || pipeline.postgres.value("app", &behind) == "f");
+    pipeline.succeed(&["wait", "--lsn", &written, "--timeout", "30s"]);
+    pipeline.succeed(&["wait", "--timeout", "30s"]);
+    for role in ROLES {
+        pipeline.running_process(role).signal("TERM");
+    }
+    for role in ROLES {
+        let status = wait_until("orderly end", SOON, || pipeline.running_process(role).ended());
+        assert!(status.success(), "{role:?}: {status}\n{}", pipeline.log(role.command()));
+    }
+}
+
+#[test]
+fn h04_h05_a_source_that_lost_its_slot_or_its_past_is_refused() {
+    let mut pipeline = Pipeline::running();
+    fill_points(&pipeline.postgres);
+    pipeline.assert_stores_equal();
+    pipeline.kill(Role::Reader);
+
+    pipeline.postgres.sql("app", "UPDATE millrace.heartbeat SET beat = beat - 1");
+    let said = pipeline.refused(&["reader"]);
+    assert!(said.contains("earlier point in time") && said.contains("remedy"), "{said}");
+    pipeline.postgres.sql("app", "UPDATE millrace.heartbeat SET beat = beat + 2");
+
+    let slot = "'millrace_mailbox_1'";
+    pipeline.postgres.sql(
+        "app",
+        &format!("INSERT INTO emails (id) VALUES (1); SELECT pg_replication_slot_advance({slot}, pg_current_wal_lsn())"),
+    );
+    let said = pipeline.refused(&["reader"]);
+    assert!(said.contains("in neither"), "{said}");
+
+    pipeline.postgres.sql("app", &format!("SELECT pg_drop_replication_slot({slot})"));
+    let said = pipeline.refused(&["reader"]);
+    assert!(said.contains("millrace_mailbox_1") && said.contains("remedy"), "{said}");
+}

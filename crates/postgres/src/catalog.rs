@@ -1,0 +1,298 @@
+//! What the catalog knows of tables that the stream does not say, and the connection to ask it.
+//!
+//! A Relation message names columns, types and key flags as they were when the change was made; that outranks the
+//! catalog, which is asked *now*. The catalog adds what a message lacks: base types of domains, printed type
+//! names, collations, and under REPLICA IDENTITY FULL the primary key. A table dropped since then loses nothing
+//! but that: types outlive it, and what cannot be found stays as the message says.
+
+use change::{Collation, Column, ReplicaIdentity, TableSchema};
+use tokio_postgres::{Client, Row};
+
+use crate::config::{ChannelBinding, Config, ConfigError, Host, Target};
+use crate::connection::{attempts, session_options};
+use crate::error::ConnectionError;
+use crate::tls::Tls;
+
+/// Resolves columns given as parallel arrays ($2 names, $3 types, $4 type modifiers) of relation $1. What the
+/// supported versions keep in different catalog columns is read through `to_jsonb`.
+const RESOLVE: &str = "
+WITH RECURSIVE given AS (
+    SELECT name, type, modifier, place
+    FROM unnest($2::text[], $3::oid[], $4::int4[]) WITH ORDINALITY AS g (name, type, modifier, place)
+), base AS (
+    SELECT place, type, modifier, 0 AS depth FROM given
+    UNION ALL
+    SELECT b.place, t.typbasetype, t.typtypmod, b.depth + 1
+    FROM base b JOIN pg_catalog.pg_type t ON t.oid = b.type AND t.typtype = 'd'
+)
+SELECT b.type,
+       CASE WHEN bt.oid IS NULL THEN NULL ELSE pg_catalog.format_type(b.type, nullif(b.modifier, -1)) END,
+       c.collname::text,
+       c.collisdeterministic,
+       c.collprovider::text,
+       coalesce(to_jsonb(c) ->> 'colllocale', to_jsonb(c) ->> 'colliculocale', c.collcollate::text),
+       coalesce(to_jsonb(d) ->> 'datlocprovider', 'c'),
+       CASE WHEN coalesce(to_jsonb(d) ->> 'datlocprovider', 'c') = 'c' THEN d.datcollate::text
+            ELSE coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale') END,
+       coalesce(a.attnum = ANY (p.indkey::int2[]), false)
+FROM given g
+JOIN LATERAL (SELECT type, modifier FROM base WHERE place = g.place ORDER BY depth DESC LIMIT 1) b ON true
+JOIN pg_catalog.pg_database d ON d.datname = pg_catalog.current_database()
+LEFT JOIN pg_catalog.pg_type bt ON bt.oid = b.type
+LEFT JOIN pg_catalog.pg_type t ON t.oid = g.type
+LEFT JOIN pg_catalog.pg_attribute a
+       ON a.attrelid = $1 AND a.attname = g.name AND a.atttypid = g.type AND NOT a.attisdropped
+LEFT JOIN pg_catalog.pg_collation c ON c.oid = coalesce(a.attcollation, t.typcollation)
+LEFT JOIN pg_catalog.pg_index p ON p.indrelid = $1 AND p.indisprimary
+ORDER BY g.place";
+
+/// Columns of relation $1 as the stream would send them. Generated columns are not in the stream.
+const COLUMNS: &str = "
+SELECT a.attname::text, a.atttypid, a.atttypmod,
+       coalesce(a.attnum = ANY (i.indkey::int2[]), false)
+FROM pg_catalog.pg_class r
+JOIN pg_catalog.pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+LEFT JOIN pg_catalog.pg_index i
+       ON i.indrelid = r.oid
+      AND CASE r.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END
+WHERE r.oid = $1
+ORDER BY a.attnum";
+
+const RELATION: &str = "
+SELECT r.oid, r.relreplident::text
+FROM pg_catalog.pg_class r JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace
+WHERE n.nspname = $1 AND r.relname = $2 AND r.relkind IN ('r', 'p')";
+
+/// A column before the catalog was asked.
+struct Bare {
+    name: String,
+    type_oid: u32,
+    modifier: i32,
+    key: bool,
+}
+
+/// Connects for SQL, with the session settings that every connection of Millrace has. Of several servers the first
+/// that is a primary is taken. The connection's own task ends with the client.
+pub async fn connect(config: &Config) -> Result<Client, ConnectionError> {
+    connect_primary(config).await.map(|(client, _)| client)
+}
+
+/// The same, and which server it was.
+pub(crate) async fn connect_primary(config: &Config) -> Result<(Client, Target), ConnectionError> {
+    let mut last = ConfigError::Malformed("no server is named".into()).into();
+    let several = config.targets().len() > 1;
+    for target in config.targets() {
+        match connect_to(target).await {
+            Ok(client) if several && in_recovery(&client, target).await? => {
+                let reason = "is a standby, and no server named is a primary".into();
+                last = ConnectionError::Authentication { server: target.to_string(), reason };
+            }
+            Ok(client) => return Ok((client, target.clone())),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// Whether the server is a standby.
+pub(crate) async fn in_recovery(client: &Client, target: &Target) -> Result<bool, ConnectionError> {
+    let row = client.query_one("SELECT pg_catalog.pg_is_in_recovery()", &[]).await;
+    row.and_then(|row| row.try_get(0)).map_err(|error| ConnectionError::from_client(target, &error))
+}
+
+async fn connect_to(target: &Target) -> Result<Client, ConnectionError> {
+    let tls = Tls::new(&target.ssl)?;
+    let mut last = ConfigError::Malformed("no way to connect".into()).into();
+    for encrypt in attempts(target.ssl.mode) {
+        let config = client_config(target, *encrypt);
+        match tokio::time::timeout(target.connect_timeout, config.connect(tls.clone())).await {
+            Ok(Ok((client, connection))) => {
+                let server = target.to_string();
+                // Its owner is the client: it ends when the client is dropped, and its error is the client's too.
+                tokio::spawn(async move {
+                    if let Err(error) = connection.await {
+                        tracing::debug!(server, %error, "connection ended");
+                    }
+                });
+                return Ok(client);
+            }
+            Ok(Err(error)) => last = ConnectionError::from_client(target, &error),
+            Err(_) => last = timed_out(target),
+        }
+    }
+    Err(last)
+}
+
+fn timed_out(target: &Target) -> ConnectionError {
+    let what = format!("no connection within {} s", target.connect_timeout.as_secs());
+    let error = std::io::Error::new(std::io::ErrorKind::TimedOut, what);
+    ConnectionError::Io { server: target.to_string(), error }
+}
+
+/// The target as tokio-postgres has it.
+fn client_config(target: &Target, encrypt: bool) -> tokio_postgres::Config {
+    use tokio_postgres::config::{ChannelBinding as Binding, SslMode, SslNegotiation};
+    let mut config = tokio_postgres::Config::new();
+    match &target.host {
+        Host::Tcp(host) => config.host(host),
+        Host::Unix(dir) => config.host_path(dir),
+    };
+    if let Some(address) = target.hostaddr {
+        config.hostaddr(address);
+    }
+    if let Some(password) = &target.password {
+        config.password(password.reveal());
+    }
+    config
+        .port(target.port)
+        .user(&target.user)
+        .dbname(&target.database)
+        .application_name(&target.application_name)
+        .options(session_options(target))
+        .connect_timeout(target.connect_timeout)
+        .keepalives(target.keepalive.is_some())
+        .keepalives_idle(target.keepalive.unwrap_or_default())
+        .ssl_negotiation(if target.ssl.direct { SslNegotiation::Direct } else { SslNegotiation::Postgres })
+        .channel_binding(match target.channel_binding {
+            ChannelBinding::Disable => Binding::Disable,
+            ChannelBinding::Prefer => Binding::Prefer,
+            ChannelBinding::Require => Binding::Require,
+        })
+        .ssl_mode(match (encrypt, target.ssl.mode >= crate::config::SslMode::Require) {
+            (false, _) => SslMode::Disable,
+            (true, false) => SslMode::Prefer,
+            (true, true) => SslMode::Require,
+        });
+    config
+}
+
+/// What the stream's rows of a table look like now; `None` when there is no such table. Both names unquoted.
+pub async fn table_schema(
+    client: &Client,
+    schema: &str,
+    table: &str,
+) -> Result<Option<TableSchema>, tokio_postgres::Error> {
+    let Some(row) = client.query_opt(RELATION, &[&schema, &table]).await? else { return Ok(None) };
+    let relation: u32 = row.try_get(0)?;
+    let identity = match row.try_get(1)? {
+        "d" => ReplicaIdentity::Default,
+        "f" => ReplicaIdentity::Full,
+        "i" => ReplicaIdentity::Index,
+        _ => ReplicaIdentity::Nothing,
+    };
+    let rows = client.query(COLUMNS, &[&relation]).await?;
+    let bare = |row: &Row| -> Result<Bare, tokio_postgres::Error> {
+        Ok(Bare {
+            name: row.try_get(0)?,
+            type_oid: row.try_get(1)?,
+            modifier: row.try_get(2)?,
+            key: row.try_get(3)?,
+        })
+    };
+    let columns = rows.iter().map(bare).collect::<Result<_, _>>()?;
+    let columns = resolve(client, relation, identity, columns).await?;
+    Ok(Some(TableSchema { relation, schema: schema.to_owned(), table: table.to_owned(), identity, columns }))
+}
+
+/// What a Relation message says, with what the catalog adds to it.
+pub(crate) async fn complete(
+    client: &Client,
+    relation: &pgoutput::Relation<'_>,
+) -> Result<TableSchema, tokio_postgres::Error> {
+    let columns = relation.columns.iter().map(|column| Bare {
+        name: column.name.to_owned(),
+        type_oid: column.type_oid,
+        modifier: column.type_modifier,
+        key: column.key,
+    });
+    let columns = resolve(client, relation.oid, relation.identity, columns.collect()).await?;
+    let schema = if relation.namespace.is_empty() { "pg_catalog" } else { relation.namespace };
+    Ok(TableSchema {
+        relation: relation.oid,
+        schema: schema.to_owned(),
+        table: relation.name.to_owned(),
+        identity: relation.identity,
+        columns,
+    })
+}
+
+async fn resolve(
+    client: &Client,
+    relation: u32,
+    identity: ReplicaIdentity,
+    bare: Vec<Bare>,
+) -> Result<Vec<Column>, tokio_postgres::Error> {
+    let names: Vec<&str> = bare.iter().map(|column| column.name.as_str()).collect();
+    let types: Vec<u32> = bare.iter().map(|column| column.type_oid).collect();
+    let modifiers: Vec<i32> = bare.iter().map(|column| column.modifier).collect();
+    let rows = client.query(RESOLVE, &[&relation, &names, &types, &modifiers]).await?;
+    // The query returns one row per column, in order.
+    bare.into_iter().zip(&rows).map(|(bare, row)| column(bare, row, identity)).collect()
+}
+
+fn column(bare: Bare, row: &Row, identity: ReplicaIdentity) -> Result<Column, tokio_postgres::Error> {
+    let type_name: Option<String> = row.try_get(1)?;
+    Ok(Column {
+        name: bare.name,
+        type_oid: row.try_get(0)?,
+        type_name: type_name.unwrap_or_else(|| format!("oid {}", bare.type_oid)),
+        key: match identity {
+            ReplicaIdentity::Full => row.try_get(8)?,
+            ReplicaIdentity::Nothing => false,
+            ReplicaIdentity::Default | ReplicaIdentity::Index => bare.key,
+        },
+        collation: collation(row)?,
+    })
+}
+
+fn collation(row: &Row) -> Result<Option<Collation>, tokio_postgres::Error> {
+    let Some(name) = row.try_get::<_, Option<&str>>(2)? else { return Ok(None) };
+    let deterministic = row.try_get::<_, Option<bool>>(3)?.unwrap_or(true);
+    let own: (Option<&str>, Option<&str>) = (row.try_get(4)?, row.try_get(5)?);
+    let database: (Option<&str>, Option<&str>) = (row.try_get(6)?, row.try_get(7)?);
+    // Provider `d`: the collation named "default" is the database's.
+    let is_default = own.0 == Some("d");
+    let (provider, locale) = if is_default { database } else { own };
+    let locale = locale.unwrap_or_default();
+    Ok(Some(Collation {
+        name: if is_default { locale.to_owned() } else { name.to_owned() },
+        deterministic,
+        bytewise: bytewise(provider.unwrap_or_default(), locale),
+    }))
+}
+
+/// Whether a provider compares texts of a locale byte by byte. The `builtin` provider (`b`) knows no other way;
+/// `icu` (`i`) never does; of libc (`c`) these locales do.
+fn bytewise(provider: &str, locale: &str) -> bool {
+    match provider {
+        "b" => true,
+        "c" => {
+            let plain: String = locale.chars().filter(|c| *c != '-').collect();
+            matches!(plain.to_ascii_uppercase().as_str(), "C" | "POSIX" | "C.UTF8")
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bytewise;
+
+    #[test]
+    fn bytewise_locales() {
+        for (provider, locale, expected) in [
+            ("c", "C", true),
+            ("c", "POSIX", true),
+            ("c", "C.UTF-8", true),
+            ("c", "C.utf8", true),
+            ("c", "en_US.UTF-8", false),
+            ("c", "", false),
+            ("b", "C.UTF-8", true),
+            ("b", "PG_UNICODE_FAST", true),
+            ("i", "und", false),
+            ("i", "C", false),
+        ] {
+            assert_eq!(bytewise(provider, locale), expected, "{provider} {locale}");
+        }
+    }
+}

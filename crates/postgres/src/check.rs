@@ -1,0 +1,411 @@
+//! What must hold at the source before a pipeline can run, each with what mends it.
+//!
+//! Everything here only reads. The questions are asked over the connection of the running role, because it is
+//! that role's rights that count; `setup` asks the same ones before it changes anything.
+
+use tokio_postgres::{Client, Error, Row};
+
+use crate::setup::{Plan, Table, quote, quote_literal};
+
+/// The oldest server that works, as `server_version_num` has it.
+const OLDEST_SERVER: i32 = 140_000;
+/// Below this a short pause of ours ends the connection.
+const SHORTEST_SENDER_TIMEOUT_MS: i64 = 10_000;
+
+/// One thing that was looked at.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Finding {
+    /// What was found: `wal_level is replica, not logical`.
+    pub what: String,
+    /// Whether that is as it must be.
+    pub verdict: Verdict,
+    /// What to do about it, as text that can be pasted; empty when there is nothing to do.
+    pub remedy: String,
+}
+
+/// What a [`Finding`] means.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// As it must be.
+    Good,
+    /// Works, but an operator should know.
+    Advice,
+    /// The pipeline cannot run like this.
+    Wrong,
+}
+
+impl Finding {
+    /// As it must be.
+    pub fn good(what: impl Into<String>) -> Self {
+        Finding { what: what.into(), verdict: Verdict::Good, remedy: String::new() }
+    }
+
+    /// Not as it must be.
+    pub fn wrong(what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Finding { what: what.into(), verdict: Verdict::Wrong, remedy: remedy.into() }
+    }
+
+    /// Worth knowing.
+    pub fn advice(what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Finding { what: what.into(), verdict: Verdict::Advice, remedy: remedy.into() }
+    }
+
+    /// `good` when `holds`, else `wrong` and its remedy.
+    pub fn check(
+        holds: bool,
+        good: impl Into<String>,
+        wrong: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        if holds { Finding::good(good) } else { Finding::wrong(wrong, remedy) }
+    }
+}
+
+/// The server's settings and the running role. `slot` is the pipeline's: where it stands, it needs no free place.
+pub async fn server(client: &Client, slot: &str) -> Result<Vec<Finding>, Error> {
+    const SETTINGS: &str = "SELECT current_setting('server_version_num')::int AS version,
+        current_setting('server_version') AS version_name, pg_is_in_recovery() AS standby,
+        current_setting('wal_level') AS wal_level, current_setting('fsync') = 'on' AS fsync,
+        current_setting('server_encoding') AS encoding,
+        current_setting('max_replication_slots')::int AS slots_max,
+        (SELECT count(*)::int FROM pg_replication_slots WHERE slot_name <> $1) AS slots_used,
+        current_setting('max_wal_senders')::int AS senders_max,
+        (SELECT count(*)::int FROM pg_stat_replication WHERE pid NOT IN
+            (SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1 AND active_pid IS NOT NULL)) AS senders_used,
+        (SELECT setting::bigint FROM pg_settings WHERE name = 'max_slot_wal_keep_size') AS keep_mb,
+        (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_sender_timeout') AS sender_timeout_ms";
+    let row = client.query_one(SETTINGS, &[&slot]).await?;
+    let mut findings = settings(&row);
+    findings.push(role(client).await?);
+    Ok(findings)
+}
+
+fn settings(row: &Row) -> Vec<Finding> {
+    let (slots_max, slots_used): (i32, i32) = (row.get("slots_max"), row.get("slots_used"));
+    let (senders_max, senders_used): (i32, i32) = (row.get("senders_max"), row.get("senders_used"));
+    let wal_level: String = row.get("wal_level");
+    let version: String = row.get("version_name");
+    vec![
+        Finding::check(
+            row.get::<_, i32>("version") >= OLDEST_SERVER,
+            format!("Postgres {version}"),
+            format!("Postgres {version} is older than 14"),
+            "upgrade the server to Postgres 14 or later",
+        ),
+        Finding::check(
+            !row.get::<_, bool>("standby"),
+            "the server is a primary",
+            "the server is a standby",
+            "let postgres.url name the primary",
+        ),
+        Finding::check(
+            wal_level == "logical",
+            "wal_level is logical",
+            format!("wal_level is {wal_level}, not logical"),
+            "ALTER SYSTEM SET wal_level = logical; then restart the server",
+        ),
+        Finding::check(
+            row.get("fsync"),
+            "fsync is on",
+            "fsync is off: after a crash the server may have lost what the log already holds",
+            "ALTER SYSTEM SET fsync = on; SELECT pg_reload_conf();",
+        ),
+        Finding::check(
+            row.get::<_, String>("encoding") != "SQL_ASCII",
+            "the database's encoding is known",
+            "the database's encoding is SQL_ASCII, so nobody knows what its text means",
+            "dump and restore it into a database with ENCODING 'UTF8'",
+        ),
+        Finding::check(
+            slots_used < slots_max,
+            format!("replication slots: others use {slots_used} of {slots_max}"),
+            format!("no replication slot is free: others use {slots_used} of {slots_max}"),
+            format!("ALTER SYSTEM SET max_replication_slots = {}; then restart the server", slots_used + 4),
+        ),
+        Finding::check(
+            senders_used < senders_max,
+            format!("WAL senders: others use {senders_used} of {senders_max}"),
+            format!("no WAL sender is free: others use {senders_used} of {senders_max}"),
+            format!("ALTER SYSTEM SET max_wal_senders = {}; then restart the server", senders_used + 4),
+        ),
+        retention(row.get("keep_mb")),
+        sender_timeout(row.get("sender_timeout_ms")),
+    ]
+}
+
+fn retention(keep_mb: i64) -> Finding {
+    match keep_mb {
+        ..0 => Finding::advice(
+            "max_slot_wal_keep_size is unlimited: while Kafka is away WAL grows until the disk is full",
+            "ALTER SYSTEM SET max_slot_wal_keep_size = '50GB'; -- what the disk can spare; then SELECT pg_reload_conf();",
+        ),
+        _ => Finding::good(format!("max_slot_wal_keep_size is {keep_mb} MB")),
+    }
+}
+
+fn sender_timeout(timeout_ms: i64) -> Finding {
+    match timeout_ms {
+        1..SHORTEST_SENDER_TIMEOUT_MS => Finding::advice(
+            format!("wal_sender_timeout is {timeout_ms} ms: short pauses will end the stream"),
+            "ALTER SYSTEM SET wal_sender_timeout = '60s'; SELECT pg_reload_conf();",
+        ),
+        0 => Finding::good("wal_sender_timeout is off"),
+        _ => Finding::good(format!("wal_sender_timeout is {timeout_ms} ms")),
+    }
+}
+
+/// Managed servers give the right to replicate by membership instead of the attribute.
+async fn role(client: &Client) -> Result<Finding, Error> {
+    const ROLE: &str = "SELECT rolname AS name, rolsuper OR rolreplication OR EXISTS (
+            SELECT FROM pg_roles managed WHERE managed.rolname IN ('rds_replication', 'cloudsqlsuperuser')
+                AND pg_has_role(r.oid, managed.oid, 'MEMBER')) AS replicates
+        FROM pg_roles r WHERE rolname = current_user";
+    let row = client.query_one(ROLE, &[]).await?;
+    let name: String = row.get("name");
+    Ok(Finding::check(
+        row.get("replicates"),
+        format!("role {name} may replicate"),
+        format!("role {name} may not replicate"),
+        format!("ALTER ROLE {} REPLICATION; -- on Amazon RDS: GRANT rds_replication TO {0};", quote(&name)),
+    ))
+}
+
+/// Whether the tables exist, are of a kind that can be streamed, and may be read.
+pub async fn tables(client: &Client, plan: &Plan) -> Result<Vec<Finding>, Error> {
+    let mut findings = Vec::new();
+    for table in &plan.tables {
+        findings.push(one_table(client, table).await?);
+    }
+    Ok(findings)
+}
+
+async fn one_table(client: &Client, table: &Table) -> Result<Finding, Error> {
+    const TABLE: &str = "SELECT c.relkind::text AS kind, c.relispartition AS leaf, c.relpersistence::text AS persistence,
+            c.relreplident::text AS identity, has_table_privilege(c.oid, 'SELECT') AS readable,
+            row_security_active(c.oid) AS hides,
+            EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary) AS primary_key,
+            current_user::text AS role
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2";
+    let Some(row) = client.query_opt(TABLE, &[&table.schema, &table.name]).await? else {
+        return Ok(Finding::wrong(
+            format!("table {table} does not exist"),
+            "create it, or correct `postgres.tables`; letters' case counts",
+        ));
+    };
+    let sql = table.quoted();
+    let role = quote(&row.get::<_, String>("role"));
+    let kind: String = row.get("kind");
+    let wrong = |what: String, remedy: String| Ok(Finding::wrong(format!("table {table} {what}"), remedy));
+    if kind == "p" || row.get("leaf") {
+        return wrong(
+            "is partitioned; partitions are not supported yet".into(),
+            "take it out of `postgres.tables`".into(),
+        );
+    }
+    if kind != "r" {
+        return wrong(
+            "is not an ordinary table".into(),
+            "name the tables that it reads, in `postgres.tables`".into(),
+        );
+    }
+    if row.get::<_, String>("persistence") != "p" {
+        return wrong(
+            "is unlogged: its changes are not in the WAL".into(),
+            format!("ALTER TABLE {sql} SET LOGGED;"),
+        );
+    }
+    let identity: String = row.get("identity");
+    if identity == "n" || (identity == "d" && !row.get::<_, bool>("primary_key")) {
+        let what = "has no replica identity: once published, its updates and deletes would fail";
+        return wrong(
+            what.into(),
+            format!("ALTER TABLE {sql} REPLICA IDENTITY FULL; -- or add a primary key"),
+        );
+    }
+    if !row.get::<_, bool>("readable") || !schema_usable(client, &table.schema).await? {
+        let schema = quote(&table.schema);
+        let remedy = format!("GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT SELECT ON {sql} TO {role};");
+        return wrong(format!("cannot be read by role {role}"), remedy);
+    }
+    if row.get("hides") {
+        let what = format!("has row security, which hides rows from role {role}");
+        return wrong(what, format!("ALTER ROLE {role} BYPASSRLS;"));
+    }
+    Ok(Finding::good(format!("table {table} can be streamed")))
+}
+
+async fn schema_usable(client: &Client, schema: &str) -> Result<bool, Error> {
+    let row = client.query_one("SELECT has_schema_privilege($1, 'USAGE')", &[&schema]).await?;
+    Ok(row.get(0))
+}
+
+/// The publication as it is.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Publication {
+    /// Tables of the plan that it lacks.
+    pub missing: Vec<Table>,
+    /// Everything else that is wrong with it.
+    pub findings: Vec<Finding>,
+}
+
+/// Compares the publication with the plan, by object ids and not by names (h29); `None` when there is none.
+pub async fn publication(client: &Client, plan: &Plan) -> Result<Option<Publication>, Error> {
+    const PUBLICATION: &str = "SELECT oid, puballtables AS everything, pubviaroot AS via_root,
+            pubinsert AND pubupdate AND pubdelete AND pubtruncate AS all_changes
+        FROM pg_publication WHERE pubname = $1";
+    let Some(row) = client.query_opt(PUBLICATION, &[&plan.publication]).await? else { return Ok(None) };
+    let name = quote(&plan.publication);
+    let mut found = Publication::default();
+    let mut wrong = |what: String, remedy: String| found.findings.push(Finding::wrong(what, remedy));
+    if row.get("everything") {
+        let remedy = format!("DROP PUBLICATION {name}; then run `millrace setup`");
+        wrong(format!("publication {} is FOR ALL TABLES", plan.publication), remedy);
+        return Ok(Some(found));
+    }
+    if !row.get::<_, bool>("all_changes") {
+        let remedy = format!("ALTER PUBLICATION {name} SET (publish = 'insert, update, delete, truncate');");
+        wrong(format!("publication {} leaves out some kind of change", plan.publication), remedy);
+    }
+    if row.get("via_root") {
+        let remedy = format!("ALTER PUBLICATION {name} SET (publish_via_partition_root = false);");
+        wrong(format!("publication {} publishes by partition root", plan.publication), remedy);
+    }
+    members(client, plan, row.get("oid"), &mut found).await?;
+    Ok(Some(found))
+}
+
+async fn members(
+    client: &Client,
+    plan: &Plan,
+    publication: u32,
+    found: &mut Publication,
+) -> Result<(), Error> {
+    let mut wanted = Vec::new();
+    for table in &plan.tables {
+        wanted.push((table, table.oid(client).await?));
+    }
+    // Before Postgres 15 there are neither row filters nor column lists, nor the columns that hold them.
+    const MEMBERS: &str = "SELECT r.prrelid AS oid, r.prrelid::regclass::text AS name,
+            to_jsonb(r)->>'prqual' IS NOT NULL AS filtered, to_jsonb(r)->>'prattrs' IS NOT NULL AS cut
+        FROM pg_publication_rel r WHERE r.prpubid = $1 ORDER BY 2";
+    let name = quote(&plan.publication);
+    let mut present = Vec::new();
+    for row in client.query(MEMBERS, &[&publication]).await? {
+        let (oid, table): (u32, String) = (row.get("oid"), row.get("name"));
+        present.push(oid);
+        if !wanted.iter().any(|(_, wanted)| *wanted == Some(oid)) {
+            found.findings.push(Finding::wrong(
+                format!(
+                    "publication {} has table {table}, which is not in `postgres.tables`",
+                    plan.publication
+                ),
+                format!("ALTER PUBLICATION {name} DROP TABLE {table}; -- or add it to `postgres.tables`"),
+            ));
+        } else if row.get("filtered") || row.get("cut") {
+            found.findings.push(Finding::wrong(
+                format!("publication {} holds back rows or columns of {table}", plan.publication),
+                format!("take the WHERE clause or column list of {table} away: ALTER PUBLICATION {name} SET TABLE ...;"),
+            ));
+        }
+    }
+    let missing = |(table, oid): &(&Table, Option<u32>)| {
+        oid.is_none_or(|o| !present.contains(&o)).then(|| (*table).clone())
+    };
+    found.missing = wanted.iter().filter_map(missing).collect();
+    Ok(())
+}
+
+/// The slot as it is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Slot {
+    /// Whether a reader holds it.
+    pub active: bool,
+    /// What makes it unusable, and the remedy; `None` for a good one.
+    pub wrong: Option<Finding>,
+}
+
+/// Reads the slot; `None` when there is none of that name.
+pub async fn slot(client: &Client, name: &str) -> Result<Option<Slot>, Error> {
+    const SLOT: &str = "SELECT active, temporary, coalesce(plugin, '')::text AS plugin, two_phase,
+            coalesce(wal_status, '') AS wal_status,
+            coalesce(database, '')::text AS database, current_database()::text AS here
+        FROM pg_replication_slots WHERE slot_name = $1";
+    let Some(row) = client.query_opt(SLOT, &[&name]).await? else { return Ok(None) };
+    let drop = format!("SELECT pg_drop_replication_slot({}); then run `millrace setup`", quote_literal(name));
+    let (plugin, database): (String, String) = (row.get("plugin"), row.get("database"));
+    let wrong = if row.get("temporary") || plugin != "pgoutput" {
+        Some(Finding::wrong(format!("slot {name} is not a permanent one of pgoutput"), drop))
+    } else if database != row.get::<_, String>("here") {
+        Some(Finding::wrong(
+            format!("slot {name} belongs to database {database}"),
+            "give this pipeline another name: slots are the whole server's",
+        ))
+    } else if row.get("two_phase") {
+        // Its PREPARE is acknowledged before COMMIT PREPARED, whose rows then never come (h13).
+        Some(Finding::wrong(format!("slot {name} is a two-phase slot"), drop))
+    } else if row.get::<_, String>("wal_status") == "lost" {
+        Some(Finding::wrong(
+            format!(
+                "slot {name} is lost: the server removed WAL that it needs, so the log cannot be completed"
+            ),
+            "millrace teardown --yes && millrace setup",
+        ))
+    } else {
+        None
+    };
+    Ok(Some(Slot { active: row.get("active"), wrong }))
+}
+
+/// Which of the plan's tables hold rows that this connection sees. Millrace cannot yet take in rows that were
+/// there before the pipeline.
+pub async fn filled(client: &Client, tables: &[Table]) -> Result<Vec<Table>, Error> {
+    let mut filled = Vec::new();
+    for table in tables {
+        // ONLY: a child of an inheritance tree is another table.
+        let row =
+            client.query_one(&format!("SELECT EXISTS (SELECT FROM ONLY {})", table.quoted()), &[]).await?;
+        if row.get(0) {
+            filled.push(table.clone());
+        }
+    }
+    Ok(filled)
+}
+
+/// What is said of a table that should be empty.
+pub fn not_empty(table: &Table) -> Finding {
+    Finding::wrong(
+        format!("table {table} already has rows, and this version streams only what comes after setup"),
+        format!(
+            "set the pipeline up while {table} is empty: move the rows away, run `millrace setup`, insert them again"
+        ),
+    )
+}
+
+/// Whether the heartbeat table stands and the running role may use it.
+pub async fn heartbeat(client: &Client, plan: &Plan) -> Result<Finding, Error> {
+    const TABLE: &str = "SELECT has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT')
+            AND has_table_privilege(c.oid, 'UPDATE')
+            AND has_schema_privilege(n.oid, 'USAGE') AS usable, current_user::text AS role
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = 'millrace' AND c.relname = 'heartbeat' AND c.relkind = 'r'";
+    let missing =
+        |what: &str| Finding::wrong(what, "run `millrace setup`, or apply migrations/002_heartbeat.sql");
+    let Some(row) = client.query_opt(TABLE, &[]).await? else {
+        return Ok(missing("the heartbeat table millrace.heartbeat does not exist"));
+    };
+    if !row.get::<_, bool>("usable") {
+        let role = quote(&row.get::<_, String>("role"));
+        return Ok(Finding::wrong(
+            format!("role {role} may not read and write millrace.heartbeat"),
+            format!(
+                "GRANT USAGE ON SCHEMA millrace TO {role}; GRANT SELECT, INSERT, UPDATE ON millrace.heartbeat TO {role};"
+            ),
+        ));
+    }
+    let beats =
+        client.query_opt("SELECT FROM millrace.heartbeat WHERE pipeline = $1", &[&plan.pipeline]).await?;
+    Ok(match beats {
+        Some(_) => Finding::good("the heartbeat table is in place"),
+        None => missing("millrace.heartbeat has no row for this pipeline"),
+    })
+}

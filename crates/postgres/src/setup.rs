@@ -1,0 +1,418 @@
+//! Makes and removes what a pipeline needs at the source: heartbeat table, publication, slot.
+//!
+//! Order matters, and each step can be repeated. The publication stands before the slot: decoding uses the
+//! catalog as of each change, so a slot that is older than its publication would fail on the first one. Tables
+//! enter the publication under a lock that keeps writers out (h22): a transaction that had already written the
+//! table would stream only what it writes afterwards. And because rows may be committed between the publication
+//! and the slot, the tables are looked at once more *as of the snapshot exported with the slot* (h21): what that
+//! snapshot sees is never streamed, what it does not see always is.
+
+use std::fmt;
+use std::time::Duration;
+
+use change::{Lsn, Refusal, Timeline};
+use relay::SourceError;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, Error, IsolationLevel, Transaction};
+
+use crate::{ConnectionError, ReplicationConnection, check};
+
+/// How often a table's lock is tried for, each time for [`LOCK_TIMEOUT`]; between two tries writers go on.
+const LOCK_TRIES: u32 = 15;
+/// How long writers of a table can be held up by one try.
+const LOCK_TIMEOUT: &str = "2s";
+/// Between two tries.
+const LOCK_PAUSE: Duration = Duration::from_millis(500);
+
+/// A table's name, its two parts unquoted.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Table {
+    /// Its schema.
+    pub schema: String,
+    /// Its name in the schema.
+    pub name: String,
+}
+
+impl Table {
+    /// As SQL: `"public"."emails"`.
+    pub fn quoted(&self) -> String {
+        format!("{}.{}", quote(&self.schema), quote(&self.name))
+    }
+
+    /// Its object id, where it exists.
+    pub(crate) async fn oid(&self, client: &Client) -> Result<Option<u32>, Error> {
+        const OID: &str = "SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+            WHERE n.nspname = $1 AND c.relname = $2";
+        Ok(client.query_opt(OID, &[&self.schema, &self.name]).await?.map(|row| row.get(0)))
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.schema, self.name)
+    }
+}
+
+/// What a pipeline is to have at the source.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Plan {
+    /// Its name: key of its row in the heartbeat table.
+    pub pipeline: String,
+    /// The slot's name.
+    pub slot: String,
+    /// The publication's name.
+    pub publication: String,
+    /// What it streams.
+    pub tables: Vec<Table>,
+    /// The role that runs it.
+    pub role: String,
+}
+
+/// A name as SQL.
+pub fn quote(identifier: &str) -> String {
+    format!("\"{}\"", identifier.replace('"', "\"\""))
+}
+
+/// A text as SQL.
+pub fn quote_literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+/// Why a step was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// The server did not do it; trying again may help.
+    #[error("{doing}: {}", describe(error))]
+    Failed {
+        /// What was being done.
+        doing: String,
+        /// What the server said.
+        error: Error,
+    },
+    /// The connection failed; trying again may help.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The operator has to do something first.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+}
+
+impl From<ConnectionError> for SetupError {
+    fn from(error: ConnectionError) -> Self {
+        match SourceError::from(error) {
+            SourceError::Unavailable(text) => SetupError::Unavailable(text),
+            SourceError::Refused(refusal) => SetupError::Refused(refusal),
+        }
+    }
+}
+
+/// An error with the server's own words, which `Display` leaves out.
+fn describe(error: &Error) -> String {
+    match error.as_db_error() {
+        Some(db) => db.to_string(),
+        None => match std::error::Error::source(error) {
+            Some(cause) => format!("{error}: {cause}"),
+            None => error.to_string(),
+        },
+    }
+}
+
+impl SetupError {
+    fn at(doing: &str) -> impl FnOnce(Error) -> SetupError + '_ {
+        move |error| {
+            if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
+                return Refusal::new(
+                    format!("{doing}: {}", describe(&error)),
+                    "let postgres.admin_url name a role that owns the tables and may create in the database, \
+                     or have a DBA run what `millrace setup --dry-run` prints",
+                )
+                .into();
+            }
+            SetupError::Failed { doing: doing.to_owned(), error }
+        }
+    }
+}
+
+/// The statements for the heartbeat table. Those that can be repeated are, so that a DBA's own run before is fine.
+pub fn heartbeat_sql(plan: &Plan) -> Vec<String> {
+    let role = quote(&plan.role);
+    vec![
+        "CREATE SCHEMA IF NOT EXISTS millrace".into(),
+        "CREATE TABLE IF NOT EXISTS millrace.heartbeat (pipeline text PRIMARY KEY, beat bigint NOT NULL, \
+         nonce text NOT NULL, at timestamptz NOT NULL)"
+            .into(),
+        format!(
+            "INSERT INTO millrace.heartbeat (pipeline, beat, nonce, at) VALUES ({}, 0, '', now()) \
+             ON CONFLICT (pipeline) DO NOTHING",
+            quote_literal(&plan.pipeline)
+        ),
+        format!("GRANT USAGE ON SCHEMA millrace TO {role}"),
+        format!("GRANT SELECT, INSERT, UPDATE ON millrace.heartbeat TO {role}"),
+    ]
+}
+
+/// The statements that bring `tables` into the publication, within one transaction.
+pub fn publication_sql(plan: &Plan, tables: &[Table], exists: bool) -> Vec<String> {
+    let name = quote(&plan.publication);
+    // ONLY: children of an inheritance tree are tables of their own.
+    let list: Vec<String> = tables.iter().map(|table| format!("ONLY {}", table.quoted())).collect();
+    let list = list.join(", ");
+    let publish = if exists {
+        format!("ALTER PUBLICATION {name} ADD TABLE {list}")
+    } else {
+        format!("CREATE PUBLICATION {name} FOR TABLE {list}")
+    };
+    vec![
+        format!("SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"),
+        format!("LOCK TABLE {list} IN SHARE ROW EXCLUSIVE MODE"),
+        publish,
+    ]
+}
+
+/// Everything but the slot, for a DBA to read or to run. `missing` are the tables that the publication lacks.
+pub fn script(plan: &Plan, missing: &[Table], publication_exists: bool) -> String {
+    let mut script = String::from("BEGIN;\n");
+    for statement in heartbeat_sql(plan) {
+        script.push_str(&format!("{statement};\n"));
+    }
+    script.push_str("COMMIT;\n");
+    if !missing.is_empty() {
+        script.push_str("-- The tables must be empty. The lock keeps out transactions that have already written them.\nBEGIN;\n");
+        for statement in publication_sql(plan, missing, publication_exists) {
+            script.push_str(&format!("{statement};\n"));
+        }
+        script.push_str("COMMIT;\n");
+    }
+    script.push_str("-- `millrace setup` makes the slot itself, for it needs the slot's snapshot:\n");
+    script.push_str(&format!("-- {}\n", create_slot_command(plan)));
+    script
+}
+
+/// Keeps a second `setup` of the same pipeline out, for as long as the connection lives.
+pub async fn exclude_others(admin: &Client, plan: &Plan) -> Result<(), SetupError> {
+    let doing = "cannot take the lock of setup";
+    let key = format!("millrace setup {}", plan.pipeline);
+    let row = admin.query_one("SELECT pg_try_advisory_lock(hashtextextended($1, 0))", &[&key]).await;
+    if row.map_err(SetupError::at(doing))?.get(0) {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        "another `millrace setup` or `teardown` of this pipeline is running",
+        "wait for its end",
+    )
+    .into())
+}
+
+/// Makes the heartbeat table and its row.
+pub async fn make_heartbeat(admin: &mut Client, plan: &Plan) -> Result<(), SetupError> {
+    let doing = "cannot make the heartbeat table";
+    // Applied by a DBA beforehand, it may be beyond the rights of this role, and needs none.
+    if let Ok(finding) = check::heartbeat(admin, plan).await
+        && finding.verdict == check::Verdict::Good
+        && role_can_beat(admin, plan).await.map_err(SetupError::at(doing))?
+    {
+        return Ok(());
+    }
+    let transaction = admin.transaction().await.map_err(SetupError::at(doing))?;
+    for statement in heartbeat_sql(plan) {
+        transaction.batch_execute(&statement).await.map_err(SetupError::at(doing))?;
+    }
+    transaction.commit().await.map_err(SetupError::at(doing))
+}
+
+async fn role_can_beat(admin: &Client, plan: &Plan) -> Result<bool, Error> {
+    const RIGHTS: &str = "SELECT has_schema_privilege($1, 'millrace', 'USAGE')
+        AND has_table_privilege($1, 'millrace.heartbeat', 'SELECT') AND has_table_privilege($1, 'millrace.heartbeat', 'INSERT')
+        AND has_table_privilege($1, 'millrace.heartbeat', 'UPDATE')";
+    Ok(admin.query_one(RIGHTS, &[&plan.role]).await?.get(0))
+}
+
+/// Brings `tables` into the publication, which is made when there is none; refuses tables that are not empty.
+pub async fn publish(
+    admin: &mut Client,
+    plan: &Plan,
+    tables: &[Table],
+    exists: bool,
+) -> Result<(), SetupError> {
+    let doing = format!("cannot bring the tables into publication {}", plan.publication);
+    // A policy must not hide a row from the question whether there is one (h14).
+    admin.batch_execute("SET row_security = off").await.map_err(SetupError::at(&doing))?;
+    for attempt in 1..=LOCK_TRIES {
+        match publish_once(admin, plan, tables, exists).await {
+            Ok(()) => return Ok(()),
+            Err(SetupError::Failed { error, .. }) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
+                tracing::info!(attempt, "the tables are being written; trying for their lock again");
+                tokio::time::sleep(LOCK_PAUSE).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Err(Refusal::new(
+        format!("{doing}: long transactions write them all the time"),
+        "run `millrace setup` again when they have ended; \
+         SELECT pid, xact_start, query FROM pg_stat_activity ORDER BY xact_start shows them",
+    )
+    .into())
+}
+
+async fn publish_once(
+    admin: &mut Client,
+    plan: &Plan,
+    tables: &[Table],
+    exists: bool,
+) -> Result<(), SetupError> {
+    let doing = format!("cannot bring the tables into publication {}", plan.publication);
+    let at = || SetupError::at(&doing);
+    let transaction = admin.transaction().await.map_err(at())?;
+    let statements = publication_sql(plan, tables, exists);
+    let (publish, locks) = statements.split_last().expect("publication_sql gives three statements");
+    for statement in locks {
+        transaction.batch_execute(statement).await.map_err(at())?;
+    }
+    let filled = check::filled(transaction.client(), tables).await.map_err(at())?;
+    if let Some(table) = filled.first() {
+        let finding = check::not_empty(table);
+        return Err(Refusal::new(finding.what, finding.remedy).into());
+    }
+    transaction.batch_execute(publish).await.map_err(at())?;
+    transaction.commit().await.map_err(at())
+}
+
+/// Drops the slot where it exists. Refuses while a reader holds it.
+pub async fn drop_slot(admin: &Client, name: &str) -> Result<(), SetupError> {
+    const DROP: &str =
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1";
+    match admin.execute(DROP, &[&name]).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.code() == Some(&SqlState::OBJECT_IN_USE) => Err(Refusal::new(
+            format!("slot {name} is in use: {}", describe(&error)),
+            "stop the reader of this pipeline, or wait until an interrupted `millrace setup` is over; then run this again",
+        )
+        .into()),
+        Err(error) => Err(SetupError::at(&format!("cannot drop slot {name}"))(error)),
+    }
+}
+
+/// Removes publication and heartbeat; the table and the schema go with the last pipeline.
+pub async fn remove(admin: &mut Client, plan: &Plan) -> Result<(), SetupError> {
+    let doing = "cannot remove the publication and the heartbeat";
+    let at = || SetupError::at(doing);
+    let publication = format!("DROP PUBLICATION IF EXISTS {}", quote(&plan.publication));
+    admin.batch_execute(&publication).await.map_err(at())?;
+    let exists = "SELECT to_regclass('millrace.heartbeat') IS NOT NULL";
+    if !admin.query_one(exists, &[]).await.map_err(at())?.get::<_, bool>(0) {
+        return Ok(());
+    }
+    let transaction = admin.transaction().await.map_err(at())?;
+    let delete = "DELETE FROM millrace.heartbeat WHERE pipeline = $1";
+    transaction.execute(delete, &[&plan.pipeline]).await.map_err(at())?;
+    let last = "SELECT NOT EXISTS (SELECT FROM millrace.heartbeat)";
+    if transaction.query_one(last, &[]).await.map_err(at())?.get(0) {
+        // No CASCADE: whatever else somebody keeps in that schema stays, and so does the schema.
+        transaction.batch_execute("DROP TABLE millrace.heartbeat").await.map_err(at())?;
+        let others = "SELECT NOT EXISTS (SELECT FROM pg_class WHERE relnamespace = 'millrace'::regnamespace)";
+        if transaction.query_one(others, &[]).await.map_err(at())?.get(0) {
+            transaction.batch_execute("DROP SCHEMA millrace").await.map_err(at())?;
+        }
+    }
+    transaction.commit().await.map_err(at())
+}
+
+/// A slot just made.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NewSlot {
+    /// Every transaction that commits from here on is streamed.
+    pub consistent_point: Lsn,
+    /// `pg_current_snapshot()` under the snapshot exported with the slot.
+    pub snapshot: String,
+    /// The server.
+    pub timeline: Timeline,
+}
+
+/// The options' old form, which every server from 14 on understands.
+fn create_slot_command(plan: &Plan) -> String {
+    format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput EXPORT_SNAPSHOT", quote(&plan.slot))
+}
+
+/// Makes the slot. Refuses, and drops it again, when the snapshot exported with it sees rows in the tables:
+/// they would never be streamed. `replication` is a connection of the running role.
+///
+/// The tables are locked ACCESS SHARE before the slot exists (h24): a rewrite between the snapshot and the look
+/// would show its rows to nobody who looks under the older snapshot. The locking transaction has no xid, so the
+/// slot does not wait for it.
+pub async fn create_slot(
+    replication: &mut ReplicationConnection,
+    admin: &mut Client,
+    plan: &Plan,
+) -> Result<NewSlot, SetupError> {
+    let (timeline, _) = replication.identify_system().await?;
+    let at = || SetupError::at("cannot look at the tables under the slot's snapshot");
+    let transaction =
+        admin.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true);
+    let transaction = transaction.start().await.map_err(at())?;
+    let list: Vec<String> = plan.tables.iter().map(|table| format!("ONLY {}", table.quoted())).collect();
+    let lock = format!(
+        "SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'; LOCK TABLE {} IN ACCESS SHARE MODE",
+        list.join(", ")
+    );
+    transaction.batch_execute(&lock).await.map_err(at())?;
+    let (consistent_point, name) = slot_and_snapshot(replication, plan).await?;
+    let looked = look_under(&transaction, &name, &plan.tables).await;
+    let ended = transaction.rollback().await.map_err(at());
+    match looked.and_then(|snapshot| ended.map(|()| snapshot)) {
+        Ok(snapshot) => Ok(NewSlot { consistent_point, snapshot, timeline }),
+        Err(error) => {
+            drop_slot(admin, &plan.slot).await?;
+            Err(error)
+        }
+    }
+}
+
+async fn slot_and_snapshot(
+    replication: &mut ReplicationConnection,
+    plan: &Plan,
+) -> Result<(Lsn, String), SetupError> {
+    let created = replication.command(&create_slot_command(plan)).await.map_err(|error| match error {
+        ConnectionError::Io { error, .. } if error.kind() == std::io::ErrorKind::TimedOut => {
+            SetupError::Unavailable(
+                "the slot waits for transactions that ran when it was begun; run `millrace setup` again when they \
+                 have ended: SELECT pid, xact_start, query FROM pg_stat_activity ORDER BY xact_start"
+                    .into(),
+            )
+        }
+        error => error.into(),
+    })?;
+    let field = |place: usize| std::str::from_utf8(created.first()?.get(place)?.as_ref()?).ok();
+    match (field(1).and_then(|lsn| lsn.parse().ok()), field(2)) {
+        (Some(consistent_point), Some(snapshot)) => Ok((consistent_point, snapshot.to_owned())),
+        _ => Err(SetupError::Unavailable(
+            "CREATE_REPLICATION_SLOT gave no consistent point and snapshot".into(),
+        )),
+    }
+}
+
+/// Under the exported snapshot: that the tables are empty, and what the snapshot sees.
+async fn look_under(
+    transaction: &Transaction<'_>,
+    name: &str,
+    tables: &[Table],
+) -> Result<String, SetupError> {
+    let at = || SetupError::at("cannot look at the tables under the slot's snapshot");
+    let import = format!("SET TRANSACTION SNAPSHOT {}", quote_literal(name));
+    transaction.batch_execute(&import).await.map_err(at())?;
+    let filled = check::filled(transaction.client(), tables).await.map_err(at())?;
+    if let Some(table) = filled.first() {
+        let finding = check::not_empty(table);
+        return Err(Refusal::new(finding.what, finding.remedy).into());
+    }
+    let row = transaction.query_one("SELECT pg_current_snapshot()::text", &[]).await.map_err(at())?;
+    Ok(row.get(0))
+}
+
+/// What the heartbeat table holds for this pipeline: the count and the random text of the last beat.
+pub async fn read_heartbeat(client: &Client, plan: &Plan) -> Result<(i64, String), SetupError> {
+    let doing = "cannot read millrace.heartbeat";
+    let query = "SELECT beat, nonce FROM millrace.heartbeat WHERE pipeline = $1";
+    let row = client.query_one(query, &[&plan.pipeline]).await.map_err(SetupError::at(doing))?;
+    Ok((row.get(0), row.get(1)))
+}

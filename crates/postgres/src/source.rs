@@ -1,0 +1,371 @@
+//! Postgres as the relay's [`Source`].
+//!
+//! Two connections to one server: one for SQL (slot, publication, catalog, heartbeat), one that streams. The relay
+//! calls from a plain thread and is blocked; what must go on meanwhile (status updates, reading ahead) is done by
+//! the task of [`crate::stream`] on the runtime.
+//!
+//! At the border: events come in the server's order, each row after the relation that describes it, and nothing is
+//! filtered. What cannot be understood is refused, never skipped.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use change::{Lsn, Refusal, Timeline, Tuple};
+use pgoutput::Message;
+use relay::{Confirmed, Heartbeat, RelayError, RowChange, Source, SourceError, SourceState, WalEvent};
+use tokio::runtime::Handle;
+use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::ToSql;
+
+use crate::catalog;
+use crate::config::{Config, Target};
+use crate::connection::ReplicationConnection;
+use crate::error::ConnectionError;
+use crate::preconditions::{self, NEW_LOG, Slot};
+use crate::stream::{Frame, ReplicationStream};
+use crate::tls::Tls;
+
+/// How long a query of the catalog may take.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a heartbeat waits for synchronous standbys before its local durability is enough.
+const STANDBY_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a session that was told to end may hold on to the slot.
+const TAKE_OVER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How often to look whether it has let go.
+const TAKE_OVER_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Work of one `poll`, after which acknowledgements get their turn.
+const POLL_WORK: Duration = Duration::from_millis(10);
+
+const HEARTBEAT: &str = "SELECT beat, nonce FROM millrace.heartbeat WHERE pipeline = $1";
+
+/// A beat only ever grows: a reader that was replaced and does not know it yet must not turn it back.
+const BEAT: &str = "
+INSERT INTO millrace.heartbeat AS h (pipeline, beat, nonce, at) VALUES ($1, $2, $3, now())
+ON CONFLICT (pipeline) DO UPDATE SET beat = excluded.beat, nonce = excluded.nonce, at = excluded.at
+WHERE h.beat < excluded.beat";
+
+const TERMINATE: &str = "
+SELECT pg_catalog.pg_terminate_backend(active_pid) FROM pg_catalog.pg_replication_slots
+WHERE slot_name = $1 AND active_pid IS NOT NULL";
+
+/// Which changes to read.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SourceOptions {
+    /// Name of the pipeline, and key of its heartbeat.
+    pub pipeline: String,
+    /// The replication slot.
+    pub slot: String,
+    /// The publication.
+    pub publication: String,
+    /// The configured tables, `schema.table`; each must be in the publication.
+    pub tables: Vec<String>,
+}
+
+/// A primary server, a slot on it, and the stream once it has begun.
+pub struct PostgresSource {
+    runtime: Handle,
+    target: Target,
+    options: SourceOptions,
+    client: Client,
+    /// Logged in and not yet streaming.
+    replication: Option<ReplicationConnection>,
+    stream: Option<ReplicationStream>,
+    /// Number of columns of each relation that this session has announced.
+    relations: HashMap<u32, usize>,
+    /// The relations of one TRUNCATE; kept for its memory.
+    truncated: Vec<u32>,
+}
+
+impl PostgresSource {
+    /// Connects for SQL. Its methods must be called from a thread that is not one of `runtime`'s.
+    pub fn connect(runtime: &Handle, config: &Config, options: SourceOptions) -> Result<Self, SourceError> {
+        let (client, target) = runtime.block_on(catalog::connect_primary(config))?;
+        let source = PostgresSource {
+            runtime: runtime.clone(),
+            target,
+            options,
+            client,
+            replication: None,
+            stream: None,
+            relations: HashMap::new(),
+            truncated: Vec::new(),
+        };
+        if source.runtime.block_on(catalog::in_recovery(&source.client, &source.target))? {
+            let what = format!("{} is a standby", source.target);
+            return Err(Refusal::new(what, "name the primary in [postgres] url").into());
+        }
+        Ok(source)
+    }
+
+    /// Runs a query's future, bounded in time.
+    fn query<T>(
+        &self,
+        query: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, SourceError> {
+        let bounded = async { tokio::time::timeout(QUERY_TIMEOUT, query).await };
+        match self.runtime.block_on(bounded) {
+            Ok(result) => result.map_err(|error| self.failed(&error)),
+            Err(_) => Err(SourceError::Unavailable(format!(
+                "{}: no answer to a query within {} s",
+                self.target,
+                QUERY_TIMEOUT.as_secs()
+            ))),
+        }
+    }
+
+    fn failed(&self, error: &tokio_postgres::Error) -> SourceError {
+        if error.code() == Some(&SqlState::UNDEFINED_TABLE)
+            || error.code() == Some(&SqlState::INVALID_SCHEMA_NAME)
+        {
+            let what = format!("{}: {}", self.target, ConnectionError::from_client("heartbeat table", error));
+            return Refusal::new(what, "run `millrace setup`").into();
+        }
+        ConnectionError::from_client(&self.target, error).into()
+    }
+
+    fn slot(&self) -> Result<(Slot, Lsn), SourceError> {
+        let slot = self.query(Slot::read(&self.client, &self.options.slot))?;
+        let confirmed_flush = preconditions::usable(&self.options.slot, slot.as_ref())?;
+        match slot {
+            Some(slot) => Ok((slot, confirmed_flush)),
+            None => Err(SourceError::Unavailable("the slot vanished".into())),
+        }
+    }
+
+    /// The connection that will stream.
+    fn replication(&mut self) -> Result<ReplicationConnection, SourceError> {
+        match self.replication.take() {
+            Some(connection) => Ok(connection),
+            None => Ok(self.runtime.block_on(ReplicationConnection::connect_to(&self.target))?),
+        }
+    }
+
+    /// What the server's refusal to stream means.
+    fn not_started(&self, error: ConnectionError) -> SourceError {
+        let slot = &self.options.slot;
+        match error.server_error() {
+            Some(server) if server.slot_is_active() => {
+                SourceError::Unavailable(format!("slot \"{slot}\" is in use by another session: {error}"))
+            }
+            Some(server) if server.does_not_exist() || server.slot_is_unusable() => {
+                Refusal::new(format!("slot \"{slot}\" cannot be read: {error}"), NEW_LOG).into()
+            }
+            _ => error.into(),
+        }
+    }
+
+    /// What the end of a stream means.
+    fn interrupted(&self, error: ConnectionError) -> SourceError {
+        let refused = |what: String| Refusal::new(format!("{what}: {error}"), NEW_LOG).into();
+        match error.server_error() {
+            Some(server) if server.does_not_exist() => refused(format!(
+                "publication \"{}\" does not exist where the slot stands",
+                self.options.publication
+            )),
+            Some(server) if server.slot_is_unusable() => {
+                refused(format!("slot \"{}\" cannot be read any further", self.options.slot))
+            }
+            _ => error.into(),
+        }
+    }
+
+    fn take(
+        &mut self,
+        frame: Frame<'_>,
+        deliver: &mut dyn FnMut(WalEvent<'_>) -> Result<(), RelayError>,
+    ) -> Result<(), RelayError> {
+        let (lsn, payload) = match frame {
+            Frame::Data { lsn, payload } => (lsn, payload),
+            Frame::Keepalive { wal_end, reply_requested } => {
+                return deliver(WalEvent::Keepalive { wal_end, reply_requested });
+            }
+        };
+        let message = pgoutput::decode(payload).map_err(|error| misread(lsn, &error.to_string()))?;
+        deliver(match message {
+            Message::Insert { relation, new } => {
+                self.check(lsn, relation, new)?;
+                WalEvent::Row { lsn, relation, change: RowChange::Insert { new } }
+            }
+            Message::Update { relation, old, new } => {
+                let old = old.map(pgoutput::OldTuple::tuple);
+                self.check(lsn, relation, new)?;
+                self.check(lsn, relation, old.unwrap_or(new))?;
+                WalEvent::Row { lsn, relation, change: RowChange::Update { old, new } }
+            }
+            Message::Delete { relation, old } => {
+                let old = old.tuple();
+                self.check(lsn, relation, old)?;
+                WalEvent::Row { lsn, relation, change: RowChange::Delete { old } }
+            }
+            Message::Begin { commit_lsn, commit_time_us, xid } => {
+                WalEvent::Begin { commit_lsn, commit_time_us, xid }
+            }
+            Message::Commit { commit_lsn, end_lsn, .. } => WalEvent::Commit { commit_lsn, end_lsn },
+            Message::Truncate { relations, .. } => {
+                self.truncated.clear();
+                self.truncated.extend(relations.iter());
+                WalEvent::Truncate { lsn, relations: &self.truncated }
+            }
+            Message::Message { transactional, lsn, prefix, content } => {
+                WalEvent::Message { lsn, transactional, prefix, content }
+            }
+            Message::Relation(relation) => {
+                let schema = self.query(catalog::complete(&self.client, &relation))?;
+                self.relations.insert(relation.oid, schema.columns.len());
+                WalEvent::Relation(schema)
+            }
+            // Types come with their relation; where a change was first made is nobody's concern.
+            Message::Type { .. } | Message::Origin { .. } => return Ok(()),
+        })
+    }
+
+    /// A row must fit the relation that was announced for it.
+    fn check(&self, lsn: Lsn, relation: u32, tuple: Tuple<'_>) -> Result<(), RelayError> {
+        match self.relations.get(&relation) {
+            Some(columns) if *columns == tuple.len() => Ok(()),
+            Some(columns) => {
+                let what =
+                    format!("a row of {} columns of relation {relation}, which has {columns}", tuple.len());
+                Err(misread(lsn, &what))
+            }
+            None => Err(misread(lsn, &format!("a row of relation {relation}, which was not announced"))),
+        }
+    }
+}
+
+fn misread(lsn: Lsn, what: &str) -> RelayError {
+    let what = format!("the change at {lsn} cannot be understood: {what}");
+    Refusal::new(what, "nothing was skipped; report this with the server's version").into()
+}
+
+impl Source for PostgresSource {
+    fn busy(&mut self) -> Result<bool, SourceError> {
+        Ok(self.slot()?.0.active)
+    }
+
+    fn take_over(&mut self) -> Result<(), SourceError> {
+        let deadline = Instant::now() + TAKE_OVER_TIMEOUT;
+        while self.slot()?.0.active {
+            if Instant::now() >= deadline {
+                return Err(SourceError::Unavailable(format!(
+                    "the session that holds slot \"{}\" does not end",
+                    self.options.slot
+                )));
+            }
+            self.query(self.client.query(TERMINATE, &[&self.options.slot])).map_err(|error| match error {
+                SourceError::Refused(refusal) => {
+                    let remedy = "GRANT pg_signal_backend to the role, or end the other reader by hand";
+                    SourceError::Refused(Refusal::new(refusal.what, remedy))
+                }
+                other => other,
+            })?;
+            self.runtime.block_on(async { tokio::time::sleep(TAKE_OVER_INTERVAL).await });
+        }
+        Ok(())
+    }
+
+    fn state(&mut self, ledger: &Timeline) -> Result<SourceState, SourceError> {
+        let (_, confirmed_flush) = self.slot()?;
+        let mut replication = self.replication()?;
+        let (timeline, _) = self.runtime.block_on(replication.identify_system())?;
+        let switch_point = if timeline.system_id == ledger.system_id && timeline.timeline != ledger.timeline {
+            self.runtime.block_on(replication.switch_point(timeline.timeline, ledger.timeline))?
+        } else {
+            None
+        };
+        self.replication = Some(replication);
+        let row = self.query(self.client.query_opt(HEARTBEAT, &[&self.options.pipeline]))?;
+        let heartbeat = match row {
+            Some(row) => Heartbeat {
+                beat: row.try_get(0).map_err(|error| self.failed(&error))?,
+                nonce: row.try_get(1).map_err(|error| self.failed(&error))?,
+            },
+            None => Heartbeat::default(),
+        };
+        let flush = "SELECT pg_catalog.pg_current_wal_flush_lsn()::text";
+        let row = self.query(self.client.query_one(flush, &[]))?;
+        let text: String = row.try_get(0).map_err(|error| self.failed(&error))?;
+        let flush_lsn = text.parse().map_err(|error| SourceError::Unavailable(format!("{error}")))?;
+        Ok(SourceState { confirmed_flush, flush_lsn, timeline, switch_point, heartbeat })
+    }
+
+    fn write_heartbeat(&mut self, heartbeat: &Heartbeat) -> Result<(), SourceError> {
+        let tls = Tls::new(&self.target.ssl).map_err(ConnectionError::from)?;
+        let written = self.query(async {
+            let values: [&(dyn ToSql + Sync); 3] =
+                [&self.options.pipeline, &heartbeat.beat, &heartbeat.nonce];
+            let write = self.client.execute(BEAT, &values);
+            tokio::pin!(write);
+            match tokio::time::timeout(STANDBY_PATIENCE, &mut write).await {
+                Ok(written) => written,
+                Err(_) => {
+                    // A cancelled wait for a standby leaves a commit that is durable here; anything else fails.
+                    tracing::warn!("a heartbeat waits for a synchronous standby: going on without it");
+                    self.client.cancel_token().cancel_query(tls).await?;
+                    write.await
+                }
+            }
+        })?;
+        if written == 0 {
+            let what = format!("heartbeat {} was overtaken by another reader's", heartbeat.beat);
+            return Err(SourceError::Unavailable(what));
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, from: Lsn) -> Result<(), SourceError> {
+        let options = &self.options;
+        self.query(preconditions::publication(&self.client, &options.publication, &options.tables))??;
+        let mut replication = self.replication()?;
+        let patience = self.runtime.block_on(replication.wal_sender_timeout())?;
+        let (slot, publication) = (&self.options.slot, &self.options.publication);
+        let streaming = self
+            .runtime
+            .block_on(replication.start_replication(slot, publication, from))
+            .map_err(|error| self.not_started(error))?;
+        tracing::info!(server = %self.target, slot, %from, "streaming");
+        self.relations.clear();
+        self.stream = Some(ReplicationStream::spawn(&self.runtime, from, streaming, patience));
+        Ok(())
+    }
+
+    fn poll(
+        &mut self,
+        timeout: Duration,
+        deliver: &mut dyn FnMut(WalEvent<'_>) -> Result<(), RelayError>,
+    ) -> Result<bool, RelayError> {
+        let mut wait = timeout;
+        let mut begun = None;
+        loop {
+            let Some(stream) = &mut self.stream else {
+                return Err(SourceError::Unavailable("the stream has not begun".into()).into());
+            };
+            let Some(piece) = stream.receive(wait).map_err(|error| self.interrupted(error))? else {
+                return Ok(begun.is_some());
+            };
+            for frame in piece.frames() {
+                self.take(frame, deliver)?;
+            }
+            if begun.get_or_insert_with(Instant::now).elapsed() >= POLL_WORK {
+                return Ok(true);
+            }
+            wait = Duration::ZERO;
+        }
+    }
+
+    fn acknowledge(&mut self, confirmed: Confirmed) -> Result<(), SourceError> {
+        match &self.stream {
+            Some(stream) => {
+                stream.acknowledge(confirmed.lsn());
+                Ok(())
+            }
+            None => Err(SourceError::Unavailable("the stream has not begun".into())),
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! The adapter against a real server.
+
+#![allow(clippy::unwrap_used)] // helpers of tests, which the lint does not see
+
+mod catalog;
+mod login;
+mod running;
+mod slot;
+mod stream;
+mod support;

@@ -1,0 +1,300 @@
+//! What can be seen of a counter at one moment, and what that means.
+//!
+//! A script (`scripts/counter.lua`) sees a counter as a text of [`LINES`] lines: its owner, its checkpoint's fields,
+//! type and length of its value and of its hidden counts. The same text serves three ends: it is judged when a
+//! store is loaded; it is the expectation of every compare-and-set; and a check compares it with the last one.
+//! A text of ours never has more lines than that, so equal texts are equal counters.
+
+use change::Refusal;
+use worker::Checkpoint;
+
+use crate::keys::Namespace;
+use crate::shape::Shape;
+
+/// The checkpoint's format written by this version.
+const FORMAT: u32 = 1;
+/// Lines of an observation.
+const LINES: usize = 17;
+/// The checkpoint's fields, in the order of `counter.lua`.
+const FIELDS: [&str; 8] = ["format", "log", "generation", "offset", "lsn", "definition", "groups", "state"];
+
+/// A counter as our own commits leave it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Held {
+    pub(crate) checkpoint: Checkpoint,
+    /// Groups that the value has; 1 without GROUP BY.
+    pub(crate) groups: u64,
+}
+
+/// What an observation means.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Judgement {
+    /// Nothing is there.
+    Empty,
+    /// It is whole.
+    At(Held),
+    /// It is whole, but the owners' hash has lost its entry.
+    Unclaimed(Held),
+    /// It is ours and not whole.
+    Damaged(String),
+}
+
+/// Type and length of a key.
+type Key<'a> = (&'a str, &'a str);
+
+struct Observation<'a> {
+    owners: &'a str,
+    owner: &'a str,
+    checkpoint: &'a str,
+    fields: [&'a str; FIELDS.len()],
+    value: Key<'a>,
+    rows: Key<'a>,
+    nonnull: Key<'a>,
+}
+
+impl Held {
+    /// The checkpoint's fields and their contents.
+    pub(crate) fn fields(&self) -> [(&'static str, String); FIELDS.len()] {
+        let at = &self.checkpoint;
+        let contents = [
+            FORMAT.to_string(),
+            at.log.clone(),
+            at.generation.to_string(),
+            at.next_offset.to_string(),
+            at.lsn.to_string(),
+            at.definition.clone(),
+            self.groups.to_string(),
+            if at.ready { "ready" } else { "filling" }.to_owned(),
+        ];
+        let mut contents = contents.into_iter();
+        FIELDS.map(|field| (field, contents.next().unwrap_or_default()))
+    }
+
+    /// How the scripts see a counter that is exactly so.
+    pub(crate) fn expected(&self, space: &Namespace, shape: Shape) -> String {
+        let mut lines = vec!["hash".to_owned(), space.pipeline().to_owned(), "hash".to_owned()];
+        lines.extend(self.fields().into_iter().map(|(_, content)| content));
+        for (kind, length) in self.keys(shape) {
+            lines.push(kind.to_owned());
+            lines.push(length.to_string());
+        }
+        lines.join("\n")
+    }
+
+    /// Types and lengths of value, rows and nonnull.
+    fn keys(&self, shape: Shape) -> [(&'static str, u64); 3] {
+        let hash = |there: bool| if there && self.groups > 0 { ("hash", self.groups) } else { ("none", 0) };
+        let value = if shape.grouped { hash(true) } else { ("string", 1) };
+        [value, hash(shape.hides_rows()), hash(shape.hides_nonnull())]
+    }
+}
+
+/// Says what is there, or refuses to touch it.
+pub(crate) fn judge(
+    seen: &str,
+    counter: &str,
+    space: &Namespace,
+    shape: Shape,
+    definition: &str,
+) -> Result<Judgement, Refusal> {
+    let Some(seen) = Observation::parse(seen) else {
+        return Ok(Judgement::Damaged("its checkpoint cannot be read".to_owned()));
+    };
+    let claimed = seen.claimed(counter, space)?;
+    if seen.checkpoint != "hash" {
+        let whole_keys = [("checkpoint", seen.checkpoint), ("value", seen.value.0)];
+        let hidden = [("hidden count", seen.rows.0), ("hidden count", seen.nonnull.0)];
+        let mut left = whole_keys.into_iter().chain(hidden).filter(|(_, kind)| *kind != "none");
+        return Ok(match left.next() {
+            None => Judgement::Empty,
+            Some(("checkpoint", kind)) => Judgement::Damaged(format!("its checkpoint is a {kind}")),
+            Some((what, _)) => Judgement::Damaged(format!("it has a {what} but no checkpoint")),
+        });
+    }
+    newer(&seen, counter)?;
+    let Some(held) = seen.held() else {
+        return Ok(Judgement::Damaged("its checkpoint cannot be read".to_owned()));
+    };
+    if held.checkpoint.definition != definition {
+        return Ok(Judgement::Damaged("its definition has changed".to_owned()));
+    }
+    let found = [seen.value, seen.rows, seen.nonnull];
+    let names = ["value", "hidden count of rows", "hidden count of values"];
+    for ((name, (kind, length)), expected) in names.iter().zip(found).zip(held.keys(shape)) {
+        if (kind, length) != (expected.0, &*expected.1.to_string()) {
+            let (expected, expected_length) = expected;
+            return Ok(Judgement::Damaged(format!(
+                "its {name} is a {kind} of {length} where its checkpoint says {expected} of {expected_length}"
+            )));
+        }
+    }
+    Ok(if claimed { Judgement::At(held) } else { Judgement::Unclaimed(held) })
+}
+
+/// The checkpoint in an observation, for programs that only look; `None` when there is none.
+pub(crate) fn checkpoint(seen: &str, counter: &str) -> Result<Option<Held>, Refusal> {
+    let Some(seen) = Observation::parse(seen) else { return Ok(None) };
+    if seen.checkpoint != "hash" {
+        return Ok(None);
+    }
+    newer(&seen, counter)?;
+    Ok(seen.held())
+}
+
+fn newer(seen: &Observation<'_>, counter: &str) -> Result<(), Refusal> {
+    match seen.fields[0].parse::<u32>() {
+        Ok(format) if format > FORMAT => Err(Refusal::new(
+            format!(
+                "the checkpoint of counter `{counter}` has format {format}; this Millrace reads {FORMAT}"
+            ),
+            "upgrade Millrace, or give this one a Redis prefix of its own",
+        )),
+        _ => Ok(()),
+    }
+}
+
+impl<'a> Observation<'a> {
+    fn parse(text: &'a str) -> Option<Self> {
+        let lines: [&str; LINES] = text.split('\n').collect::<Vec<_>>().try_into().ok()?;
+        let mut fields = [""; FIELDS.len()];
+        fields.copy_from_slice(&lines[3..11]);
+        let key = |place: usize| (lines[place], lines[place + 1]);
+        Some(Observation {
+            owners: lines[0],
+            owner: lines[1],
+            checkpoint: lines[2],
+            fields,
+            value: key(11),
+            rows: key(13),
+            nonnull: key(15),
+        })
+    }
+
+    /// Whether the owners' hash names this pipeline. Refuses what belongs to somebody else.
+    fn claimed(&self, counter: &str, space: &Namespace) -> Result<bool, Refusal> {
+        let elsewhere = "set [redis] prefix to keep Millrace's keys apart";
+        if self.owners != "hash" {
+            let what = format!("the Redis key `{}` is a {}, not Millrace's", space.owners_key(), self.owners);
+            return Err(Refusal::new(what, format!("delete it, or {elsewhere}")));
+        }
+        if self.owner == space.pipeline() {
+            return Ok(true);
+        }
+        let value = space.value_key(counter);
+        if !self.owner.is_empty() {
+            let what = format!("the Redis key `{value}` is a counter of the pipeline `{}`", self.owner);
+            return Err(Refusal::new(what, format!("rename the counter, or {elsewhere}")));
+        }
+        if self.checkpoint == "hash" {
+            return Ok(false);
+        }
+        let checkpoint = space.checkpoint_key(counter);
+        for (key, kind) in [(value, self.value.0), (checkpoint, self.checkpoint)] {
+            if kind != "none" {
+                let what = format!("the Redis key `{key}` is there already, a {kind} that is not Millrace's");
+                return Err(Refusal::new(
+                    what,
+                    format!("redis-cli UNLINK '{key}', if nobody needs it; or {elsewhere}"),
+                ));
+            }
+        }
+        Ok(false)
+    }
+
+    fn held(&self) -> Option<Held> {
+        let [format, log, generation, offset, lsn, definition, groups, state] = self.fields;
+        format.parse::<u32>().ok().filter(|format| *format > 0)?;
+        let ready = match state {
+            "ready" => true,
+            "filling" => false,
+            _ => return None,
+        };
+        let checkpoint = Checkpoint {
+            log: (!log.is_empty()).then(|| log.to_owned())?,
+            generation: generation.parse().ok()?,
+            next_offset: offset.parse().ok()?,
+            lsn: lsn.parse().ok()?,
+            definition: definition.to_owned(),
+            ready,
+        };
+        Some(Held { checkpoint, groups: groups.parse().ok()? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shape::Aggregate;
+    use change::Lsn;
+
+    const SHAPE: Shape = Shape { aggregate: Aggregate::Sum, grouped: true };
+
+    fn held(groups: u64) -> Held {
+        let checkpoint = Checkpoint {
+            log: "log".into(),
+            generation: 1,
+            next_offset: 7,
+            lsn: Lsn(0x1A2B3C),
+            definition: "d".into(),
+            ready: true,
+        };
+        Held { checkpoint, groups }
+    }
+
+    fn judged(text: &str) -> Result<Judgement, Refusal> {
+        judge(text, "c", &Namespace::new("", "p"), SHAPE, "d")
+    }
+
+    fn seen(groups: u64) -> String {
+        held(groups).expected(&Namespace::new("", "p"), SHAPE)
+    }
+
+    fn with(place: usize, line: &str) -> String {
+        let text = seen(2);
+        let mut lines: Vec<&str> = text.split('\n').collect();
+        lines[place] = line;
+        lines.join("\n")
+    }
+
+    #[test]
+    fn what_was_written_is_read_back() {
+        for groups in [0, 2] {
+            assert_eq!(judged(&seen(groups)), Ok(Judgement::At(held(groups))));
+        }
+        assert_eq!(judged(&with(1, "")), Ok(Judgement::Unclaimed(held(2))));
+    }
+
+    #[test]
+    fn damage_is_seen_in_every_part() {
+        let damages = [
+            (2, "none"),
+            (2, "string"),
+            (3, ""),
+            (4, ""),
+            (5, "x"),
+            (6, ""),
+            (7, "zz"),
+            (8, "other"),
+            (9, "3"),
+        ];
+        let lengths = [(10, ""), (11, "none"), (12, "1"), (13, "string"), (14, "3"), (16, "0")];
+        for (place, line) in damages.into_iter().chain(lengths) {
+            let judged = judged(&with(place, line));
+            assert!(matches!(judged, Ok(Judgement::Damaged(_))), "line {place} = {line}: {judged:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_ours_is_refused() {
+        for text in [with(0, "list"), with(1, "other"), with(3, "2")] {
+            assert!(judged(&text).is_err(), "{text}");
+        }
+        let foreign =
+            ["hash", "", "none", "", "", "", "", "", "", "", "", "hash", "5", "none", "0", "none", "0"];
+        assert!(judged(&foreign.join("\n")).is_err());
+        let mut nothing = foreign;
+        nothing[11] = "none";
+        nothing[12] = "0";
+        assert_eq!(judged(&nothing.join("\n")), Ok(Judgement::Empty));
+    }
+}

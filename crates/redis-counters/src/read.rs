@@ -1,0 +1,78 @@
+//! Counters as other programs of ours look at them: `verify`, `status`, `wait`, `teardown`.
+
+use std::collections::BTreeMap;
+
+use change::Refusal;
+use worker::{Checkpoint, SinkError};
+
+use crate::connection::Server;
+use crate::keys::Namespace;
+use crate::observation::checkpoint;
+use crate::shape::{Aggregate, Shape};
+use crate::store::{Counter, Store};
+
+/// Reads the counters of a pipeline; writes nothing but for [`drop_counters`](Self::drop_counters).
+pub struct Counters {
+    store: Store,
+}
+
+impl Counters {
+    /// Connects with the first question.
+    pub fn new(server: &Server, space: Namespace) -> Result<Self, Refusal> {
+        Ok(Counters { store: Store::new(server, space)? })
+    }
+
+    /// Where each counter stands; `None` for one that has no (readable) checkpoint.
+    pub fn checkpoints(&mut self, names: &[&str]) -> Result<Vec<Option<Checkpoint>>, SinkError> {
+        let counters = self.counters(names);
+        let all = self.store.observe(&counters.iter().collect::<Vec<_>>(), false)?;
+        let mut found = Vec::with_capacity(all.len());
+        for (seen, name) in all.iter().zip(names) {
+            found.push(checkpoint(&seen.text, name)?.map(|held| held.checkpoint));
+        }
+        Ok(found)
+    }
+
+    /// A counter's whole content and its checkpoint, read at one moment: contents by group, or by "" without
+    /// GROUP BY. Empty for a value that is missing or of another type.
+    pub fn counter(
+        &mut self,
+        name: &str,
+    ) -> Result<(Option<Checkpoint>, BTreeMap<String, String>), SinkError> {
+        let counter = self.counters(&[name]).remove(0);
+        let (seen, content) = self.store.whole(&counter)?;
+        let mut content = content.into_iter();
+        let mut groups = BTreeMap::new();
+        while let (Some(group), Some(value)) = (content.next(), content.next()) {
+            groups.insert(group, value);
+        }
+        Ok((checkpoint(&seen, name)?.map(|held| held.checkpoint), groups))
+    }
+
+    /// The counters that this pipeline owns in this Redis, configured or not.
+    pub fn owned(&mut self) -> Result<Vec<String>, SinkError> {
+        let owners = self.store.owners()?.into_iter();
+        let pipeline = self.store.space.pipeline();
+        let mut names: Vec<String> =
+            owners.filter(|(_, owner)| owner == pipeline).map(|(name, _)| name).collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// Removes counters with all that belongs to them; those of another pipeline and other programs' keys stay.
+    /// Gives the number of counters that were there.
+    pub fn drop_counters(&mut self, names: &[&str]) -> Result<u64, SinkError> {
+        let counters = self.counters(names);
+        self.store.drop(&counters.iter().collect::<Vec<_>>())
+    }
+
+    fn counters(&self, names: &[&str]) -> Vec<Counter> {
+        let counter = |name: &&str| Counter {
+            name: (*name).to_owned(),
+            keys: self.store.space.counter(name),
+            // Only writing needs to know.
+            shape: Shape { aggregate: Aggregate::Rows, grouped: true },
+        };
+        names.iter().map(counter).collect()
+    }
+}

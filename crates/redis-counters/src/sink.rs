@@ -1,0 +1,264 @@
+use change::{Refusal, TableSchema};
+use worker::{Change, Checkpoint, Move, Sink, SinkError, StoreSpec, Stored};
+
+use crate::commit::{Budget, CommitError, Moving, commit};
+use crate::connection::Server;
+use crate::keys::Namespace;
+use crate::observation::{Held, Judgement, judge};
+use crate::shape::{Aggregate, Shape};
+use crate::sql::{self, Definition};
+use crate::staged::Staged;
+use crate::store::{Counter, Store};
+
+/// How much is held in memory and sent at once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Bounds {
+    /// Changed groups that one script carries; [`Sink::full`] says so from here on, and a source transaction
+    /// that changes more goes through a staging copy.
+    pub script_groups: usize,
+    /// Bytes of them.
+    pub script_bytes: usize,
+    /// Changed groups that may be held at all: one source transaction cannot change more.
+    pub transaction_groups: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Bounds { script_groups: 50_000, script_bytes: 16 << 20, transaction_groups: 5_000_000 }
+    }
+}
+
+/// Counters in Redis, as a sink of the worker.
+///
+/// Every counter has a checkpoint; those that move in one [`Sink::commit`] move in one script.
+pub struct CountersSink {
+    store: Store,
+    bounds: Bounds,
+    specs: Vec<StoreSpec>,
+    counters: Vec<Counter>,
+    staged: Vec<Staged>,
+    known: Vec<Known>,
+}
+
+/// What is known of a counter in Redis.
+#[derive(Clone, Debug, Default)]
+struct Known {
+    /// How it was last seen or written; empty before the first load.
+    seen: String,
+    /// What it holds, if it is whole.
+    held: Option<Held>,
+    /// What a commit found wrong with its content, until it is filled again.
+    damage: Option<String>,
+    /// Where that was: until it is past this offset again, a second time is the log's fault.
+    suspect: Option<i64>,
+}
+
+impl CountersSink {
+    /// Counters of these definitions. Connects with the first [`Sink::load`].
+    pub fn new(
+        server: &Server,
+        space: Namespace,
+        bounds: Bounds,
+        definitions: Vec<Definition>,
+    ) -> Result<Self, Refusal> {
+        space.distinct(definitions.iter().map(Definition::name))?;
+        let counters = definitions.iter().map(|definition| Counter {
+            name: definition.name().to_owned(),
+            keys: space.counter(definition.name()),
+            shape: shape(definition),
+        });
+        let counters: Vec<Counter> = counters.collect();
+        let specs = definitions.iter().map(|definition| StoreSpec {
+            name: format!("counters.{}", definition.name()),
+            definition: definition.hash(),
+        });
+        let specs = specs.collect();
+        let known = vec![Known::default(); counters.len()];
+        let staged = definitions.into_iter().map(Staged::new).collect();
+        Ok(CountersSink { store: Store::new(server, space)?, bounds, specs, counters, staged, known })
+    }
+
+    /// Observes every counter, judges it, and claims those whose owner's entry is lost.
+    fn observe(&mut self) -> Result<Vec<Judgement>, SinkError> {
+        let counters: Vec<&Counter> = self.counters.iter().collect();
+        let all = self.store.observe(&counters, true)?;
+        let mut judgements = Vec::with_capacity(all.len());
+        for (place, seen) in all.into_iter().enumerate() {
+            let counter = &self.counters[place];
+            let definition = &self.specs[place].definition;
+            judgements.push(judge(&seen.text, &counter.name, &self.store.space, counter.shape, definition)?);
+            if seen.leftover {
+                self.store.clear_staging(counter)?;
+            }
+            self.known[place].seen = seen.text;
+        }
+        Ok(judgements)
+    }
+
+    /// The whole staged memory: groups and bytes.
+    fn size(&self) -> (usize, usize) {
+        let deltas = || self.staged.iter().map(|staged| &staged.deltas);
+        (deltas().map(|deltas| deltas.len()).sum(), deltas().map(|deltas| deltas.bytes()).sum())
+    }
+
+    /// Says that a counter's content is wrong: it is filled again, once.
+    fn damaged(&mut self, place: usize, reason: String, offset: i64) -> SinkError {
+        let name = &self.counters[place].name;
+        let known = &mut self.known[place];
+        let what = format!("counter `{name}`: {reason}");
+        if known.suspect.is_some() && known.damage.is_none() {
+            let what = format!("{what}, again after it was filled from the log's beginning");
+            let remedy = "its table was changed in a way that no change in the log tells: begin a new generation \
+                          of the log";
+            return SinkError::Refused(Refusal::new(what, remedy));
+        }
+        known.damage = Some(reason);
+        known.suspect = Some(offset);
+        SinkError::Moved(what)
+    }
+}
+
+fn shape(definition: &Definition) -> Shape {
+    let aggregate = match definition.aggregate() {
+        sql::Aggregate::CountRows => Aggregate::Rows,
+        sql::Aggregate::Count { .. } => Aggregate::NonNull,
+        sql::Aggregate::Sum { .. } => Aggregate::Sum,
+    };
+    Shape { aggregate, grouped: definition.grouped() }
+}
+
+impl Sink for CountersSink {
+    fn stores(&self) -> &[StoreSpec] {
+        &self.specs
+    }
+
+    fn wants(&self, schema: &TableSchema) -> bool {
+        self.staged.iter().any(|staged| staged.wants(schema))
+    }
+
+    fn load(&mut self) -> Result<Vec<Stored>, SinkError> {
+        self.discard();
+        let mut judgements = self.observe()?;
+        let unclaimed = |judgement: &Judgement| matches!(judgement, Judgement::Unclaimed(_));
+        if judgements.iter().any(unclaimed) {
+            for (counter, _) in self.counters.iter().zip(&judgements).filter(|(_, j)| unclaimed(j)) {
+                self.store.claim(counter)?;
+            }
+            judgements = self.observe()?;
+        }
+        let mut all = Vec::with_capacity(judgements.len());
+        for (known, judgement) in self.known.iter_mut().zip(judgements) {
+            known.held = None;
+            all.push(match judgement {
+                Judgement::Empty => Stored::Empty,
+                Judgement::Damaged(reason) => Stored::Damaged(reason),
+                Judgement::Unclaimed(_) => {
+                    return Err(SinkError::Moved("a counter lost its owner while it was read".to_owned()));
+                }
+                Judgement::At(held) => match &known.damage {
+                    Some(reason) => Stored::Damaged(reason.clone()),
+                    None => {
+                        known.held = Some(held.clone());
+                        Stored::At(held.checkpoint)
+                    }
+                },
+            });
+        }
+        Ok(all)
+    }
+
+    fn reset(&mut self, store: usize, to: &Checkpoint) -> Result<(), SinkError> {
+        if self.known[store].seen.is_empty() {
+            self.load()?;
+        }
+        let (counter, known) = (&self.counters[store], &mut self.known[store]);
+        let held = Held { checkpoint: to.clone(), groups: u64::from(!counter.shape.grouped) };
+        self.staged[store].deltas.clear();
+        self.store.reset(counter, &known.seen, &held)?;
+        let seen = held.expected(&self.store.space, counter.shape);
+        *known = Known { seen, held: Some(held), damage: None, suspect: known.suspect };
+        Ok(())
+    }
+
+    fn apply(&mut self, live: &[bool], change: &Change<'_>) -> Result<(), SinkError> {
+        for (staged, live) in self.staged.iter_mut().zip(live) {
+            if *live && staged.wants(change.schema) {
+                staged.apply(change)?;
+            }
+        }
+        let (groups, most) = (self.size().0, self.bounds.transaction_groups);
+        if groups > most {
+            let what = format!("a source transaction changes more than {most} groups of the counters");
+            return Err(
+                Refusal::new(what, "raise [redis] transaction_groups: each takes about 200 bytes").into()
+            );
+        }
+        Ok(())
+    }
+
+    fn due(&mut self, _now_us: i64) -> bool {
+        true
+    }
+
+    fn full(&self) -> bool {
+        let (groups, bytes) = self.size();
+        groups >= self.bounds.script_groups || bytes >= self.bounds.script_bytes
+    }
+
+    fn commit(&mut self, moves: &[Option<Move>]) -> Result<(), SinkError> {
+        let mut moving = Vec::with_capacity(moves.len());
+        let mut places = Vec::with_capacity(moves.len());
+        for (place, step) in moves.iter().enumerate() {
+            let Some(step) = step else { continue };
+            let counter = &self.counters[place];
+            let held = self.known[place].held.as_ref().filter(|held| held.checkpoint == step.from);
+            let Some(held) = held else {
+                let (name, at) = (&counter.name, step.from.next_offset);
+                return Err(SinkError::Moved(format!("counter `{name}` was not left at offset {at}")));
+            };
+            moving.push(Moving { counter, held, to: &step.to, deltas: &self.staged[place].deltas });
+            places.push(place);
+        }
+        if moving.is_empty() {
+            return Ok(());
+        }
+        let budget = Budget { groups: self.bounds.script_groups, bytes: self.bounds.script_bytes };
+        match commit(&mut self.store, &moving, budget) {
+            Ok(all) => {
+                for (place, held) in places.into_iter().zip(all) {
+                    self.staged[place].deltas.clear();
+                    self.known[place].seen = held.expected(&self.store.space, self.counters[place].shape);
+                    let offset = held.checkpoint.next_offset;
+                    self.known[place].suspect = self.known[place].suspect.filter(|suspect| offset < *suspect);
+                    self.known[place].held = Some(held);
+                }
+                Ok(())
+            }
+            Err(CommitError::Sink(error)) => Err(error),
+            Err(CommitError::Damaged(place, reason)) => {
+                let offset = moving[place].to.next_offset;
+                Err(self.damaged(places[place], reason, offset))
+            }
+        }
+    }
+
+    fn discard(&mut self) {
+        for staged in &mut self.staged {
+            staged.deltas.clear();
+        }
+    }
+
+    fn check(&mut self) -> Result<(), SinkError> {
+        let counters: Vec<&Counter> = self.counters.iter().collect();
+        let all = self.store.observe(&counters, false)?;
+        for ((counter, known), seen) in self.counters.iter().zip(&self.known).zip(all) {
+            if known.seen != seen.text {
+                let seen = seen.text.replace('\n', " ");
+                let what =
+                    format!("counter `{}` was changed behind our back; Redis has: {seen}", counter.name);
+                return Err(SinkError::Moved(what));
+            }
+        }
+        Ok(())
+    }
+}

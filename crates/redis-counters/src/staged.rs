@@ -1,0 +1,117 @@
+//! A change of a row, as one counter sees it.
+
+use std::sync::Arc;
+
+use change::{Op, Refusal, ReplicaIdentity, TableSchema};
+use serde_json::value::RawValue;
+use worker::{Change, SinkError};
+
+use crate::deltas::{Deltas, Sign};
+use crate::sql::{Bound, Definition, Scratch};
+
+/// A counter's definition and what the changes since the last commit did to it.
+pub(crate) struct Staged {
+    pub(crate) definition: Definition,
+    pub(crate) deltas: Deltas,
+    /// The definition under the version of the table last seen.
+    bound: Option<(Arc<TableSchema>, Bound)>,
+    scratch: Scratch,
+}
+
+impl Staged {
+    pub(crate) fn new(definition: Definition) -> Self {
+        Staged { definition, deltas: Deltas::default(), bound: None, scratch: Scratch::default() }
+    }
+
+    /// Whether the counter is about this table.
+    pub(crate) fn wants(&self, schema: &TableSchema) -> bool {
+        self.definition.table() == (schema.schema.as_str(), schema.table.as_str())
+    }
+
+    /// Adds the change to the deltas.
+    pub(crate) fn apply(&mut self, change: &Change<'_>) -> Result<(), SinkError> {
+        match change.event.op {
+            Op::Message => return Ok(()),
+            Op::Truncate => {
+                self.deltas.truncate();
+                return Ok(());
+            }
+            Op::Create | Op::Update | Op::Delete | Op::Read => {}
+        }
+        self.bind(change)?;
+        let (before, after) = self.images(change)?;
+        self.count(change, before, Sign::Minus)?;
+        self.count(change, after, Sign::Plus)
+    }
+
+    fn bind(&mut self, change: &Change<'_>) -> Result<(), SinkError> {
+        if self.bound.as_ref().is_some_and(|(schema, _)| Arc::ptr_eq(schema, change.schema)) {
+            return Ok(());
+        }
+        let bound = self.definition.bind(change.schema).map_err(|refusal| {
+            let what = format!("{}; the log has such a change at offset {}", refusal.what, change.offset);
+            Refusal::new(what, format!("{}; then begin a new generation of the log", refusal.remedy))
+        })?;
+        self.bound = Some((change.schema.clone(), bound));
+        Ok(())
+    }
+
+    /// The rows that leave and enter the counter.
+    ///
+    /// Under a replica identity that is not FULL, `bind` has made sure that the counter looks at nothing but the
+    /// key. An update, whose key stays, then changes nothing, whatever its images hold; and a new row whose
+    /// key was not sent whole (unchanged TOAST in one of its columns) stands whole in the record's key.
+    fn images<'a>(
+        &self,
+        change: &Change<'a>,
+    ) -> Result<(Option<&'a RawValue>, Option<&'a RawValue>), SinkError> {
+        let (before, after) = (change.event.before, change.event.after);
+        let full = change.schema.identity == ReplicaIdentity::Full;
+        let missing = |image: &str| self.poison(change, &format!("it has no {image} row"));
+        match change.event.op {
+            Op::Update if !full => Ok((None, None)),
+            Op::Update | Op::Delete if before.is_none() => Err(self.no_old_row(change)),
+            Op::Delete => Ok((before, None)),
+            Op::Update => Ok((before, Some(after.ok_or_else(|| missing("new"))?))),
+            _ if !change.unchanged.is_empty() && !full => {
+                let key = serde_json::from_slice(change.key);
+                Ok((None, Some(key.map_err(|e| self.poison(change, &format!("its key is not JSON: {e}")))?)))
+            }
+            _ => Ok((None, Some(after.ok_or_else(|| missing("new"))?))),
+        }
+    }
+
+    fn count(&mut self, change: &Change<'_>, row: Option<&RawValue>, sign: Sign) -> Result<(), SinkError> {
+        let (Some(row), Some((_, bound))) = (row, &self.bound) else { return Ok(()) };
+        let added = match bound.contribution(row, &mut self.scratch) {
+            Ok(Some(contribution)) => self.deltas.add(contribution, sign),
+            Ok(None) => Some(()),
+            Err(reason) => return Err(self.poison(change, &reason)),
+        };
+        added.ok_or_else(|| self.poison(change, "a sum of 128 bits overflows"))
+    }
+
+    /// A change of this counter's table that cannot be understood.
+    fn poison(&self, change: &Change<'_>, reason: &str) -> SinkError {
+        SinkError::Poison(format!(
+            "counter `{}`: the change of {} at offset {} ({}) cannot be counted: {reason}",
+            self.definition.name(),
+            change.schema.full_name(),
+            change.offset,
+            change.position,
+        ))
+    }
+
+    fn no_old_row(&self, change: &Change<'_>) -> SinkError {
+        let table = change.schema.full_name();
+        let what = format!(
+            "counter `{}` needs the old row of a change of {table}, and the one at offset {} ({}) has none",
+            self.definition.name(),
+            change.offset,
+            change.position,
+        );
+        let remedy =
+            format!("ALTER TABLE {table} REPLICA IDENTITY FULL; then begin a new generation of the log");
+        SinkError::Refused(Refusal::new(what, remedy))
+    }
+}

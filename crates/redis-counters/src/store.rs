@@ -1,0 +1,290 @@
+//! The scripts, called: everything that is said to Redis about counters, each call one atomic step.
+
+use redis::{Script, ScriptInvocation};
+use worker::SinkError;
+
+use crate::connection::{Link, Server, missing_permission};
+use crate::keys::{CounterKeys, Namespace};
+use crate::observation::Held;
+use crate::shape::Shape;
+
+/// A counter as Redis has to do with it.
+#[derive(Clone, Debug)]
+pub(crate) struct Counter {
+    pub(crate) name: String,
+    pub(crate) keys: CounterKeys,
+    pub(crate) shape: Shape,
+}
+
+/// What `load.lua` says of a counter.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Seen {
+    /// See [`observation`](crate::observation).
+    pub(crate) text: String,
+    /// Whether a large commit was left unfinished.
+    pub(crate) leftover: bool,
+}
+
+/// One column of groups as Redis has them: `None` for a missing field.
+pub(crate) type Column = Vec<Option<Vec<u8>>>;
+
+/// What `read.lua` gives for a counter: values, rows, nonnull.
+pub(crate) type Columns = Vec<Column>;
+
+/// The pipeline's part of a Redis.
+pub(crate) struct Store {
+    link: Link,
+    pub(crate) space: Namespace,
+    load: Script,
+    read: Script,
+    commit: Script,
+    stage: Script,
+    reset: Script,
+    drop: Script,
+    whole: Script,
+}
+
+macro_rules! script {
+    ($file:literal) => {
+        Script::new(concat!(include_str!("scripts/counter.lua"), include_str!(concat!("scripts/", $file))))
+    };
+}
+
+/// A script's verdict: 0 for done, a counter's place when it is not as expected, below 0 when it may not be written.
+pub(crate) type Verdict = (i64, String);
+
+impl Store {
+    pub(crate) fn new(server: &Server, space: Namespace) -> Result<Self, change::Refusal> {
+        Ok(Store {
+            link: Link::new(server)?,
+            space,
+            load: script!("load.lua"),
+            read: script!("read.lua"),
+            commit: script!("commit.lua"),
+            stage: script!("stage.lua"),
+            reset: script!("reset.lua"),
+            drop: script!("drop.lua"),
+            whole: script!("whole.lua"),
+        })
+    }
+
+    /// Observes counters, all at one moment. With `writes`, also that the user may write them.
+    pub(crate) fn observe(&mut self, counters: &[&Counter], writes: bool) -> Result<Vec<Seen>, SinkError> {
+        let mut call = prepared(&self.load, counters.iter().copied());
+        call.arg(if writes { "write" } else { "look" });
+        for counter in counters {
+            call.arg(&counter.name);
+        }
+        let found: Vec<(String, u64, String)> = self.link.run(&call)?;
+        let mut all = Vec::with_capacity(found.len());
+        for (text, left, denied) in found {
+            if !denied.is_empty() {
+                return Err(missing_permission(&denied));
+            }
+            all.push(Seen { text, leftover: left > 0 });
+        }
+        Ok(all)
+    }
+
+    /// Enters the pipeline as the owner of a counter that nobody owns.
+    pub(crate) fn claim(&mut self, counter: &Counter) -> Result<(), SinkError> {
+        let mut command = redis::cmd("HSETNX");
+        command.arg(&counter.keys.owners).arg(&counter.name).arg(self.space.pipeline());
+        self.link.with(|connection| command.exec(connection))
+    }
+
+    /// Removes what an unfinished large commit left.
+    pub(crate) fn clear_staging(&mut self, counter: &Counter) -> Result<(), SinkError> {
+        let mut command = redis::cmd("UNLINK");
+        command.arg(&counter.keys.in_order()[5..]);
+        self.link.with(|connection| command.exec(connection))
+    }
+
+    /// Empties a counter that was seen as `seen`, and makes it `to`.
+    pub(crate) fn reset(&mut self, counter: &Counter, seen: &str, to: &Held) -> Result<(), SinkError> {
+        let mut call = prepared(&self.reset, [counter]);
+        call.arg(&counter.name).arg(seen).arg(self.space.pipeline());
+        if counter.shape.grouped {
+            call.arg(0).arg(0);
+        } else {
+            call.arg(1).arg(counter.shape.initial());
+            match counter.shape.hides_nonnull() {
+                true => call.arg(2).arg("").arg(0),
+                false => call.arg(0),
+            };
+        }
+        checkpoint_fields(&mut call, to);
+        let verdict = self.link.run(&call)?;
+        judge(verdict, &[counter])
+    }
+
+    /// Reads groups of counters, all at one moment and only if each counter is as expected.
+    pub(crate) fn read(&mut self, wanted: &[Wanted<'_>]) -> Result<Vec<Columns>, SinkError> {
+        let counters: Vec<&Counter> = wanted.iter().map(|wanted| wanted.counter).collect();
+        let mut call = prepared(&self.read, counters.iter().copied());
+        call.arg(wanted.len());
+        for wanted in wanted {
+            call.arg(&wanted.counter.name).arg(wanted.expected);
+        }
+        for wanted in wanted {
+            call.arg(if wanted.counter.shape.grouped { "h" } else { "s" }).arg(wanted.groups.len());
+            for group in &wanted.groups {
+                call.arg(group);
+            }
+        }
+        let (place, seen, columns): (i64, String, Vec<Columns>) = self.link.run(&call)?;
+        judge((place, seen), &counters)?;
+        if columns.len() != wanted.len() || columns.iter().any(|columns| columns.len() != 3) {
+            return Err(SinkError::Unavailable("Redis: a script's answer has an unknown form".to_owned()));
+        }
+        Ok(columns)
+    }
+
+    /// Begins or carries on a large commit: `arguments` as `stage.lua` has them.
+    pub(crate) fn stage(
+        &mut self,
+        counter: &Counter,
+        arguments: impl FnOnce(&mut ScriptInvocation<'_>),
+    ) -> Result<(), SinkError> {
+        let mut call = prepared(&self.stage, [counter]);
+        arguments(&mut call);
+        let verdict = self.link.run(&call)?;
+        judge(verdict, &[counter])
+    }
+
+    /// Moves counters: `arguments` as `commit.lua` has them.
+    pub(crate) fn commit(
+        &mut self,
+        counters: &[&Counter],
+        arguments: impl FnOnce(&mut ScriptInvocation<'_>),
+    ) -> Result<(), SinkError> {
+        let mut call = prepared(&self.commit, counters.iter().copied());
+        arguments(&mut call);
+        let verdict = self.link.run(&call)?;
+        judge(verdict, counters)
+    }
+
+    /// Removes counters; gives the number of those that were there.
+    pub(crate) fn drop(&mut self, counters: &[&Counter]) -> Result<u64, SinkError> {
+        let mut call = prepared(&self.drop, counters.iter().copied());
+        call.arg(self.space.pipeline());
+        for counter in counters {
+            call.arg(&counter.name);
+        }
+        self.link.run(&call)
+    }
+
+    /// A counter's observation and its whole value, as fields and contents in turn.
+    pub(crate) fn whole(&mut self, counter: &Counter) -> Result<(String, Vec<String>), SinkError> {
+        let mut call = prepared(&self.whole, [counter]);
+        call.arg(&counter.name);
+        self.link.run(&call)
+    }
+
+    /// Names of counters and the pipelines that own them.
+    pub(crate) fn owners(&mut self) -> Result<Vec<(String, String)>, SinkError> {
+        let mut command = redis::cmd("HGETALL");
+        command.arg(self.space.owners_key());
+        self.link.with(|connection| command.query(connection))
+    }
+}
+
+/// Groups to read of a counter.
+pub(crate) struct Wanted<'a> {
+    pub(crate) counter: &'a Counter,
+    pub(crate) expected: &'a str,
+    pub(crate) groups: Vec<&'a str>,
+}
+
+/// Appends the checkpoint's fields as a counted list.
+pub(crate) fn checkpoint_fields(call: &mut ScriptInvocation<'_>, held: &Held) {
+    let fields = held.fields();
+    call.arg(fields.len() * 2);
+    for (field, content) in fields {
+        call.arg(field).arg(content);
+    }
+}
+
+fn prepared<'s, 'c>(
+    script: &'s Script,
+    counters: impl IntoIterator<Item = &'c Counter>,
+) -> ScriptInvocation<'s> {
+    let mut call = script.prepare_invoke();
+    for counter in counters {
+        for key in counter.keys.in_order() {
+            call.key(key);
+        }
+    }
+    call
+}
+
+fn judge((place, seen): Verdict, counters: &[&Counter]) -> Result<(), SinkError> {
+    if place == 0 {
+        return Ok(());
+    }
+    if place < 0 {
+        return Err(missing_permission(&seen));
+    }
+    let counter = usize::try_from(place - 1).ok().and_then(|place| counters.get(place));
+    let name = counter.map_or("?", |counter| counter.name.as_str());
+    Err(SinkError::Moved(format!(
+        "counter `{name}` is not where this worker left it; Redis has: {}",
+        seen.replace('\n', " ")
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use change::Lsn;
+    use worker::Checkpoint;
+
+    use crate::shape::Aggregate;
+
+    /// Whoever began last builds; the other's pieces would end up in a value that is not theirs.
+    #[test]
+    fn of_two_that_stage_only_the_later_goes_on() {
+        let redis = testkit::services::Redis::start();
+        let space = Namespace::new("", "p");
+        let shape = Shape { aggregate: Aggregate::Rows, grouped: true };
+        let counter = Counter { name: "c".into(), keys: space.counter("c"), shape };
+        let mut store = Store::new(&Server::new(redis.url()), space.clone()).unwrap();
+        let seen = store.observe(&[&counter], true).unwrap().remove(0).text;
+        let checkpoint = Checkpoint {
+            log: "log".into(),
+            generation: 1,
+            next_offset: 1,
+            lsn: Lsn(1),
+            definition: "d".into(),
+            ready: false,
+        };
+        let held = Held { checkpoint, groups: 0 };
+        store.reset(&counter, &seen, &held).unwrap();
+        let expected = held.expected(&space, shape);
+        let mut begin = |token: &str| {
+            store.stage(&counter, |call| {
+                call.arg("begin").arg(token).arg("copy").arg("c").arg(&expected);
+            })
+        };
+        begin("early").unwrap();
+        begin("later").unwrap();
+        let mut more = |token: &str| {
+            store.stage(&counter, |call| {
+                call.arg("more").arg(token).arg(2).arg(token).arg(1).arg(0).arg(0).arg(0);
+            })
+        };
+        assert!(matches!(more("early"), Err(SinkError::Moved(_))));
+        more("later").unwrap();
+        let staged: Vec<String> =
+            redis::cmd("HKEYS").arg("millrace:p:c:staging:value").query(&mut redis.connect()).unwrap();
+        assert_eq!(staged, ["later"]);
+
+        // A staged value that is no longer whole does not replace the live one.
+        redis::cmd("UNLINK").arg("millrace:p:c:staging:value").exec(&mut redis.connect()).unwrap();
+        let swapped = store.commit(&[&counter], |call| {
+            call.arg(1).arg("c").arg(&expected).arg("later").arg(1).arg("swap");
+            checkpoint_fields(call, &Held { groups: 1, ..held.clone() });
+        });
+        assert!(matches!(swapped, Err(SinkError::Moved(_))));
+    }
+}

@@ -1,0 +1,10 @@
+//! The counters' sink on a real Redis.
+
+#![allow(clippy::unwrap_used, reason = "a test that fails")]
+
+mod content;
+mod damage;
+mod guard;
+mod outage;
+mod race;
+mod rig;

@@ -1,0 +1,13 @@
+//! Real Postgres, Kafka and Redis, started for a test on free ports in a temporary directory, and stopped with it.
+//!
+//! `scripts/install` brings what they need. Copies of the test suite run side by side.
+
+mod kafka;
+mod postgres;
+mod process;
+mod redis;
+
+pub use kafka::Kafka;
+pub use postgres::{Postgres, Rows, Session};
+pub use process::{Process, free_port, wait_until};
+pub use redis::Redis;

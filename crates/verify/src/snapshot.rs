@@ -1,0 +1,93 @@
+use std::str::FromStr;
+
+/// Which transactions a snapshot saw: `pg_current_snapshot()`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Snapshot {
+    /// Every transaction below this had ended.
+    xmin: u64,
+    /// No transaction at or above this had ended, as others saw it.
+    xmax: u64,
+    /// Those between that had not ended; sorted.
+    in_progress: Vec<u64>,
+}
+
+/// The text is not what `pg_current_snapshot()` prints.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("`{0}` is not a snapshot: expected xmin:xmax:xip,xip,...")]
+pub struct ParseSnapshotError(pub String);
+
+impl FromStr for Snapshot {
+    type Err = ParseSnapshotError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parse = || {
+            let mut parts = text.splitn(3, ':');
+            let xmin = parts.next()?.parse().ok()?;
+            let xmax = parts.next()?.parse().ok()?;
+            let list = parts.next()?.split(',').filter(|xid| !xid.is_empty());
+            let mut in_progress = list.map(|xid| xid.parse().ok()).collect::<Option<Vec<u64>>>()?;
+            in_progress.sort_unstable();
+            Some(Snapshot { xmin, xmax, in_progress })
+        };
+        parse().ok_or_else(|| ParseSnapshotError(text.to_owned()))
+    }
+}
+
+impl Snapshot {
+    /// Whether the snapshot saw the effects of a *committed* transaction, given its 32-bit xid.
+    pub fn saw(&self, xid: u32) -> bool {
+        let xid = self.extend(xid);
+        xid < self.xmin || (xid < self.xmax && self.in_progress.binary_search(&xid).is_err())
+    }
+
+    /// The xid with its epoch: of all that end in these 32 bits, the nearest to the snapshot's.
+    fn extend(&self, xid: u32) -> u64 {
+        // The cast to 32 signed bits is Postgres' own comparison of xids.
+        let distance = xid.wrapping_sub(self.xmax as u32) as i32;
+        // Below the first epoch there is nothing.
+        self.xmax.checked_add_signed(i64::from(distance)).unwrap_or(u64::from(xid))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot(text: &str) -> Snapshot {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn h50_sees_what_had_ended() {
+        let seen = |text: &str| (95..=106).filter(|xid| snapshot(text).saw(*xid)).collect::<Vec<u32>>();
+        assert_eq!(seen("100:100:"), [95, 96, 97, 98, 99]);
+        assert_eq!(seen("100:104:100,102"), [95, 96, 97, 98, 99, 101, 103]);
+        assert_eq!(seen("97:103:99,97"), [95, 96, 98, 100, 101, 102]);
+    }
+
+    #[test]
+    fn xids_get_their_epoch_from_the_nearest() {
+        let epoch = 1_u64 << 32;
+        // Just after a wraparound: xids before it belong to the epoch before.
+        let after = snapshot(&format!("{}:{}:{}", 3 * epoch - 5, 3 * epoch + 20, 3 * epoch - 5));
+        assert!(!after.saw(u32::MAX - 4), "the one in progress");
+        assert!(after.saw(u32::MAX - 5) && after.saw(u32::MAX - 3) && after.saw(19));
+        assert!(!after.saw(20) && !after.saw(21));
+        // Just before one: those after it belong to the next epoch.
+        let before = snapshot(&format!("{}:{}:", 3 * epoch - 20, 3 * epoch - 10));
+        assert!(before.saw(u32::MAX - 10) && !before.saw(u32::MAX - 9) && !before.saw(3) && !before.saw(1000));
+        // Half a circle away is as far as it goes.
+        let half = snapshot(&format!("{epoch}:{epoch}:"));
+        assert!(half.saw(1 << 31) && !half.saw((1 << 31) - 1));
+        // In the first epoch nothing is below zero.
+        assert!(snapshot("800:800:").saw(3) && !snapshot("800:800:").saw(u32::MAX));
+    }
+
+    #[test]
+    fn other_text_is_refused() {
+        for text in ["", "1", "1:2", "a:b:", "1:2:x", "1:2:3;4", "-1:2:"] {
+            assert!(text.parse::<Snapshot>().is_err(), "{text}");
+        }
+        assert_eq!(snapshot("1:9:5,3").in_progress, [3, 5]);
+    }
+}

@@ -1,0 +1,15 @@
+-- The publication `millrace_PIPELINE`, and the right to read its tables. After 001, and after the tables exist
+-- (the demo's are in 010). Apply as the tables' owner with CREATE on the database, or as a superuser.
+--
+-- The tables must be empty. The lock keeps out transactions that have already written to them: of those, only what
+-- they write afterwards would be streamed. Where it times out, apply this again.
+
+BEGIN;
+SET LOCAL lock_timeout = '2s';
+LOCK TABLE ONLY public.emails, ONLY public.users IN SHARE ROW EXCLUSIVE MODE;
+CREATE PUBLICATION millrace_mailbox FOR TABLE ONLY public.emails, ONLY public.users;
+GRANT USAGE ON SCHEMA public TO millrace;
+GRANT SELECT ON public.emails, public.users TO millrace;
+COMMIT;
+
+-- `millrace setup` then makes the rest, as role millrace: topics, and the slot with its snapshot.
