@@ -43,6 +43,7 @@ pub struct Connection {
     bootstrap: String,
     properties: BTreeMap<String, String>,
     outage: Duration,
+    host: Option<String>,
 }
 
 /// Properties may hold passwords, and are not shown.
@@ -62,13 +63,24 @@ impl Connection {
                 format!("remove `{key}` from [kafka.properties]"),
             ));
         }
-        Ok(Connection { bootstrap: bootstrap.to_owned(), properties, outage: OUTAGE_LIMIT })
+        Ok(Connection { bootstrap: bootstrap.to_owned(), properties, outage: OUTAGE_LIMIT, host: None })
     }
 
     /// How long the brokers may be away before a call gives up with [`KafkaError::Unavailable`].
     pub fn with_outage_limit(mut self, outage: Duration) -> Self {
         self.outage = outage;
         self
+    }
+
+    /// The host's name. A worker that was killed and starts again on the same host then has its place in the
+    /// consumer group at once, rather than when the group finds the dead one silent (static membership).
+    pub fn with_host(mut self, host: impl Into<String>) -> Self {
+        self.host = Some(host.into());
+        self
+    }
+
+    pub(crate) fn host(&self) -> Option<&str> {
+        self.host.as_deref()
     }
 
     /// `host:port,...`

@@ -12,10 +12,10 @@ use rdkafka::message::{BorrowedMessage, Headers as _, Message};
 use rdkafka::{Offset, TopicPartitionList};
 use worker::{Feed, FeedError, FeedEvent, GroupOffset, LogBatch, LogState};
 
-use crate::ledger::{entry, log_id, require_topics};
+use crate::ledger::{entry, read_ledger, require_topics};
 use crate::membership::Membership;
 use crate::reader::{Absence, Next, PartitionReader, explain, is_outage};
-use crate::{Connection, KafkaError, Names};
+use crate::{Connection, KafkaError, Names, ReadUntil};
 
 /// Records that a batch holds at most.
 pub(crate) const BATCH_MAX_RECORDS: usize = 10_000;
@@ -85,7 +85,7 @@ impl KafkaFeed {
         for _ in 0..LEDGER_MAX_RECORDS {
             match self.ledger.next(std::mem::take(&mut timeout))? {
                 Next::Record(message) => match entry(&message)? {
-                    Some(LedgerEntry::Progress(progress)) => self.progress = Some(progress),
+                    Some(LedgerEntry::Progress(progress)) => self.take_progress(progress),
                     Some(LedgerEntry::Schema(version, schema)) => {
                         self.schemas.entry(version).or_insert_with(|| Arc::new(schema));
                     }
@@ -96,6 +96,14 @@ impl KafkaFeed {
             }
         }
         Ok(())
+    }
+
+    /// Keeps the newest progress: [`Feed::log`] may have read ahead of what arrives here.
+    fn take_progress(&mut self, progress: Progress) {
+        let place = |progress: &Progress| (progress.end_lsn, progress.position, progress.log_end);
+        if self.progress.as_ref().is_none_or(|known| place(known) <= place(&progress)) {
+            self.progress = Some(progress);
+        }
     }
 
     /// Waits, for a bounded time, until the ledger holds what `find` looks for.
@@ -175,14 +183,13 @@ impl Feed for KafkaFeed {
     }
 
     fn log(&mut self) -> Result<LogState, FeedError> {
-        let log = PartitionReader::new(&self.connection, &self.names, self.names.log())?;
-        let (start, end) = log.bounds()?;
-        let mut id = log_id(log)?;
-        if id.is_none() && start > 0 {
-            // Retention has taken the log's first record; a topic created anew would begin at 0.
-            id = self.await_ledger(|feed| feed.progress.as_ref().map(|progress| progress.log.clone()))?;
+        let (start, end) =
+            PartitionReader::new(&self.connection, &self.names, self.names.log())?.bounds()?;
+        let ledger = read_ledger(&self.connection, &self.names, ReadUntil::Committed)?;
+        if let Some(progress) = ledger.progress {
+            self.take_progress(progress);
         }
-        let id = id.ok_or_else(|| {
+        let id = ledger.log.ok_or_else(|| {
             Refusal::new(
                 format!("topic \"{}\" does not hold the record that names the log", self.log),
                 "millrace setup where it has not finished; else the topic was created anew: millrace generation new",
@@ -269,6 +276,9 @@ fn join(connection: &Connection, names: &Names, group: &str) -> Result<BaseConsu
         .set("isolation.level", "read_committed")
         .set("enable.auto.commit", "false")
         .set("auto.offset.reset", "error");
+    if let Some(host) = connection.host() {
+        config.set("group.instance.id", format!("{group}@{host}"));
+    }
     let consumer: BaseConsumer<Membership> = config
         .create_with_context(Membership::default())
         .map_err(|error| KafkaError::of("cannot make a Kafka consumer", &error))?;

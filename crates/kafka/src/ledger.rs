@@ -110,7 +110,7 @@ pub(crate) fn entry(message: &BorrowedMessage<'_>) -> Result<Option<LedgerEntry>
 ///
 /// That record is record 0, but for a `setup` that was killed in its transaction: the aborted attempt keeps its
 /// offset.
-pub(crate) fn log_id(mut log: PartitionReader) -> Result<Option<String>, KafkaError> {
+fn log_id(mut log: PartitionReader) -> Result<Option<String>, KafkaError> {
     let (start, end) = log.bounds()?;
     if start >= end {
         return Ok(None);

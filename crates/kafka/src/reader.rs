@@ -196,6 +196,10 @@ impl Absence {
 pub(crate) fn explain(error: &ClientError, topic: &str, reports: &Reports) -> KafkaError {
     match error.rdkafka_error_code() {
         Some(Code::AutoOffsetReset | Code::OffsetOutOfRange | Code::LogTruncation) => out_of_range(topic),
+        Some(Code::FencedInstanceId) => KafkaError::Refused(Refusal::new(
+            format!("another worker on this host has taken this one's place as reader of topic \"{topic}\""),
+            "run one worker of a kind on a host; one on another host stands by",
+        )),
         _ => KafkaError::of(&format!("cannot read topic \"{topic}\""), error).with_report(reports),
     }
 }

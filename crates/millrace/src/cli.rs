@@ -151,7 +151,8 @@ pub(crate) enum Command {
     },
     /// Prove that the stores are equal to Postgres, while everything keeps running.
     ///
-    /// Each difference is printed and is a defect. Exits with 1 when there is one.
+    /// Each difference is a defect. Exits with 1 when there is one, and with 2 when a store could not be compared.
+    #[command(after_help = "Examples:\n  millrace verify\n  millrace verify --store counters.unread --json")]
     Verify {
         /// A store: counters.NAME or search.NAME; may be given several times. Without: all of them.
         #[arg(long = "store", value_name = "STORE")]
@@ -159,6 +160,9 @@ pub(crate) enum Command {
         /// How long to wait for the stores to come so far: 500ms, 30s, 5m.
         #[arg(long, default_value = "60s", value_parser = duration)]
         timeout: Duration,
+        /// Print every difference; without, the first 20. JSON has them all.
+        #[arg(long)]
+        all: bool,
         #[command(flatten)]
         format: Format,
     },

@@ -51,7 +51,8 @@ impl Process {
             |(key, value): (&String, &crate::config::Secret)| (key.clone(), value.expose().to_owned());
         let properties: BTreeMap<String, String> = kafka.properties.iter().map(plain).collect();
         let connection = Connection::new(&kafka.bootstrap, properties)?;
-        Ok(connection.with_outage_limit(self.config.reader.outage_limit))
+        let host = gethostname::gethostname().to_string_lossy().into_owned();
+        Ok(connection.with_outage_limit(self.config.reader.outage_limit).with_host(host))
     }
 
     /// The names of the current generation; refused where there is none.

@@ -91,10 +91,10 @@ impl Shelf {
         let mut views = self.view.subscribe();
         let _waiting = Waiting::new(&self.waiting);
         let waited = tokio::time::timeout(timeout, views.wait_for(there)).await;
-        if let Ok(Ok(view)) = &waited {
-            if let Some(view) = &**view {
-                return Ok(view.clone());
-            }
+        if let Ok(Ok(view)) = &waited
+            && let Some(view) = &**view
+        {
+            return Ok(view.clone());
         }
         drop(waited);
         match self.view().map(|view| view.payload.checkpoint.clone()) {

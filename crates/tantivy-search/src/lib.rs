@@ -23,6 +23,7 @@ mod overlay;
 mod payload;
 mod query;
 mod sink;
+mod store;
 
 pub use definition::IndexDefinition;
 pub use http::serve;

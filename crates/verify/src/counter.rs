@@ -111,7 +111,8 @@ fn compare(
         let (source, found) = (expected.get(*key), found.get(*key));
         if source != found {
             differences += 1;
-            let value = |value: Option<&String>| value.map_or(Value::Null, |text| Value::String(text.clone()));
+            let value =
+                |value: Option<&String>| value.map_or(Value::Null, |text| Value::String(text.clone()));
             let (source, found) = (value(source), value(found));
             tell(Difference { store: store.to_owned(), key: (*key).clone(), source, found });
         }
@@ -160,7 +161,9 @@ impl<'a> Images<'a> {
             for (value, column) in after.into_iter().zip(&self.columns) {
                 match value {
                     Datum::Known(field) => known.push(field),
-                    Datum::Unchanged => return Err(row.error(format!("it does not hold the value of `{column}`"))),
+                    Datum::Unchanged => {
+                        return Err(row.error(format!("it does not hold the value of `{column}`")));
+                    }
                 }
             }
             push(&mut self.came, &self.columns, &known);
@@ -174,7 +177,9 @@ impl<'a> Images<'a> {
 
     fn evaluate(&mut self) -> Result<(), NotVerified> {
         self.count = 0;
-        for (sign, images) in [(Sign::Plus, std::mem::take(&mut self.came)), (Sign::Minus, std::mem::take(&mut self.went))] {
+        for (sign, images) in
+            [(Sign::Plus, std::mem::take(&mut self.came)), (Sign::Minus, std::mem::take(&mut self.went))]
+        {
             if images.is_empty() {
                 continue;
             }
@@ -249,15 +254,21 @@ mod tests {
 
     #[test]
     fn maps_are_compared_by_key() {
-        let map = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+        let map =
+            |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
         let mut told = Vec::new();
-        let (expected, found) = (map(&[("a", "1"), ("b", "2"), ("c", "3")]), map(&[("b", "2"), ("c", "4"), ("d", "5")]));
+        let (expected, found) =
+            (map(&[("a", "1"), ("b", "2"), ("c", "3")]), map(&[("b", "2"), ("c", "4"), ("d", "5")]));
         let result = compare("s", &expected, &found, |d| told.push((d.key, d.source, d.found)));
         assert_eq!(result, (4, 3));
         let text = |t: &str| Value::String(t.into());
         assert_eq!(
             told,
-            [("a".into(), text("1"), Value::Null), ("c".into(), text("3"), text("4")), ("d".into(), Value::Null, text("5"))]
+            [
+                ("a".into(), text("1"), Value::Null),
+                ("c".into(), text("3"), text("4")),
+                ("d".into(), Value::Null, text("5"))
+            ]
         );
     }
 }

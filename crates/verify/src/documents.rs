@@ -23,12 +23,16 @@ use crate::touched::{Attribute, Expectation, Touched};
 use crate::verifier::Expected;
 use crate::{Difference, DocumentStore, Documents, NotVerified, Snapshot, Verified, Verifier, key, window};
 
-/// Rows that are read in one snapshot.
-const CHUNK: usize = 5_000;
+/// Rows that are read in one snapshot: at first, and at most.
+const CHUNK: (usize, usize) = (200, 5_000);
+/// About as many bytes, going by the chunk before.
+const CHUNK_BYTES: usize = 16 << 20;
 /// Documents that are asked for at a time.
 const FETCH: usize = 1_000;
 /// The same in bytes of their ids.
 const FETCH_BYTES: usize = 256 << 10;
+/// The same in bytes of their rows.
+const FETCH_ROW_BYTES: usize = 8 << 20;
 /// How often keys that only a later snapshot can tell about are looked at again, and how long after.
 const AGAIN: (u32, Duration) = (20, Duration::from_millis(100));
 
@@ -51,13 +55,15 @@ pub(crate) fn verify(
 ) -> Result<Verified, NotVerified> {
     let window = window::open(verifier.source)?;
     let mut walk = Walk::new(verifier, index, store, RollForward::new(window))?;
-    let mut after = None;
+    let (mut after, mut limit) = (None, CHUNK.0);
     loop {
-        let rows = walk.read(&walk.page_of_rows(after.as_deref()))?;
+        let rows = walk.read(&walk.page_of_rows(after.as_deref(), limit))?;
         // Also when there is no row: what is not there must not be in the index, and that must be ready.
         walk.reach(rows.lsn)?;
         after = rows.found.last().map(|(_, row)| row[..walk.key_len].to_vec());
-        let whole = rows.found.len() == CHUNK;
+        let whole = rows.found.len() == limit;
+        let bytes: usize = rows.found.iter().map(|(_, row)| bytes_of(row)).sum();
+        limit = (CHUNK_BYTES / (bytes / rows.found.len().max(1)).max(1)).clamp(1, CHUNK.1);
         let ids = rows.found.iter().map(|(id, _)| id.clone()).collect();
         let later = walk.settle(ids, rows)?;
         walk.again(later)?;
@@ -100,14 +106,20 @@ impl<'w, 'v> Walk<'w, 'v> {
         let mut attributes: Vec<Attribute> = index.table.key_columns().map(attribute).collect();
         let key_len = attributes.len();
         if key_len == 0 {
-            return Err(NotVerified::new(format!("{}: its table has no key", index.store), "give it a primary key"));
+            return Err(NotVerified::new(
+                format!("{}: its table has no key", index.store),
+                "give it a primary key",
+            ));
         }
         for name in &index.columns {
             if attributes.iter().any(|known| known.name == *name) {
                 continue;
             }
             let Some(place) = index.table.column(name) else {
-                return Err(NotVerified::new(format!("{}: its table has no column `{name}`", index.store), ""));
+                return Err(NotVerified::new(
+                    format!("{}: its table has no column `{name}`", index.store),
+                    "",
+                ));
             };
             attributes.push(attribute(&index.table.columns[place]));
         }
@@ -125,32 +137,37 @@ impl<'w, 'v> Walk<'w, 'v> {
         })
     }
 
-    fn select(&self) -> String {
-        let names: Vec<String> = self.attributes.iter().map(|attribute| identifier(&attribute.name)).collect();
-        format!("SELECT {} FROM {}", names.join(", "), only(&self.index.table))
+    fn select(&self, width: usize) -> String {
+        format!("SELECT {} FROM {}", self.columns(width), only(&self.index.table))
     }
 
-    /// The key's columns: `"a", "b"`.
-    fn key_columns(&self) -> String {
-        let key = &self.attributes[..self.key_len];
-        key.iter().map(|attribute| identifier(&attribute.name)).collect::<Vec<_>>().join(", ")
+    /// The first columns: `"a", "b"`.
+    fn columns(&self, width: usize) -> String {
+        let names = self.attributes[..width].iter().map(|attribute| identifier(&attribute.name));
+        names.collect::<Vec<_>>().join(", ")
     }
 
-    fn page_of_rows(&self, after: Option<&[Option<String>]>) -> String {
-        let key = self.key_columns();
-        let after = after.map(|values| format!(" WHERE ({key}) > ({})", literals(values))).unwrap_or_default();
-        format!("{}{after} ORDER BY {key} LIMIT {CHUNK}", self.select())
+    fn page_of_rows(&self, after: Option<&[Option<String>]>, limit: usize) -> String {
+        let key = self.columns(self.key_len);
+        let after =
+            after.map(|values| format!(" WHERE ({key}) > ({})", literals(values))).unwrap_or_default();
+        format!("{}{after} ORDER BY {key} LIMIT {limit}", self.select(self.attributes.len()))
     }
 
-    /// The rows of these ids; `None` for none that could be one.
-    fn rows_of(&self, ids: &[String]) -> Option<String> {
+    /// The first columns of the rows of these ids; `None` where none of them is an id.
+    fn rows_of(&self, ids: &[String], width: usize) -> Option<String> {
         let keys: Vec<String> = ids
             .iter()
             .filter_map(|id| key::split(id, self.key_len))
-            .map(|values| if self.key_len == 1 { literals(&values) } else { format!("({})", literals(&values)) })
+            .map(
+                |values| {
+                    if self.key_len == 1 { literals(&values) } else { format!("({})", literals(&values)) }
+                },
+            )
             .collect();
-        let key = if self.key_len == 1 { self.key_columns() } else { format!("({})", self.key_columns()) };
-        (!keys.is_empty()).then(|| format!("{} WHERE {key} IN ({})", self.select(), keys.join(", ")))
+        let key = self.columns(self.key_len);
+        let key = if self.key_len == 1 { key } else { format!("({key})") };
+        (!keys.is_empty()).then(|| format!("{} WHERE {key} IN ({})", self.select(width), keys.join(", ")))
     }
 
     /// Reads rows in a snapshot of their own.
@@ -181,7 +198,7 @@ impl<'w, 'v> Walk<'w, 'v> {
         let mut later = Vec::new();
         let mut left = ids.as_slice();
         loop {
-            let (batch, rest) = left.split_at(batch_of(left));
+            let (batch, rest) = left.split_at(batch_of(left, &found));
             let documents = self.fetch(batch, lsn, &snapshot)?;
             for id in batch {
                 self.checked += 1;
@@ -293,7 +310,7 @@ impl<'w, 'v> Walk<'w, 'v> {
     /// Looks at keys again, each time in a new snapshot.
     fn again(&mut self, mut ids: Vec<String>) -> Result<(), NotVerified> {
         for _ in 0..AGAIN.0 {
-            let Some(sql) = self.rows_of(&ids) else { return Ok(()) };
+            let Some(sql) = self.rows_of(&ids, self.attributes.len()) else { return Ok(()) };
             thread::sleep(AGAIN.1);
             let rows = self.read(&sql)?;
             self.reach(rows.lsn)?;
@@ -317,10 +334,11 @@ impl<'w, 'v> Walk<'w, 'v> {
         loop {
             let page = self.store.page(after.as_deref(), FETCH, &names);
             let page = page.map_err(|error| NotVerified::store(&self.index.store, &error))?.documents;
-            let ids: Vec<String> = page.iter().map(|document| self.id_of(document)).collect::<Result<_, _>>()?;
+            let ids: Vec<String> =
+                page.iter().map(|document| self.id_of(document)).collect::<Result<_, _>>()?;
             let Some(last) = ids.last() else { return Ok(()) };
             after = Some(last.clone());
-            let rows = self.read_rows_of(&ids)?;
+            let rows = self.read_keys_of(&ids)?;
             let known: HashSet<&String> = rows.found.iter().map(|(id, _)| id).collect();
             let odd: Vec<String> = ids.into_iter().filter(|id| !known.contains(id)).collect();
             if !odd.is_empty() {
@@ -331,15 +349,18 @@ impl<'w, 'v> Walk<'w, 'v> {
         }
     }
 
-    /// The rows of these ids. One that no value of the key's type looks like makes Postgres refuse the query: then
+    /// The keys of the rows of these ids. One that no value of the key's type looks like makes Postgres refuse the query: then
     /// each is asked for alone, and those refused have no row.
-    fn read_rows_of(&mut self, ids: &[String]) -> Result<Reading<Rows>, NotVerified> {
-        let (source, width, key_len) = (self.verifier.source, self.attributes.len(), self.key_len);
-        let together = self.rows_of(ids);
-        let alone: Vec<String> = ids.iter().filter_map(|id| self.rows_of(std::slice::from_ref(id))).collect();
+    fn read_keys_of(&mut self, ids: &[String]) -> Result<Reading<Rows>, NotVerified> {
+        let (source, key_len) = (self.verifier.source, self.key_len);
+        let together = self.rows_of(ids, key_len);
+        let alone: Vec<String> =
+            ids.iter().filter_map(|id| self.rows_of(std::slice::from_ref(id), key_len)).collect();
         let reading = source.read(&self.index.table, self.verifier.timeout, || {
             let Some(together) = together else { return Ok(Vec::new()) };
-            let rows = |rows: Vec<SimpleQueryRow>| rows.iter().map(|row| row_of(row, width, key_len)).collect::<Rows>();
+            let rows = |rows: Vec<SimpleQueryRow>| {
+                rows.iter().map(|row| row_of(row, key_len, key_len)).collect::<Rows>()
+            };
             source.rows("SAVEPOINT millrace")?;
             match source.try_rows(&together) {
                 Ok(found) => return Ok(rows(found)),
@@ -380,13 +401,18 @@ fn literals(values: &[Option<String>]) -> String {
 }
 
 /// How many of these ids go into one request; none only of none.
-fn batch_of(ids: &[String]) -> usize {
-    let mut bytes = 0;
+fn batch_of(ids: &[String], rows: &BTreeMap<String, Vec<Option<String>>>) -> usize {
+    let (mut of_ids, mut of_rows) = (0, 0);
     let fitting = ids.iter().take(FETCH).take_while(|id| {
-        bytes += id.len();
-        bytes <= FETCH_BYTES
+        of_ids += id.len();
+        of_rows += rows.get(*id).map_or(0, |row| bytes_of(row));
+        of_ids <= FETCH_BYTES && of_rows <= FETCH_ROW_BYTES
     });
     fitting.count().max(1).min(ids.len())
+}
+
+fn bytes_of(row: &[Option<String>]) -> usize {
+    row.iter().flatten().map(String::len).sum()
 }
 
 /// Whether a value was refused for what it is (class 22: data exception).

@@ -26,7 +26,10 @@ impl RollForward {
             return if next == end {
                 Ok(0)
             } else {
-                Err(NotVerified::new(format!("the store went back from offset {next} of the log to {end}"), ""))
+                Err(NotVerified::new(
+                    format!("the store went back from offset {next} of the log to {end}"),
+                    "",
+                ))
             };
         }
         let mut read = 0;

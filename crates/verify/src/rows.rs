@@ -40,7 +40,9 @@ impl<'a> RowRecord<'a> {
             (Op::Update, None) => self.key(columns).and_then(|key| {
                 let missing = columns.iter().zip(&key).find(|(_, value)| **value == Field::Missing);
                 match missing {
-                    Some((column, _)) => Err(self.error(format!("it does not hold the old value of `{column}`"))),
+                    Some((column, _)) => {
+                        Err(self.error(format!("it does not hold the old value of `{column}`")))
+                    }
                     None => Ok(Some(key)),
                 }
             }),

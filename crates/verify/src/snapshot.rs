@@ -75,7 +75,9 @@ mod tests {
         assert!(!after.saw(20) && !after.saw(21));
         // Just before one: those after it belong to the next epoch.
         let before = snapshot(&format!("{}:{}:", 3 * epoch - 20, 3 * epoch - 10));
-        assert!(before.saw(u32::MAX - 10) && !before.saw(u32::MAX - 9) && !before.saw(3) && !before.saw(1000));
+        assert!(
+            before.saw(u32::MAX - 10) && !before.saw(u32::MAX - 9) && !before.saw(3) && !before.saw(1000)
+        );
         // Half a circle away is as far as it goes.
         let half = snapshot(&format!("{epoch}:{epoch}:"));
         assert!(half.saw(1 << 31) && !half.saw((1 << 31) - 1));

@@ -48,7 +48,11 @@ impl Source {
     }
 
     /// Runs one query with parameters.
-    pub(crate) fn query(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, NotVerified> {
+    pub(crate) fn query(
+        &self,
+        sql: &str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, NotVerified> {
         let rows = self.runtime.block_on(self.client.query(sql, parameters));
         rows.map_err(|error| NotVerified::postgres(sql, &error))
     }
@@ -82,9 +86,9 @@ impl Source {
     }
 
     /// Writes a few bytes of WAL, so that a source on which nothing happens has something to send. The reader passes
-    /// over messages of this prefix.
+    /// over messages of this prefix. Flushed here, and not waiting for a synchronous standby, which may be missing.
     pub(crate) fn nudge(&self) {
-        const NUDGE: &str = "BEGIN; SET LOCAL synchronous_commit = on; \
+        const NUDGE: &str = "BEGIN; SET LOCAL synchronous_commit = local; \
             SELECT pg_catalog.pg_logical_emit_message(true, 'millrace', 'verify'); COMMIT";
         if let Err(error) = self.try_rows(NUDGE) {
             // Not needed where others write.

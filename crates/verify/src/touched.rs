@@ -108,8 +108,11 @@ impl Touched {
         if let Some(place) = values.iter().position(|value| *value == Field::Missing) {
             return Err(row.error(format!("its key has no `{}`", names[place])));
         }
-        let texts: Vec<_> =
-            values.iter().zip(attributes).map(|(value, attribute)| value.postgres_text(attribute.encoding)).collect();
+        let texts: Vec<_> = values
+            .iter()
+            .zip(attributes)
+            .map(|(value, attribute)| value.postgres_text(attribute.encoding))
+            .collect();
         let id = key::join(texts.iter().map(|text| text.as_deref()));
         let state = match row.after(&names)? {
             None => State::Gone,
@@ -127,7 +130,9 @@ impl Touched {
             self.bytes -= replaced.state.bytes();
         }
         if self.rows.len() > MAX_ROWS {
-            let what = format!("more than {MAX_ROWS} rows were changed by transactions that ended during the comparison");
+            let what = format!(
+                "more than {MAX_ROWS} rows were changed by transactions that ended during the comparison"
+            );
             return Err(NotVerified::new(what, "run `millrace verify` when less is changed at a time"));
         }
         Ok(())
@@ -149,7 +154,9 @@ impl Touched {
             return State::Unknown;
         }
         let value = |(place, (datum, attribute)): (usize, (Datum<'_>, &Attribute))| match datum {
-            Datum::Known(field) => Value::Is(field.postgres_text(attribute.encoding).map(|text| text.into_owned())),
+            Datum::Known(field) => {
+                Value::Is(field.postgres_text(attribute.encoding).map(|text| text.into_owned()))
+            }
             Datum::Unchanged => earlier.map_or(Value::Unchanged, |values| values[place].clone()),
         };
         State::Row(after.into_iter().zip(attributes).enumerate().map(value).collect())

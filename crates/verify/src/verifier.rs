@@ -82,7 +82,8 @@ impl NotVerified {
         let shown: String = sql.chars().take(SHOWN).collect();
         let reason = match error.as_db_error() {
             Some(db) => db.to_string(),
-            None => std::error::Error::source(error).map_or(error.to_string(), |cause| format!("{error}: {cause}")),
+            None => std::error::Error::source(error)
+                .map_or(error.to_string(), |cause| format!("{error}: {cause}")),
         };
         NotVerified::source(&shown, reason)
     }
@@ -171,13 +172,22 @@ pub(crate) struct Expected<'a> {
 
 impl Expected<'_> {
     /// Why the store is not yet where it can be compared; an error when it never will be.
-    pub(crate) fn judge(&self, log: &str, at: &Checkpoint, wanted: Lsn) -> Result<Option<String>, NotVerified> {
+    pub(crate) fn judge(
+        &self,
+        log: &str,
+        at: &Checkpoint,
+        wanted: Lsn,
+    ) -> Result<Option<String>, NotVerified> {
         if at.definition != self.definition {
             let what = format!("{}: the store was made under another definition", self.store);
-            return Err(NotVerified::new(what, "start the worker with this configuration, which fills it anew"));
+            return Err(NotVerified::new(
+                what,
+                "start the worker with this configuration, which fills it anew",
+            ));
         }
         if at.log != log {
-            let what = format!("{}: the store follows log {} and the pipeline's is {log}", self.store, at.log);
+            let what =
+                format!("{}: the store follows log {} and the pipeline's is {log}", self.store, at.log);
             return Err(NotVerified::new(what, "start the worker, which says what to do"));
         }
         Ok(if !at.ready {
@@ -193,7 +203,9 @@ impl Expected<'_> {
     pub(crate) fn demand(&self, log: &str, at: &Checkpoint, wanted: Lsn) -> Result<(), NotVerified> {
         match self.judge(log, at, wanted)? {
             None => Ok(()),
-            Some(reason) => Err(NotVerified::new(format!("{}: gone back meanwhile: {reason}", self.store), "")),
+            Some(reason) => {
+                Err(NotVerified::new(format!("{}: gone back meanwhile: {reason}", self.store), ""))
+            }
         }
     }
 }

@@ -23,7 +23,8 @@ const DRAIN: Duration = Duration::from_secs(3);
 const LOOK: Duration = Duration::from_millis(20);
 
 /// Who holds an xid in this database: pid, xid, and when its transaction began.
-const HOLDERS: &str = "SELECT pid::text || '/' || backend_xid::text, floor(extract(epoch FROM xact_start) * 1000)::bigint::text
+const HOLDERS: &str =
+    "SELECT pid::text || '/' || backend_xid::text, floor(extract(epoch FROM xact_start) * 1000)::bigint::text
     FROM pg_catalog.pg_stat_activity
     WHERE backend_xid IS NOT NULL AND (datid IS NULL OR datid = (SELECT oid FROM pg_catalog.pg_database
         WHERE datname = pg_catalog.current_database()))";

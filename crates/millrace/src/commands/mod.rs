@@ -34,7 +34,9 @@ pub(crate) fn execute(cli: Cli) -> Outcome {
         Command::Run { takeover } => run::all(process, takeover),
         Command::Status { format } => status::execute(&process, format),
         Command::Wait { lsn, stores, timeout, format } => wait::execute(&process, lsn, &stores, timeout, format),
-        Command::Verify { stores, timeout, format } => verify::execute(&process, &stores, timeout, format),
+        Command::Verify { stores, timeout, all, format } => {
+            verify::execute(&process, &stores, timeout, all, format)
+        }
         Command::Tail { from_beginning, table, limit, format } => {
             tail::execute(&process, from_beginning, table.as_deref(), limit, format)
         }

@@ -1,19 +1,146 @@
 //! `millrace verify`: the place where the proof of crate `verify` meets the configuration.
 
+mod report;
+mod stores;
+
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::anyhow;
+use change::{Refusal, TableSchema};
+use kafka::ReadUntil;
+use postgres::setup::SetupError;
+use redis_counters::sql::{Aggregate, Definition};
+use tantivy_search::IndexDefinition;
+use tokio_postgres::Client;
+use verify::{Counter, Index, Measure, NotVerified, Source, Verified, Verifier};
 
+use self::report::Report;
+use self::stores::{HttpIndex, KafkaLog, RedisCounter};
+use super::stores::Stores;
 use crate::cli::Format;
 use crate::failure::{Failure, Outcome};
 use crate::wiring::Process;
 
+/// What is to be compared: its name and what is known of it, or why it cannot be compared.
+enum Store {
+    Counter(String, Result<Counter, NotVerified>),
+    Index(String, SocketAddr, Result<Index, NotVerified>),
+}
+
 /// Compares the named stores, or all of them, with Postgres.
 pub(crate) fn execute(
-    _process: &Process,
-    _stores: &[String],
-    _timeout: Duration,
-    _format: Format,
+    process: &Process,
+    wanted: &[String],
+    timeout: Duration,
+    all: bool,
+    format: Format,
 ) -> Outcome {
-    Err(Failure::Failed(anyhow!("this build cannot verify")))
+    // Refuses names that are not configured.
+    Stores::new(process, wanted)?;
+    let kafka = process.kafka()?;
+    let names = process.names(&kafka)?;
+    let ledger = kafka::read_ledger(&kafka, &names, ReadUntil::Committed)?;
+    let id = ledger
+        .log
+        .ok_or_else(|| Refusal::new("the log is empty: the setup has not finished", "millrace setup"))?;
+    let client = process.connect(&process.source()?)?;
+    let stores = stores_of(process, &client, wanted)?;
+    let source =
+        Source::new(process.runtime.handle().clone(), client).map_err(|e| Failure::Failed(anyhow!(e)))?;
+    let mut log = KafkaLog { id, kafka: &kafka, names: &names };
+    let mut report = Report::new(format, all);
+    for store in stores {
+        let (name, result) =
+            one(process, store, &mut Verifier::new(&source, &mut log, &mut report, timeout))?;
+        report.store(&name, result);
+    }
+    report.finish()
+}
+
+fn one(
+    process: &Process,
+    store: Store,
+    verifier: &mut Verifier<'_>,
+) -> Result<(String, Result<Verified, NotVerified>), Failure> {
+    Ok(match store {
+        Store::Counter(name, counter) => {
+            let mut redis = RedisCounter { counters: process.counters()?, name: name.clone() };
+            (format!("counters.{name}"), counter.and_then(|counter| verifier.counter(&counter, &mut redis)))
+        }
+        Store::Index(name, address, index) => {
+            let mut http = HttpIndex::new(address, &name);
+            (format!("search.{name}"), index.and_then(|index| verifier.index(&index, &mut http)))
+        }
+    })
+}
+
+fn stores_of(process: &Process, client: &Client, wanted: &[String]) -> Result<Vec<Store>, Failure> {
+    let is_wanted = |store: &String| wanted.is_empty() || wanted.contains(store);
+    let mut stores = Vec::new();
+    for counter in &process.config.counters {
+        let store = format!("counters.{}", counter.name);
+        if is_wanted(&store) {
+            let table = table(process, client, counter.definition.table())?;
+            let known = table.and_then(|table| counter_of(&store, &counter.definition, table));
+            stores.push(Store::Counter(counter.name.clone(), known));
+        }
+    }
+    let Some(search) = &process.config.search else { return Ok(stores) };
+    let address = super::stores::reachable(search.listen);
+    for index in &search.indexes {
+        let store = format!("search.{}", index.name);
+        if is_wanted(&store) {
+            let table = table(process, client, (&index.schema, &index.table))?;
+            let known = table.and_then(|table| index_of(&store, index, table));
+            stores.push(Store::Index(index.name.clone(), address, known));
+        }
+    }
+    Ok(stores)
+}
+
+/// The table as it is now.
+fn table(
+    process: &Process,
+    client: &Client,
+    (schema, table): (&str, &str),
+) -> Result<Result<TableSchema, NotVerified>, Failure> {
+    let doing = || format!("cannot look at table {schema}.{table}");
+    let found = process.runtime.block_on(postgres::catalog::table_schema(client, schema, table));
+    let found = found.map_err(|error| SetupError::Failed { doing: doing(), error })?;
+    Ok(found
+        .ok_or_else(|| NotVerified::new(format!("table {schema}.{table} does not exist"), "millrace check")))
+}
+
+fn counter_of(store: &str, definition: &Definition, table: TableSchema) -> Result<Counter, NotVerified> {
+    let bound = definition.bind(&table).map_err(not_verified)?;
+    Ok(Counter {
+        store: store.to_owned(),
+        definition: definition.hash(),
+        table,
+        columns: definition.referenced_columns().into_iter().map(str::to_owned).collect(),
+        groups: definition.group_columns().len(),
+        measure: match definition.aggregate() {
+            Aggregate::CountRows => Measure::Rows,
+            Aggregate::Count { .. } => Measure::Values,
+            Aggregate::Sum { .. } => Measure::Sum,
+        },
+        query: Box::new(move |from| bound.select_sql(from)),
+    })
+}
+
+fn index_of(store: &str, definition: &IndexDefinition, table: TableSchema) -> Result<Index, NotVerified> {
+    definition.bind(&table).map_err(not_verified)?;
+    let IndexDefinition { text, exact, number, date, .. } = definition;
+    let mut columns: Vec<String> = Vec::new();
+    for column in [text, exact, number, date].into_iter().flatten() {
+        if !columns.contains(column) {
+            columns.push(column.clone());
+        }
+    }
+    Ok(Index { store: store.to_owned(), definition: definition.hash(), table, columns })
+}
+
+fn not_verified(refusal: Refusal) -> NotVerified {
+    NotVerified::new(refusal.what, refusal.remedy)
 }

@@ -97,6 +97,10 @@ impl Pipeline {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
+        // The tests' own settings are not the binary's.
+        std::env::vars().filter(|(name, _)| name.starts_with("MILLRACE_")).for_each(|(name, _)| {
+            command.env_remove(name);
+        });
         command.arg("--config").arg(self.config()).args(arguments).stdin(Stdio::null());
         command
     }

@@ -1,8 +1,10 @@
 //! The promises, tested on real processes: real Postgres, Kafka and Redis, and the binary as users run it.
 
 mod chaos;
+mod commands;
 mod faults;
 mod harness;
 mod mailbox;
 mod reader;
 mod tidy;
+mod verify;

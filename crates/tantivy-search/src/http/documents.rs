@@ -45,12 +45,14 @@ struct Request {
 
 impl Request {
     fn read(mut params: Params) -> Result<Request, ApiError> {
+        let ids = ids(params.take("ids"))?;
+        let default_limit = ids.as_ref().map_or(DEFAULT_LIMIT, Vec::len);
         let request = Request {
-            ids: ids(params.take("ids"))?,
+            ids,
             after: params.text("after", "invalid_document_after")?,
             fields: params.names("fields", "invalid_document_fields")?,
             offset: params.number("offset", "invalid_document_offset", MAX_OFFSET)?.unwrap_or(0),
-            limit: params.number("limit", "invalid_document_limit", MAX_LIMIT)?.unwrap_or(DEFAULT_LIMIT),
+            limit: params.number("limit", "invalid_document_limit", MAX_LIMIT)?.unwrap_or(default_limit),
             wait: params.wait()?,
         };
         params.end()?;
@@ -65,9 +67,7 @@ impl Request {
         };
         let found =
             ids.iter().map(|id| index::document(searcher, &shelf.layout, id)).filter_map(Result::transpose);
-        let default_limit = ids.len();
-        let limit = if self.limit == DEFAULT_LIMIT { default_limit } else { self.limit };
-        Ok(found.skip(self.offset).take(limit).collect::<Result<_, _>>()?)
+        Ok(found.skip(self.offset).take(self.limit).collect::<Result<_, _>>()?)
     }
 
     fn answer(&self, shelf: &Shelf, view: &View) -> Result<Page, ApiError> {

@@ -93,17 +93,6 @@ impl Params {
         }
     }
 
-    #[allow(dead_code)]
-    pub(super) fn flag(&mut self, name: &'static str, code: &'static str) -> Result<bool, ApiError> {
-        match self.take(name) {
-            None => Ok(false),
-            Some(Value::Bool(flag)) => Ok(flag),
-            Some(Value::String(text)) if self.from_url && text == "true" => Ok(true),
-            Some(Value::String(text)) if self.from_url && text == "false" => Ok(false),
-            Some(_) => Err(wrong(name, code, "true or false")),
-        }
-    }
-
     pub(super) fn names(
         &mut self,
         name: &'static str,

@@ -89,7 +89,7 @@ fn a_walk_under_commits_misses_no_document_that_stays() {
                 let missing =
                     (0..400).step_by(2).map(|id: u32| id.to_string()).find(|id| !unique.contains(id));
                 assert_eq!(missing, None);
-                if walk_number >= 5 && commits.load(Ordering::Relaxed) >= 10 {
+                if writer.is_finished() || (walk_number >= 5 && commits.load(Ordering::Relaxed) >= 10) {
                     return;
                 }
             }

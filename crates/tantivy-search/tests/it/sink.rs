@@ -441,6 +441,23 @@ fn a_directory_deleted_while_running_is_noticed_and_readers_live_on() {
 }
 
 #[test]
+fn an_older_commit_put_back_while_running_is_not_built_upon() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut bench = Bench::new(directory.path());
+    let meta = directory.path().join("emails/meta.json");
+    let older = fs::read(&meta).unwrap();
+    bench.insert(&MAIL);
+    bench.commit();
+    fs::write(&meta, older).unwrap();
+    bench.insert(&with(&[(0, "2")]));
+    let error = bench.try_commit().unwrap_err();
+    assert!(matches!(error, SinkError::Moved(_)), "{error}");
+    bench.sink.discard();
+    let stored = bench.load();
+    assert!(matches!(&stored, Stored::At(Checkpoint { next_offset: 0, .. })), "{stored:?}");
+}
+
+#[test]
 fn a_column_may_come_later_but_not_go() {
     let directory = tempfile::tempdir().unwrap();
     let old = table(&[("id!", INT8), ("subject", TEXT)]);

@@ -134,23 +134,28 @@ fn h32_a_value_from_under_another_key_is_looked_at_again() {
     fill(&rig, 3);
     let mut store = Store::later(Content::new(), || {
         let old = rig.row(2);
-        rig.commit("UPDATE mails SET id = 30 WHERE id = 2; UPDATE mails SET id = 2 WHERE id = 1", |log, xid| {
-            let first = rig.row(2);
-            log.delete(xid, &old);
-            let key = |id: &str| change::TupleBuf::new(std::iter::once(Datum::Text(id)).chain([Datum::Null; 7]));
-            let moved = |id: &str, from: &str, row: &[Option<String>]| {
-                let mut new = datums(row);
-                new[7] = Datum::Unchanged;
-                let (new, from) = (change::TupleBuf::new(new), key(from));
-                assert_eq!(row[0].as_deref(), Some(id));
-                log.write_tuples(xid, now_ms(), Op::Create, None, Some(&new), Some(&from));
-            };
-            moved("30", "2", &rig.row(30));
-            let mut before = first.clone();
-            before[0] = Some("1".into());
-            log.delete(xid, &before);
-            moved("2", "1", &first);
-        });
+        rig.commit(
+            "UPDATE mails SET id = 30 WHERE id = 2; UPDATE mails SET id = 2 WHERE id = 1",
+            |log, xid| {
+                let first = rig.row(2);
+                log.delete(xid, &old);
+                let key = |id: &str| {
+                    change::TupleBuf::new(std::iter::once(Datum::Text(id)).chain([Datum::Null; 7]))
+                };
+                let moved = |id: &str, from: &str, row: &[Option<String>]| {
+                    let mut new = datums(row);
+                    new[7] = Datum::Unchanged;
+                    let (new, from) = (change::TupleBuf::new(new), key(from));
+                    assert_eq!(row[0].as_deref(), Some(id));
+                    log.write_tuples(xid, now_ms(), Op::Create, None, Some(&new), Some(&from));
+                };
+                moved("30", "2", &rig.row(30));
+                let mut before = first.clone();
+                before[0] = Some("1".into());
+                log.delete(xid, &before);
+                moved("2", "1", &first);
+            },
+        );
         let mut at = rig.checkpoint();
         at.lsn = change::Lsn(u64::MAX);
         (at, documents(&rig))

@@ -10,8 +10,8 @@ use change::{
 use testkit::services::{Postgres, Session};
 use tokio::runtime::Runtime;
 use verify::{
-    Counter, CounterStore, Difference, DocumentStore, Documents, From, Index, Log, NotVerified, Observer, Source,
-    StoreError, Verified, Verifier,
+    Counter, CounterStore, Difference, DocumentStore, Documents, From, Index, Log, NotVerified, Observer,
+    Source, StoreError, Verified, Verifier,
 };
 use worker::{Checkpoint, LogBatch, LogRecord};
 
@@ -43,7 +43,8 @@ impl Rig {
     pub(crate) fn source_as(&self, role: &str) -> Source {
         let mut config = tokio_postgres::Config::new();
         config.host_path(self.postgres.socket_dir()).port(self.postgres.port()).user(role).dbname("postgres");
-        let (client, connection) = self.runtime.block_on(config.connect(tokio_postgres::NoTls)).expect("connects");
+        let (client, connection) =
+            self.runtime.block_on(config.connect(tokio_postgres::NoTls)).expect("connects");
         self.runtime.spawn(connection);
         Source::new(self.runtime.handle().clone(), client).expect("a source")
     }
@@ -68,7 +69,8 @@ impl Rig {
 
     /// Commits statements as one transaction of their own; the log gets what `write` makes of its xid.
     pub(crate) fn commit(&self, statements: &str, write: impl FnOnce(&Journal, u32)) {
-        let xid = xid(&self.session.sql(&format!("BEGIN; SELECT pg_current_xact_id(); {statements}; COMMIT")));
+        let xid =
+            xid(&self.session.sql(&format!("BEGIN; SELECT pg_current_xact_id(); {statements}; COMMIT")));
         write(&self.log, xid);
     }
 
@@ -260,7 +262,9 @@ impl Log for Journal {
         let first = match from {
             From::Beginning => 0,
             From::Offset(offset) => offset,
-            From::Time(time) => records.times.iter().position(|at| *at >= time).unwrap_or(records.times.len()) as i64,
+            From::Time(time) => {
+                records.times.iter().position(|at| *at >= time).unwrap_or(records.times.len()) as i64
+            }
         };
         if first < records.start {
             return Err(NotVerified::new("the log was partly removed", ""));
@@ -270,7 +274,13 @@ impl Log for Journal {
 }
 
 /// A counter's query, from what stands after FROM.
-pub(crate) fn counter(rig: &Rig, columns: &[&str], groups: usize, measure: verify::Measure, sql: &'static str) -> Counter {
+pub(crate) fn counter(
+    rig: &Rig,
+    columns: &[&str],
+    groups: usize,
+    measure: verify::Measure,
+    sql: &'static str,
+) -> Counter {
     Counter {
         store: "counters.c".into(),
         definition: "definition".into(),

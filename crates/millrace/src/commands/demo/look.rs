@@ -63,6 +63,16 @@ struct Hit {
     subject: String,
 }
 
+/// What Postgres says.
+struct Source {
+    mails: i64,
+    /// By user.
+    unread: BTreeMap<String, String>,
+    head: Lsn,
+    /// The slot's.
+    confirmed: Option<Lsn>,
+}
+
 /// Connections to look with.
 pub(super) struct Eyes<'a> {
     process: &'a Process,
@@ -91,7 +101,7 @@ impl<'a> Eyes<'a> {
 
     /// Fails only for Postgres; whatever else does not answer may just have been killed.
     pub(super) fn look(&mut self) -> anyhow::Result<Look> {
-        let (mails, unread, head, confirmed) = self.postgres().context("Postgres")?;
+        let Source { mails, unread, head, confirmed } = self.postgres().context("Postgres")?;
         let redis = self.counters.counter("unread").ok().map(|(_, groups)| groups);
         let user = |(place, name): (usize, &&'static str)| {
             let id = place + 1;
@@ -112,8 +122,7 @@ impl<'a> Eyes<'a> {
         Ok(Look { users, mails, search: self.search(), behind })
     }
 
-    /// Mails, unread mails by user, Postgres' position and the slot's.
-    fn postgres(&self) -> anyhow::Result<(i64, BTreeMap<String, String>, Lsn, Option<Lsn>)> {
+    fn postgres(&self) -> anyhow::Result<Source> {
         const UNREAD: &str = "SELECT user_id::text, count(*)::text FROM emails WHERE NOT is_read AND folder = 'inbox' \
                               GROUP BY user_id";
         const POSITIONS: &str = "SELECT (SELECT count(*) FROM emails), pg_current_wal_flush_lsn()::text, \
@@ -123,9 +132,12 @@ impl<'a> Eyes<'a> {
             let unread = self.client.query(UNREAD, &[]).await?;
             let unread = unread.iter().map(|row| (row.get(0), row.get(1))).collect();
             let row = self.client.query_one(POSITIONS, &[&slot]).await?;
-            let head = row.get::<_, &str>(1).parse()?;
-            let confirmed = row.get::<_, Option<&str>>(2).map(str::parse).transpose()?;
-            Ok((row.get(0), unread, head, confirmed))
+            Ok(Source {
+                mails: row.get(0),
+                unread,
+                head: row.get::<_, &str>(1).parse()?,
+                confirmed: row.get::<_, Option<&str>>(2).map(str::parse).transpose()?,
+            })
         })
     }
 

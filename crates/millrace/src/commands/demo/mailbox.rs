@@ -125,10 +125,10 @@ async fn arrive(transaction: &Transaction<'_>, dice: &mut Dice, letters: &[Lette
     Ok(())
 }
 
-/// Up to eight unread mails are read, the oldest first; now and then one is to be unread again.
+/// Up to three unread mails are read, the oldest first; now and then one is to be unread again.
 async fn read(transaction: &Transaction<'_>, dice: &mut Dice) -> Result<(), Error> {
     let user = dice.user();
-    let some = 1 + dice.below(8) as i64;
+    let some = 1 + dice.below(3) as i64;
     let update = "UPDATE emails SET is_read = true WHERE id IN (SELECT id FROM emails WHERE user_id = $1 AND NOT is_read \
                   AND folder = 'inbox' ORDER BY sent_at LIMIT $2 FOR UPDATE SKIP LOCKED)";
     transaction.execute(update, &[&user, &some]).await?;
@@ -146,7 +146,7 @@ async fn tidy_up(transaction: &Transaction<'_>, dice: &mut Dice) -> Result<(), E
     let (from, to) =
         *dice.pick(&[("inbox", "archive"), ("inbox", "trash"), ("archive", "lists"), ("trash", "inbox")]);
     let update = "UPDATE emails SET folder = $3 WHERE id IN (SELECT id FROM emails WHERE user_id = $1 AND folder = $2 \
-                  ORDER BY id LIMIT 5 FOR UPDATE SKIP LOCKED)";
+                  ORDER BY id LIMIT 3 FOR UPDATE SKIP LOCKED)";
     transaction.execute(update, &[&user, &from, &to]).await.map(drop)
 }
 

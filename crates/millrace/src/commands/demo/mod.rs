@@ -18,7 +18,7 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use change::Lsn;
 use clap::Args;
 
 use crate::failure::{Failure, Outcome};
@@ -26,13 +26,15 @@ use crate::wiring::Process;
 use look::Eyes;
 use mailbox::Mailbox;
 use pipeline::Pipeline;
-use probe::Probe;
+use probe::{Latency, Probe};
 use text::Letters;
 use traffic::Traffic;
 use view::View;
 
 /// Between two looks on a terminal, and where lines are kept.
 const REDRAW: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(2));
+/// Between two questions whether a killed process is back.
+const TICK: Duration = Duration::from_millis(10);
 /// A process that was killed is expected back, with everything, in this time.
 const RECOVERY: Duration = Duration::from_secs(60);
 /// For the stores to have what the mailbox is filled with.
@@ -67,7 +69,7 @@ pub(crate) fn execute(process: &Process, config: &Path, options: &Options) -> Ou
     process.runtime.block_on(mailbox.fill(options.mails))?;
     println!("{} mails committed in {:.1} s", options.mails, started.elapsed().as_secs_f64());
     let mut probe = Probe::new(process)?;
-    let filled = probe.reach_all(FILLED, &mut || pipeline.check())?;
+    let filled = probe.reach_all(FILLED, || pipeline.check())?;
     println!("in Redis and in the index {:.1} s later", filled.as_secs_f64());
 
     let mut writers = Vec::new();
@@ -81,7 +83,7 @@ pub(crate) fn execute(process: &Process, config: &Path, options: &Options) -> Ou
     Ok(stopped?)
 }
 
-/// The view, and the kills: one at each quarter of the time.
+/// The view, and the kills: one at each quarter of the time, and none before the last one has been got over.
 fn show(
     process: &Process,
     options: &Options,
@@ -95,26 +97,66 @@ fn show(
     let pause = if terminal { REDRAW.0 } else { REDRAW.1 };
     let whole = Duration::from_secs(options.seconds.into());
     let started = Instant::now();
-    let mut victims = pipeline::ROLES.iter().zip(1u32..);
-    let mut next = victims.next();
-    while started.elapsed() < whole {
+    let mut drawn: Option<Instant> = None;
+    let mut victims = pipeline::ROLES.iter().zip(1u32..).peekable();
+    let mut recovery: Option<Recovery> = None;
+    let mut latency = Latency::default();
+    while started.elapsed() < whole || recovery.is_some() || victims.peek().is_some() {
         traffic.check()?;
         pipeline.check()?;
-        let latency = probe.measure()?;
-        view.show(started.elapsed(), traffic.so_far(), &eyes.look()?, &latency);
-        if let Some((role, place)) = next
-            && started.elapsed() >= whole * place / 4
+        if let Some(killed) = &recovery
+            && let Some(away) = killed.over(probe)?
         {
-            let killed = pipeline.kill(role)?;
-            view.event(started.elapsed(), format!("kill -9 {role} (process {killed}), started again"));
-            let away = probe.reach(role, RECOVERY, &mut || pipeline.check())?;
             view.event(
                 started.elapsed(),
-                format!("{role} is back and has everything, {} ms after", away.as_millis()),
+                &format!("{} has everything again, {} ms after", killed.role, away.as_millis()),
             );
-            next = victims.next();
+            recovery = None;
         }
-        std::thread::sleep(pause);
+        if recovery.is_none()
+            && let Some((role, _)) = victims.next_if(|(_, place)| started.elapsed() >= whole * *place / 4)
+        {
+            let (killed, id) = Recovery::begin(role, pipeline, probe)?;
+            view.event(started.elapsed(), &format!("kill -9 {role} (process {id}), and started again"));
+            recovery = Some(killed);
+        }
+        if drawn.is_none_or(|drawn| drawn.elapsed() >= pause) {
+            if recovery.is_none() {
+                latency = probe.measure()?;
+            }
+            view.show(started.elapsed(), traffic.so_far(), &eyes.look()?, &latency);
+            drawn = Some(Instant::now());
+        }
+        std::thread::sleep(TICK);
     }
-    traffic.check().context("traffic").map_err(Failure::from)
+    Ok(())
+}
+
+/// A process that was killed and started again, until its stores have all that Postgres had then.
+struct Recovery {
+    role: &'static str,
+    killed: Instant,
+    target: Lsn,
+}
+
+impl Recovery {
+    fn begin(role: &'static str, pipeline: &mut Pipeline, probe: &Probe) -> anyhow::Result<(Self, u32)> {
+        let killed = Instant::now();
+        let id = pipeline.kill(role)?;
+        Ok((Recovery { role, killed, target: probe.now()? }, id))
+    }
+
+    /// How long it took, once it is over.
+    fn over(&self, probe: &mut Probe) -> anyhow::Result<Option<Duration>> {
+        if probe.has(self.role, self.target) {
+            return Ok(Some(self.killed.elapsed()));
+        }
+        let limit = RECOVERY.as_secs();
+        anyhow::ensure!(
+            self.killed.elapsed() < RECOVERY,
+            "{} has not come back within {limit} s; see its log",
+            self.role
+        );
+        Ok(None)
+    }
 }

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use change::Lsn;
 use tokio_postgres::Client;
 
@@ -17,7 +17,7 @@ const POLL: Duration = Duration::from_millis(2);
 const TOO_LONG: Duration = Duration::from_secs(5);
 
 /// What was measured last; `None`: not in time.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Latency {
     pub(super) counters: Option<Duration>,
     pub(super) search: Option<Duration>,
@@ -43,66 +43,50 @@ impl<'a> Probe<'a> {
 
     /// Commits a change and takes the time until each store has it.
     pub(super) fn measure(&mut self) -> anyhow::Result<Latency> {
-        let toggle = "UPDATE users SET name = name WHERE id = 1";
-        self.process.runtime.block_on(self.client.execute(toggle, &[])).context("Postgres")?;
+        let change = "UPDATE users SET name = name WHERE id = 1";
+        self.process.runtime.block_on(self.client.execute(change, &[])).context("Postgres")?;
         let (target, started) = (self.now()?, Instant::now());
-        let counters = reach(&mut self.counters, target, started, TOO_LONG, &mut || Ok(()))?;
-        let search = reach(&mut self.search, target, started, TOO_LONG, &mut || Ok(()))?;
-        Ok(Latency { counters, search })
+        let mut time = |role| loop {
+            if self.has(role, target) {
+                return Some(started.elapsed());
+            }
+            if started.elapsed() >= TOO_LONG {
+                return None;
+            }
+            std::thread::sleep(POLL);
+        };
+        Ok(Latency { counters: time("counters"), search: time("search") })
     }
 
-    /// Waits until what a process is answerable for is there again; for the reader that is a counter.
-    pub(super) fn reach(
-        &mut self,
-        role: &str,
-        within: Duration,
-        check: &mut dyn FnMut() -> anyhow::Result<()>,
-    ) -> anyhow::Result<Duration> {
-        let (target, started) = (self.now()?, Instant::now());
-        let stores = if role == "search" { &mut self.search } else { &mut self.counters };
-        match reach(stores, target, started, within, check)? {
-            Some(time) => Ok(time),
-            None => bail!("{role} has not come back within {} s; see its log", within.as_secs()),
-        }
-    }
-
-    /// Waits until both stores have everything.
+    /// Waits until both stores have all that Postgres has now; `check` may end the waiting.
     pub(super) fn reach_all(
         &mut self,
         within: Duration,
-        check: &mut dyn FnMut() -> anyhow::Result<()>,
+        mut check: impl FnMut() -> anyhow::Result<()>,
     ) -> anyhow::Result<Duration> {
-        let started = Instant::now();
-        self.reach("counters", within, check)?;
-        self.reach("search", within, check)?;
+        let (target, started) = (self.now()?, Instant::now());
+        while !(self.has("counters", target) && self.has("search", target)) {
+            check()?;
+            anyhow::ensure!(
+                started.elapsed() < within,
+                "the stores have not caught up within {} s",
+                within.as_secs()
+            );
+            std::thread::sleep(POLL);
+        }
         Ok(started.elapsed())
     }
 
-    fn now(&self) -> anyhow::Result<Lsn> {
+    /// Whether what a process is answerable for has come so far; of the reader that is seen by a counter.
+    pub(super) fn has(&mut self, role: &str, target: Lsn) -> bool {
+        let stores = if role == "search" { &mut self.search } else { &mut self.counters };
+        stores.read().iter().all(|store| store.ready && store.lsn.is_some_and(|lsn| lsn >= target))
+    }
+
+    /// Everything committed so far is below this.
+    pub(super) fn now(&self) -> anyhow::Result<Lsn> {
         let query = "SELECT pg_current_wal_insert_lsn()::text";
         let row = self.process.runtime.block_on(self.client.query_one(query, &[])).context("Postgres")?;
         row.get::<_, &str>(0).parse().context("Postgres' LSN")
-    }
-}
-
-fn reach(
-    stores: &mut Stores,
-    target: Lsn,
-    started: Instant,
-    within: Duration,
-    check: &mut dyn FnMut() -> anyhow::Result<()>,
-) -> anyhow::Result<Option<Duration>> {
-    loop {
-        let reached = |store: &crate::commands::stores::Store| {
-            store.ready && store.lsn.is_some_and(|lsn| lsn >= target)
-        };
-        if stores.read().iter().all(reached) {
-            return Ok(Some(started.elapsed()));
-        }
-        check()?;
-        if started.elapsed() >= within {
-            return Ok(None);
-        }
-        std::thread::sleep(POLL);
     }
 }

@@ -143,7 +143,9 @@ fn prose(paragraph: &str) -> Option<String> {
     let letters = line.chars().filter(|c| c.is_alphabetic() || *c == ' ').count();
     let sentences = line.starts_with(char::is_uppercase) && line.ends_with(['.', '!', '?', ':']);
     let plain = letters * 100 >= line.chars().count() * 92;
-    (PARAGRAPH.contains(&line.len()) && sentences && plain && !line.contains('\0')).then_some(line)
+    // Links would be half of a subject, and Postgres' text has no NUL.
+    let marked = line.contains("](") || line.contains("://") || line.contains('\0');
+    (PARAGRAPH.contains(&line.len()) && sentences && plain && !marked).then_some(line)
 }
 
 fn subject(paragraph: &str) -> String {

@@ -4,51 +4,53 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::time::Duration;
 
-use super::look::Look;
+use super::look::{Answer, Look};
 use super::probe::Latency;
 use super::traffic::SoFar;
 
 /// A line that a terminal would break could not be drawn over.
 const WIDTH: usize = 79;
 
-/// The view, and how much of it is to be drawn over.
+/// The view, and what of it stands on the terminal now.
 pub(super) struct View {
     terminal: bool,
     seconds: u32,
-    drawn: usize,
+    table: Vec<String>,
 }
 
 impl View {
     pub(super) fn new(terminal: bool, seconds: u32) -> Self {
-        View { terminal, seconds, drawn: 0 }
+        View { terminal, seconds, table: Vec::new() }
     }
 
     /// Shows the state of things.
     pub(super) fn show(&mut self, at: Duration, traffic: SoFar, look: &Look, latency: &Latency) {
         if self.terminal {
-            self.draw(&table(at, self.seconds, traffic, look, latency));
+            let table = table(at, self.seconds, traffic, look, latency);
+            self.draw("", table);
         } else {
             print(&line(at, traffic, look, latency));
         }
     }
 
     /// Shows something that happened; on a terminal it stays above the table.
-    pub(super) fn event(&mut self, at: Duration, what: String) {
-        self.draw(&[]);
-        print(&format!("{:>5.1} s  {what}\n", at.as_secs_f64()));
+    pub(super) fn event(&mut self, at: Duration, what: &str) {
+        self.draw(&format!("{:>5.1} s  {what}\n", at.as_secs_f64()), self.table.clone());
     }
 
-    fn draw(&mut self, lines: &[String]) {
+    /// Replaces the table that stands there by `above`, which is to stay, and another table.
+    fn draw(&mut self, above: &str, table: Vec<String>) {
         let mut text = String::new();
-        if self.drawn > 0 {
-            // Up to where the last table begins, and clear from there.
-            let _ = write!(text, "\x1b[{}A\x1b[J", self.drawn);
+        if !self.table.is_empty() {
+            // Up to where it begins, and clear from there.
+            let _ = write!(text, "\x1b[{}A\x1b[J", self.table.len());
         }
-        for line in lines {
+        text.push_str(above);
+        for line in &table {
             text.extend(line.chars().take(WIDTH));
             text.push('\n');
         }
-        self.drawn = lines.len();
+        self.table = table;
         print(&text);
     }
 }
@@ -78,6 +80,8 @@ fn table(at: Duration, seconds: u32, traffic: SoFar, look: &Look, latency: &Late
     }
     lines.push(String::new());
     lines.push(format!("  search      {}", search(look)));
+    let best = look.search.answer.as_ref().map_or("", Answer::first);
+    lines.push(format!("              {best}"));
     lines.push(format!("  behind      {}", behind(look)));
     lines.push(format!("  from COMMIT to {}", latencies(latency)));
     lines
@@ -100,13 +104,10 @@ fn line(at: Duration, traffic: SoFar, look: &Look, latency: &Latency) -> String 
 
 fn search(look: &Look) -> String {
     match &look.search.answer {
-        Some(found) => format!(
-            "{}: {} hits in {} ms: {}",
-            look.search.query,
-            found.estimated_total_hits,
-            found.processing_time_ms,
-            found.first()
-        ),
+        Some(found) => {
+            let Answer { estimated_total_hits: hits, processing_time_ms: time, .. } = found;
+            format!("{}: {hits} hits in {time} ms", look.search.query)
+        }
         None => format!("{}: no answer", look.search.query),
     }
 }

@@ -1,0 +1,270 @@
+//! One index as the sink keeps it: staged and committed documents, and what the table looks like.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use change::{Op, Refusal, TableSchema};
+use worker::{Change, Checkpoint, Move, SinkError, Stored};
+
+use crate::definition::Binding;
+use crate::document::{Draft, id_of};
+use crate::index::{self, Found, OpenIndex};
+use crate::indexes::{Shelf, View};
+use crate::overlay::{Earlier, Overlay};
+use crate::payload::Payload;
+use crate::sink::{Options, elapsed};
+
+/// With nothing staged a checkpoint stays in memory until it is this many records ahead of the disk...
+const MEMORY_RECORDS: i64 = 100_000;
+/// ...or this old: what a restart reads again at most.
+const MEMORY_TIME: Duration = Duration::from_secs(30);
+
+/// See the module.
+pub(crate) struct Store {
+    pub(crate) shelf: Arc<Shelf>,
+    /// `None` until it is loaded, and where there is nothing usable.
+    open: Option<Box<OpenIndex>>,
+    pub(crate) overlay: Overlay,
+    pub(crate) staged: usize,
+    /// What the index is, at times ahead of the disk by records that changed nothing in it.
+    current: Payload,
+    /// When the disk's checkpoint was written.
+    written_us: i64,
+    /// The version of the table that changes came in last, and what it means here.
+    bound: Option<(Arc<TableSchema>, Arc<Binding>)>,
+}
+
+impl Store {
+    pub(crate) fn new(shelf: Arc<Shelf>, options: &Options) -> Store {
+        let nothing = Checkpoint {
+            log: String::new(),
+            generation: 0,
+            next_offset: 0,
+            lsn: change::Lsn::ZERO,
+            definition: String::new(),
+            ready: false,
+        };
+        Store {
+            shelf,
+            open: None,
+            overlay: Overlay::new(&options.directory),
+            staged: 0,
+            current: Payload::empty(&nothing),
+            written_us: 0,
+            bound: None,
+        }
+    }
+
+    pub(crate) fn load(&mut self, options: &Options, thorough: bool) -> Result<Stored, SinkError> {
+        let Shelf { definition, layout, .. } = &*self.shelf;
+        let found = index::open(definition, layout, options, thorough);
+        Ok(match found? {
+            Found::Open(open) => {
+                self.opened(open);
+                Stored::At(self.current.checkpoint.clone())
+            }
+            Found::Empty => self.unusable(Stored::Empty),
+            Found::Damaged(reason) => self.unusable(Stored::Damaged(reason)),
+            Found::Foreign(checkpoint) => self.unusable(Stored::At(checkpoint)),
+        })
+    }
+
+    pub(crate) fn reset(&mut self, options: &Options, to: &Checkpoint) -> Result<(), SinkError> {
+        self.close();
+        self.shelf.publish(None);
+        let open = index::create(&self.shelf.definition, &self.shelf.layout, options, to)?;
+        self.opened(open);
+        Ok(())
+    }
+
+    fn opened(&mut self, open: Box<OpenIndex>) {
+        self.current = open.payload().clone();
+        self.open = Some(open);
+        self.publish();
+    }
+
+    fn unusable(&mut self, stored: Stored) -> Stored {
+        self.shelf.publish(None);
+        stored
+    }
+
+    /// Readers keep the last commit.
+    pub(crate) fn close(&mut self) {
+        self.open = None;
+        self.overlay.clear();
+        self.staged = 0;
+        self.bound = None;
+    }
+
+    fn publish(&self) {
+        let view =
+            |open: &OpenIndex| View { searcher: open.searcher().clone(), payload: self.current.clone() };
+        self.shelf.publish(self.open.as_deref().map(view));
+    }
+
+    pub(crate) fn apply(&mut self, change: &Change<'_>) -> Result<(), SinkError> {
+        let binding = self.bind(change.schema)?;
+        match change.event.op {
+            Op::Create | Op::Read | Op::Update => self.upsert(change, &binding)?,
+            Op::Delete => {
+                let id = id_of(change.key, binding.key()).map_err(|reason| self.poison("a row", &reason))?;
+                self.open()?.delete(&id)?;
+                self.overlay.delete(&id).map_err(|error| self.spill_failed(&error))?;
+            }
+            Op::Truncate => {
+                self.open()?.truncate()?;
+                self.overlay.truncate();
+            }
+            Op::Message => return Ok(()),
+        }
+        self.staged += 1;
+        Ok(())
+    }
+
+    fn upsert(&mut self, change: &Change<'_>, binding: &Binding) -> Result<(), SinkError> {
+        let earlier;
+        let mut draft = Draft::read(change, binding).map_err(|reason| self.poison("a row", &reason))?;
+        let row = format!("row `{}`", draft.id);
+        if !draft.holes.is_empty() {
+            earlier = self.earlier(&draft.id, change, binding)?.ok_or_else(|| self.nowhere(&row))?;
+            draft.fill(binding, &earlier).map_err(|reason| self.poison(&row, &reason))?;
+        }
+        let json = draft.json(binding);
+        let document =
+            draft.terms(binding, &self.shelf.layout, &json).map_err(|reason| self.poison(&row, &reason))?;
+        self.open()?.upsert(&draft.id, document)?;
+        let remembered = self.overlay.upsert(&draft.id, json);
+        remembered.map_err(|error| self.spill_failed(&error))
+    }
+
+    /// The document that a change's unchanged TOAST values are taken from: that of the row under its old key.
+    fn earlier(&self, id: &str, change: &Change<'_>, binding: &Binding) -> Result<Option<String>, SinkError> {
+        let old;
+        let (id, found) = if change.previous_key.is_empty() {
+            (id, self.overlay.row(id))
+        } else {
+            old =
+                id_of(change.previous_key, binding.key()).map_err(|reason| self.poison("a row", &reason))?;
+            (old.as_str(), self.overlay.former_row(&old))
+        };
+        match found.map_err(|error| self.spill_failed(&error))? {
+            Earlier::Staged(json) => Ok(Some(json)),
+            Earlier::Committed => self.open()?.document(id),
+            Earlier::Gone => Ok(None),
+        }
+    }
+
+    /// What a version of the table means for this index; refuses one under which it would be wrong.
+    fn bind(&mut self, schema: &Arc<TableSchema>) -> Result<Arc<Binding>, SinkError> {
+        if let Some((known, binding)) = &self.bound
+            && Arc::ptr_eq(known, schema)
+        {
+            return Ok(binding.clone());
+        }
+        let binding = Arc::new(Binding::new(&self.shelf.definition, schema)?);
+        let name = &self.shelf.definition.name;
+        let key: Vec<String> = binding.key().iter().map(|column| column.name.clone()).collect();
+        if !self.current.key.is_empty() && self.current.key != key {
+            return Err(SinkError::Refused(Refusal::new(
+                format!(
+                    "the key of {} changed from ({}) to ({}), so the documents of `{name}` would have other ids",
+                    schema.full_name(),
+                    self.current.key.join(", "),
+                    key.join(", ")
+                ),
+                "change the key back, or begin a new log: `millrace teardown`, then `millrace setup`",
+            )));
+        }
+        let mut seen: BTreeSet<String> = self.current.seen.iter().cloned().collect();
+        for attribute in &binding.attributes {
+            if attribute.present {
+                seen.insert(attribute.name.clone());
+            } else if seen.contains(&attribute.name) {
+                return Err(SinkError::Refused(Refusal::new(
+                    format!("column `{}` of {} was dropped or renamed", attribute.name, schema.full_name()),
+                    format!("take it out of [search.indexes.{name}], which fills the index again"),
+                )));
+            }
+        }
+        self.current.key = key;
+        self.current.seen = seen.into_iter().collect();
+        self.bound = Some((schema.clone(), binding.clone()));
+        Ok(binding)
+    }
+
+    /// See [`worker::Sink::check`].
+    pub(crate) fn check(&self) -> Result<(), SinkError> {
+        self.open.as_ref().map_or(Ok(()), |open| open.check())
+    }
+
+    /// Returns whether anything was written to disk.
+    pub(crate) fn commit(&mut self, step: &Move, now_us: i64) -> Result<bool, SinkError> {
+        if self.current.checkpoint != step.from {
+            let Checkpoint { next_offset, lsn, .. } = &self.current.checkpoint;
+            return Err(SinkError::Moved(format!(
+                "the search index `{}` stands at offset {next_offset} ({lsn}), not where this worker left it",
+                self.shelf.definition.name
+            )));
+        }
+        let next = Payload { checkpoint: step.to.clone(), ..self.current.clone() };
+        let write = self.staged > 0 || self.disk_is_far_behind(&next, now_us)?;
+        if write {
+            self.open_mut()?.commit(next.clone())?;
+            self.overlay.clear();
+            self.staged = 0;
+            self.written_us = now_us;
+        }
+        self.current = next;
+        self.publish();
+        Ok(write)
+    }
+
+    /// Whether a checkpoint that only moved past records of others is worth a write. The LSN alone never is: the
+    /// ledger tells it again.
+    fn disk_is_far_behind(&self, next: &Payload, now_us: i64) -> Result<bool, SinkError> {
+        let disk = self.open()?.payload();
+        let records = next.checkpoint.next_offset - disk.checkpoint.next_offset;
+        let aged = records > 0 && elapsed(self.written_us, now_us) >= MEMORY_TIME;
+        Ok(next.checkpoint.ready != disk.checkpoint.ready || records >= MEMORY_RECORDS || aged)
+    }
+
+    fn open(&self) -> Result<&OpenIndex, SinkError> {
+        self.open.as_deref().ok_or_else(|| self.closed())
+    }
+
+    fn open_mut(&mut self) -> Result<&mut OpenIndex, SinkError> {
+        let closed = self.closed();
+        self.open.as_deref_mut().ok_or(closed)
+    }
+
+    fn closed(&self) -> SinkError {
+        SinkError::Unavailable(format!("the search index `{}` is not open", self.shelf.definition.name))
+    }
+
+    fn spill_failed(&self, error: &std::io::Error) -> SinkError {
+        let name = &self.shelf.definition.name;
+        SinkError::Unavailable(format!(
+            "what is staged for the search index `{name}` cannot be spilled: {error}"
+        ))
+    }
+
+    fn poison(&self, row: &str, reason: &str) -> SinkError {
+        let definition = &self.shelf.definition;
+        let (name, schema, table) = (&definition.name, &definition.schema, &definition.table);
+        SinkError::Poison(format!(
+            "{row} of {schema}.{table} does not fit the search index `{name}`: {reason}"
+        ))
+    }
+
+    fn nowhere(&self, row: &str) -> SinkError {
+        let (schema, table) = (&self.shelf.definition.schema, &self.shelf.definition.table);
+        self.poison(
+            row,
+            &format!(
+                "an unchanged TOAST value stands neither in the log nor in an earlier document; \
+                 remedy: ALTER TABLE {schema}.{table} REPLICA IDENTITY FULL, and begin a new log"
+            ),
+        )
+    }
+}
