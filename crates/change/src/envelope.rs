@@ -96,6 +96,19 @@ pub struct ChangeStamp {
     pub now_us: i64,
 }
 
+/// What happened to a row, with what is known of it before and after.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RowImages<'a> {
+    /// What happened.
+    pub op: Op,
+    /// What Postgres sent of the old row: all of it, its key, or nothing.
+    pub before: Option<Tuple<'a>>,
+    /// The new row.
+    pub after: Option<Tuple<'a>>,
+    /// The old row when this is the `c` half of a changed key.
+    pub previous_key: Option<Tuple<'a>>,
+}
+
 /// Writes records of one pipeline.
 #[derive(Clone, Debug)]
 pub struct Encoder {
@@ -162,18 +175,15 @@ impl Encoder {
         }
     }
 
-    /// Appends the record of a row's change. `before` is what Postgres sent of the old row: all of it, its key,
-    /// or nothing. `previous_key` is the old row when this is the `c` half of a changed key.
+    /// Appends the record of a row's change.
     pub fn row(
         &self,
         batch: &mut RecordBatch,
         relation: &RelationEncoder,
         stamp: &ChangeStamp,
-        op: Op,
-        before: Option<Tuple<'_>>,
-        after: Option<Tuple<'_>>,
-        previous_key: Option<Tuple<'_>>,
+        images: RowImages<'_>,
     ) -> Result<(), EnvelopeError> {
+        let RowImages { op, before, after, previous_key } = images;
         for tuple in [before, after, previous_key].into_iter().flatten() {
             relation.check(tuple)?;
         }
@@ -214,7 +224,8 @@ impl Encoder {
     /// Appends the record of a TRUNCATE of one table.
     pub fn truncate(&self, batch: &mut RecordBatch, relation: &RelationEncoder, stamp: &ChangeStamp) {
         // Without a row nothing can fail to fit.
-        let _ = self.row(batch, relation, stamp, Op::Truncate, None, None, None);
+        let images = RowImages { op: Op::Truncate, before: None, after: None, previous_key: None };
+        let _ = self.row(batch, relation, stamp, images);
     }
 
     /// Appends the record of a logical message.
@@ -484,7 +495,9 @@ impl<'de> Visitor<'de> for Wanted<'_, '_, 'de> {
 
         while let Some(Name(name)) = map.next_key()? {
             match self.names.iter().position(|wanted| *wanted == name) {
-                Some(place) => self.out[place] = field(map.next_value()?).map_err(serde::de::Error::custom)?,
+                Some(place) => {
+                    self.out[place] = field(map.next_value()?).map_err(serde::de::Error::custom)?
+                }
                 None => drop(map.next_value::<IgnoredAny>()?),
             }
         }

@@ -98,7 +98,9 @@ pub enum LedgerEntry {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum LedgerError {
     /// It was written by a newer version.
-    #[error("the ledger's record `{key}` has format {format}; this Millrace reads up to {FORMAT}: upgrade it")]
+    #[error(
+        "the ledger's record `{key}` has format {format}; this Millrace reads up to {FORMAT}: upgrade it"
+    )]
     Newer {
         /// The record's key.
         key: String,
@@ -184,7 +186,8 @@ mod tests {
 
     #[test]
     fn what_is_not_ours_is_refused() {
-        for (key, value) in [("progress", "{}"), ("else", r#"{"format":1}"#), ("schema/x", r#"{"format":1}"#)] {
+        for (key, value) in [("progress", "{}"), ("else", r#"{"format":1}"#), ("schema/x", r#"{"format":1}"#)]
+        {
             let error = LedgerEntry::decode(key.as_bytes(), value.as_bytes()).unwrap_err();
             assert!(matches!(error, LedgerError::Malformed { .. }), "{error}");
         }

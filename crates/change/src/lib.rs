@@ -17,12 +17,13 @@ mod schema;
 mod tuple;
 
 pub use envelope::{
-    ChangeStamp, Encoder, EnvelopeError, Event, Field, Op, RelationEncoder, UNAVAILABLE, fields, key_fields,
+    ChangeStamp, Encoder, EnvelopeError, Event, Field, Op, RelationEncoder, RowImages, UNAVAILABLE, fields,
+    key_fields,
 };
 pub use ledger::{LedgerEntry, LedgerError, Progress, SlotIntent, SlotState, Split, Timeline};
 pub use lsn::{Lsn, ParseLsnError};
 pub use position::{Kind, ParsePositionError, Position};
-pub use record::{Headers, HeaderError, RecordBatch, RecordMeta, RecordRef, header};
+pub use record::{HeaderError, Headers, RecordBatch, RecordMeta, RecordRef, header};
 pub use refusal::Refusal;
 pub use schema::{Collation, Column, Encoding, ReplicaIdentity, SchemaRef, TableSchema};
 pub use tuple::{Datum, Tuple, TupleBuf, TupleError, TupleIter};

@@ -108,7 +108,7 @@ mod tests {
     #[test]
     fn h01_equal_lsns_are_ordered_by_kind_and_ordinal() {
         let at = |kind, ordinal| Position { lsn: Lsn(100), kind, ordinal };
-        let mut shuffled = vec![
+        let mut shuffled = [
             at(Kind::Transaction, 1),
             at(Kind::Round, 0),
             at(Kind::Transaction, 0),

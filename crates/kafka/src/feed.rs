@@ -183,8 +183,7 @@ impl Feed for KafkaFeed {
     }
 
     fn log(&mut self) -> Result<LogState, FeedError> {
-        let (start, end) =
-            PartitionReader::new(&self.connection, &self.names, self.names.log())?.bounds()?;
+        let (start, end) = PartitionReader::new(&self.connection, &self.names, self.names.log())?.bounds()?;
         let ledger = read_ledger(&self.connection, &self.names, ReadUntil::Committed)?;
         if let Some(progress) = ledger.progress {
             self.take_progress(progress);

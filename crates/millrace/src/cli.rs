@@ -192,6 +192,9 @@ pub(crate) enum Command {
         #[arg(long)]
         yes: bool,
     },
+    /// A mailbox with live traffic to watch the pipeline with; `scripts/demo` runs it.
+    #[command(hide = true)]
+    Demo(crate::commands::demo::Options),
 }
 
 /// For people or for programs.

@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use change::{
-    ChangeStamp, Clock, Encoder, Kind, Lsn, Op, Position, RecordBatch, RelationEncoder, SchemaRef, Split,
-    TableSchema, Tuple,
+    ChangeStamp, Clock, Encoder, Kind, Lsn, Op, Position, RecordBatch, RelationEncoder, RowImages, SchemaRef,
+    Split, TableSchema,
 };
 use xxhash_rust::xxh3::Xxh3;
 
@@ -190,7 +190,8 @@ impl Assembler {
 
     fn commit(&mut self, commit_lsn: Lsn, end_lsn: Lsn) -> Result<(), RelayError> {
         let open = self.open.take().filter(|open| open.commit_lsn == commit_lsn);
-        let open = open.ok_or_else(|| protocol(format!("COMMIT at {commit_lsn} of a transaction not open")))?;
+        let open =
+            open.ok_or_else(|| protocol(format!("COMMIT at {commit_lsn} of a transaction not open")))?;
         self.held_records = 0;
         if open.plan == Plan::Skip {
             return Ok(());
@@ -234,13 +235,14 @@ impl Assembler {
         let known = self.relations.get(&relation).ok_or_else(|| unknown_relation(relation))?;
         let halves = halves(&known.encoder, change);
         let count = halves.iter().flatten().count() as u64;
-        let Some(mut stamp) = self.change(lsn, count, || digest(relation, change), clock)? else { return Ok(()) };
-        for half in halves.into_iter().flatten() {
+        let Some(mut stamp) = self.change(lsn, count, || digest(relation, change), clock)? else {
+            return Ok(());
+        };
+        for images in halves.into_iter().flatten() {
             self.number(&mut stamp, relation)?;
             let known = self.relations.get(&relation).ok_or_else(|| unknown_relation(relation))?;
-            let Half { op, before, after, previous_key } = half;
             self.encoder
-                .row(&mut self.batch, &known.encoder, &stamp, op, before, after, previous_key)
+                .row(&mut self.batch, &known.encoder, &stamp, images)
                 .map_err(|e| protocol(e.to_string()))?;
         }
         Ok(())
@@ -314,7 +316,8 @@ impl Assembler {
         digest: impl FnOnce() -> u64,
         clock: &dyn Clock,
     ) -> Result<Option<ChangeStamp>, RelayError> {
-        let open = self.open.as_mut().ok_or_else(|| protocol(format!("change at {lsn} outside a transaction")))?;
+        let open =
+            self.open.as_mut().ok_or_else(|| protocol(format!("change at {lsn} outside a transaction")))?;
         let ordinal = open.ordinal;
         open.ordinal += 1;
         let Plan::From { ordinal: first, digest: expected } = open.plan else { return Ok(None) };
@@ -360,23 +363,15 @@ impl Assembler {
     }
 }
 
-/// One record to make of a row's change.
-struct Half<'a> {
-    op: Op,
-    before: Option<Tuple<'a>>,
-    after: Option<Tuple<'a>>,
-    previous_key: Option<Tuple<'a>>,
-}
-
-/// A changed key is a death and a birth; everything else is one record.
-fn halves<'a>(relation: &RelationEncoder, change: RowChange<'a>) -> [Option<Half<'a>>; 2] {
-    let one = |op, before, after| [Some(Half { op, before, after, previous_key: None }), None];
+/// The records to make of a row's change: a changed key is a death and a birth, everything else one record.
+fn halves<'a>(relation: &RelationEncoder, change: RowChange<'a>) -> [Option<RowImages<'a>>; 2] {
+    let one = |op, before, after| [Some(RowImages { op, before, after, previous_key: None }), None];
     match change {
         RowChange::Insert { new } => one(Op::Create, None, Some(new)),
         RowChange::Delete { old } => one(Op::Delete, Some(old), None),
         RowChange::Update { old: Some(old), new } if !relation.same_key(old, new) => [
-            Some(Half { op: Op::Delete, before: Some(old), after: None, previous_key: None }),
-            Some(Half { op: Op::Create, before: None, after: Some(new), previous_key: Some(old) }),
+            Some(RowImages { op: Op::Delete, before: Some(old), after: None, previous_key: None }),
+            Some(RowImages { op: Op::Create, before: None, after: Some(new), previous_key: Some(old) }),
         ],
         RowChange::Update { old, new } => one(Op::Update, old, Some(new)),
     }

@@ -25,7 +25,10 @@ const NEW_LOG: &str = "this log cannot be completed any more; begin a new one: `
 /// Decides whether the log may be continued from the source; gives the progress to continue from.
 pub fn check(ledger: &Ledger, source: &SourceState) -> Result<Progress, Refusal> {
     let Some(progress) = &ledger.progress else {
-        return Err(Refusal::new("the ledger holds no progress: the setup has not finished", "run `millrace setup`"));
+        return Err(Refusal::new(
+            "the ledger holds no progress: the setup has not finished",
+            "run `millrace setup`",
+        ));
     };
     check_log(ledger, progress)?;
     check_history(progress, source)?;
@@ -51,7 +54,10 @@ fn check_log(ledger: &Ledger, progress: &Progress) -> Result<(), Refusal> {
     let what = match &ledger.log {
         None => "the log topic is empty but its ledger is not".to_owned(),
         Some(log) if *log != progress.log => {
-            format!("the log topic has the id {log} but its ledger speaks of {}: it was recreated", progress.log)
+            format!(
+                "the log topic has the id {log} but its ledger speaks of {}: it was recreated",
+                progress.log
+            )
         }
         Some(_) if ledger.log_end < progress.log_end => format!(
             "the log topic ends at offset {} but its ledger speaks of offset {}: records were lost",

@@ -91,7 +91,11 @@ pub fn run(
     }
     let known = ledger.progress.as_ref().map(|progress| progress.timeline.clone());
     let Some(known) = known else {
-        return Err(Refusal::new("the ledger holds no progress: the setup has not finished", "run `millrace setup`").into());
+        return Err(Refusal::new(
+            "the ledger holds no progress: the setup has not finished",
+            "run `millrace setup`",
+        )
+        .into());
     };
     let state = source.state(&known)?;
     let mut progress = resume::check(&ledger, &state)?;

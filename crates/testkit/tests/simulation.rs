@@ -13,7 +13,8 @@ fn every_seed_keeps_the_promises() {
         return run_seed(seed);
     }
     let seeds = number("MILLRACE_SEEDS").unwrap_or(SEEDS);
-    let failed: Vec<u64> = (0..seeds).filter(|seed| catch_unwind(|| run_seed(*seed)).is_err()).take(3).collect();
+    let failed: Vec<u64> =
+        (0..seeds).filter(|seed| catch_unwind(|| run_seed(*seed)).is_err()).take(3).collect();
     assert!(
         failed.is_empty(),
         "broken by seeds {failed:?}; replay with: MILLRACE_SEED={} cargo test -p millrace-testkit --test simulation",

@@ -1,4 +1,5 @@
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -236,7 +237,12 @@ impl<'a> Worker<'a> {
     }
 
     /// Takes in one record.
-    fn take(&mut self, feed: &mut dyn Feed, sink: &mut dyn Sink, record: LogRecord<'_>) -> Result<(), Failure> {
+    fn take(
+        &mut self,
+        feed: &mut dyn Feed,
+        sink: &mut dyn Sink,
+        record: LogRecord<'_>,
+    ) -> Result<(), Failure> {
         let offset = record.offset;
         if offset < self.next_offset {
             return Ok(());
@@ -261,13 +267,18 @@ impl<'a> Worker<'a> {
     fn check_order(&mut self, record: &LogRecord<'_>) -> Result<(), WorkerError> {
         let poison = |reason| WorkerError::Poison { offset: record.offset, reason };
         let Some(position) = record.position else {
-            return Err(poison("it has no header `millrace.position`: it was not written by Millrace".into()));
+            return Err(poison(
+                "it has no header `millrace.position`: it was not written by Millrace".into(),
+            ));
         };
         let unit = (position.lsn, position.kind);
         if self.open.is_some_and(|open| open != unit) {
             return Err(poison(format!("{position} begins while the unit before it has no end mark")));
         }
-        if self.last.is_some_and(|last| position < last || (self.open.is_none() && unit == (last.lsn, last.kind))) {
+        if self
+            .last
+            .is_some_and(|last| position < last || (self.open.is_none() && unit == (last.lsn, last.kind)))
+        {
             return Err(poison(format!("{position} comes after {}", self.last.unwrap_or(position))));
         }
         self.open = Some(unit);
@@ -283,12 +294,15 @@ impl<'a> Worker<'a> {
         record: LogRecord<'_>,
     ) -> Result<(), Failure> {
         let offset = record.offset;
-        if !self.tables.contains_key(&version) {
-            let schema = feed.schema(version)?;
-            let wanted = sink.wants(&schema);
-            self.tables.insert(version, Table { schema, wanted });
-        }
-        let Some(Table { schema, wanted: true }) = self.tables.get(&version) else { return Ok(()) };
+        let table = match self.tables.entry(version) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => {
+                let schema = feed.schema(version)?;
+                let wanted = sink.wants(&schema);
+                unknown.insert(Table { schema, wanted })
+            }
+        };
+        let Table { schema, wanted: true } = table else { return Ok(()) };
         let Some(position) = record.position else { return Ok(()) };
         let event = Event::decode(record.value)
             .map_err(|error| WorkerError::Poison { offset, reason: error.to_string() })?;

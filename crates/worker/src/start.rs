@@ -125,7 +125,9 @@ mod tests {
         change(&mut log);
         match decide(&spec(), &stored, &log) {
             Ok(Start::Continue(at)) => format!("continue at {}", at.next_offset),
-            Ok(Start::Fill { checkpoint, reason }) => format!("fill from {}: {reason}", checkpoint.next_offset),
+            Ok(Start::Fill { checkpoint, reason }) => {
+                format!("fill from {}: {reason}", checkpoint.next_offset)
+            }
             Err(refusal) => format!("refused: {}", refusal.what),
         }
     }

@@ -47,9 +47,9 @@ pub(crate) fn rows(from: u64, count: u64) -> RecordBatch {
     for number in from..from + count {
         let text = number.to_string();
         let row = TupleBuf::new([Datum::Text(&text)]);
-        encoder
-            .row(&mut batch, &relation, &stamp(number), Op::Create, None, Some(row.as_tuple()), None)
-            .unwrap();
+        let after = Some(row.as_tuple());
+        let images = change::RowImages { op: Op::Create, before: None, after, previous_key: None };
+        encoder.row(&mut batch, &relation, &stamp(number), images).unwrap();
         batch.mark_commit(Lsn(number + 1));
     }
     batch

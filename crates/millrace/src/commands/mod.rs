@@ -2,6 +2,7 @@
 
 mod check;
 mod counters;
+pub(crate) mod demo;
 mod reader;
 mod run;
 mod search;
@@ -33,7 +34,9 @@ pub(crate) fn execute(cli: Cli) -> Outcome {
         Command::Search => run::search(process),
         Command::Run { takeover } => run::all(process, takeover),
         Command::Status { format } => status::execute(&process, format),
-        Command::Wait { lsn, stores, timeout, format } => wait::execute(&process, lsn, &stores, timeout, format),
+        Command::Wait { lsn, stores, timeout, format } => {
+            wait::execute(&process, lsn, &stores, timeout, format)
+        }
         Command::Verify { stores, timeout, all, format } => {
             verify::execute(&process, &stores, timeout, all, format)
         }
@@ -41,6 +44,7 @@ pub(crate) fn execute(cli: Cli) -> Outcome {
             tail::execute(&process, from_beginning, table.as_deref(), limit, format)
         }
         Command::Teardown { yes } => teardown::execute(&process, yes),
+        Command::Demo(options) => demo::execute(&process, &path, &options),
     }
 }
 

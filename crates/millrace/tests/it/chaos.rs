@@ -86,11 +86,17 @@ impl Sampler {
                         continue;
                     }
                 };
-                let Ok(values) = redis::cmd("HVALS").arg("points").query::<Vec<i64>>(&mut open) else { continue };
+                let Ok(values) = redis::cmd("HVALS").arg("points").query::<Vec<i64>>(&mut open) else {
+                    continue;
+                };
                 connection = Some(open);
                 // Before the first transaction there is nothing.
                 if !values.is_empty() {
-                    assert_eq!(values.iter().sum::<i64>(), POINTS, "half a transaction is visible: {values:?}");
+                    assert_eq!(
+                        values.iter().sum::<i64>(),
+                        POINTS,
+                        "half a transaction is visible: {values:?}"
+                    );
                     counted.fetch_add(1, Ordering::Relaxed);
                 }
             }

@@ -171,13 +171,11 @@ impl Pipeline {
 
     /// Panics with the log of a process that ended by itself.
     pub(crate) fn assert_alive(&mut self) {
-        let ended: Vec<_> = self
-            .processes
-            .iter_mut()
-            .filter_map(|(role, process)| process.ended().map(|status| (*role, status)))
-            .collect();
-        for (role, status) in ended {
-            panic!("{role:?} ended by itself: {status}\n{}", tail(&self.log(role.command())));
+        for (role, process) in &mut self.processes {
+            if let Some(status) = process.ended() {
+                let log = fs::read_to_string(self.directory.path().join(format!("{}.log", role.command())));
+                panic!("{role:?} ended by itself: {status}\n{}", tail(&log.unwrap_or_default()));
+            }
         }
     }
 
@@ -253,7 +251,11 @@ impl Pipeline {
         let wrong = expected.iter().find(|(id, row)| found.get(*id) != Some(row));
         let extra = found.keys().find(|id| !expected.contains_key(*id));
         let shown = wrong.map(|(id, row)| format!("SQL {row:?}, index {:?}", found.get(id)));
-        Some(format!("documents: {} in SQL, {} in the index; {shown:?}; extra {extra:?}", expected.len(), found.len()))
+        Some(format!(
+            "documents: {} in SQL, {} in the index; {shown:?}; extra {extra:?}",
+            expected.len(),
+            found.len()
+        ))
     }
 }
 

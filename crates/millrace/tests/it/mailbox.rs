@@ -24,7 +24,10 @@ pub(crate) const SCHEMA: &str = "
 
 /// Counters and their SQL. `points` keeps an invariant: every transaction leaves its sum as it was.
 pub(crate) const COUNTERS: [(&str, &str); 5] = [
-    ("unread", "SELECT user_id, count(*) FROM public.emails WHERE NOT is_read AND folder = 'inbox' GROUP BY user_id"),
+    (
+        "unread",
+        "SELECT user_id, count(*) FROM public.emails WHERE NOT is_read AND folder = 'inbox' GROUP BY user_id",
+    ),
     ("sizes", "SELECT folder, sum(size) FROM public.emails GROUP BY folder"),
     ("senders", "SELECT user_id, folder, count(sender) FROM public.emails GROUP BY user_id, folder"),
     ("mails", "SELECT count(*) FROM public.emails"),
@@ -128,7 +131,8 @@ fn transaction(rng: &mut StdRng) -> String {
     for n in 0..statements {
         if rng.random_bool(0.15) {
             sql += &format!("SAVEPOINT s{n};{}", statement(rng));
-            sql += &if rng.random_bool(0.5) { format!("ROLLBACK TO s{n};") } else { format!("RELEASE s{n};") };
+            sql +=
+                &if rng.random_bool(0.5) { format!("ROLLBACK TO s{n};") } else { format!("RELEASE s{n};") };
         } else {
             sql += &statement(rng);
         }
@@ -148,7 +152,8 @@ fn statement(rng: &mut StdRng) -> String {
     );
     match rng.random_range(0..20) {
         0..8 => {
-            let body = if rng.random_bool(0.1) { "repeat(md5(random()::text), 200)" } else { "'short text \"q\"'" };
+            let body =
+                if rng.random_bool(0.1) { "repeat(md5(random()::text), 200)" } else { "'short text \"q\"'" };
             format!(
                 "INSERT INTO emails VALUES (nextval('email_ids') % 600, {user}, {folder}, {}, 'subject {user}', \
                  {body}, {}, {}, '2026-01-0{} 10:00:00Z') ON CONFLICT DO NOTHING;",
@@ -161,9 +166,13 @@ fn statement(rng: &mut StdRng) -> String {
         8..11 => format!("UPDATE emails SET is_read = NOT is_read WHERE {one};"),
         11..13 => format!("UPDATE emails SET folder = {folder} WHERE {one};"),
         13..15 => format!("UPDATE emails SET user_id = {user} WHERE {one};"),
-        15 => format!("UPDATE emails SET id = id + 600 WHERE {one} AND NOT EXISTS (SELECT FROM emails e WHERE e.id = emails.id + 600);"),
+        15 => format!(
+            "UPDATE emails SET id = id + 600 WHERE {one} AND NOT EXISTS (SELECT FROM emails e WHERE e.id = emails.id + 600);"
+        ),
         16..18 => format!("DELETE FROM emails WHERE {one};"),
-        18 => format!("INSERT INTO users VALUES ({user}, 'n', 'e') ON CONFLICT (id) DO UPDATE SET name = users.name || 'x';"),
+        18 => format!(
+            "INSERT INTO users VALUES ({user}, 'n', 'e') ON CONFLICT (id) DO UPDATE SET name = users.name || 'x';"
+        ),
         _ if rng.random_bool(0.02) => "TRUNCATE emails, users;".into(),
         _ => format!("UPDATE users SET email = 'e{user}' WHERE id = {user};"),
     }
@@ -183,6 +192,8 @@ fn points(rng: &mut StdRng) -> String {
 pub(crate) fn fill_points(postgres: &Postgres) {
     postgres.sql(
         "app",
-        &format!("INSERT INTO points SELECT 'owner ' || g % 5, g, {POINTS} / 20 FROM generate_series(0, 19) g"),
+        &format!(
+            "INSERT INTO points SELECT 'owner ' || g % 5, g, {POINTS} / 20 FROM generate_series(0, 19) g"
+        ),
     );
 }

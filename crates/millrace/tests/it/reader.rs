@@ -59,7 +59,9 @@ fn an_idle_source_lets_the_slot_advance_and_ends_in_order() {
     fill_points(&pipeline.postgres);
     pipeline.assert_stores_equal();
     pipeline.postgres.sql("postgres", "CREATE DATABASE other");
-    pipeline.postgres.sql("other", "CREATE TABLE t AS SELECT repeat('x', 1000) FROM generate_series(1, 20000)");
+    pipeline
+        .postgres
+        .sql("other", "CREATE TABLE t AS SELECT repeat('x', 1000) FROM generate_series(1, 20000)");
     let written = pipeline.postgres.value("app", "SELECT pg_current_wal_lsn()");
     let behind = format!(
         "SELECT confirmed_flush_lsn < '{written}' FROM pg_replication_slots WHERE slot_name = 'millrace_mailbox_1'"

@@ -30,7 +30,12 @@ fn crates_depend_only_on_what_the_codemap_allows() {
         for dependency in ours {
             assert_ne!(dependency.name, "millrace", "{} depends on the binary", package.name);
             if let Some(allowed) = allowed.get(package.name.as_str()) {
-                assert!(allowed.contains(&dependency.name.as_str()), "{} depends on {}", package.name, dependency.name);
+                assert!(
+                    allowed.contains(&dependency.name.as_str()),
+                    "{} depends on {}",
+                    package.name,
+                    dependency.name
+                );
             }
         }
         seen += usize::from(allowed.contains_key(package.name.as_str()));

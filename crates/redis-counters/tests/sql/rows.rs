@@ -289,9 +289,9 @@ pub(crate) fn log_of(session: &Session, schema: &TableSchema) -> RecordBatch {
     let mut batch = RecordBatch::default();
     for row in session.sql("SELECT * FROM mails") {
         let tuple = TupleBuf::new(row.iter().map(|value| value.as_deref().map_or(Datum::Null, Datum::Text)));
-        encoder
-            .row(&mut batch, &relation, &stamp, Op::Create, None, Some(tuple.as_tuple()), None)
-            .expect("the row fits its table");
+        let after = Some(tuple.as_tuple());
+        let images = change::RowImages { op: Op::Create, before: None, after, previous_key: None };
+        encoder.row(&mut batch, &relation, &stamp, images).expect("the row fits its table");
     }
     batch
 }

@@ -179,9 +179,8 @@ impl Bench {
         };
         let mut records = RecordBatch::default();
         let (before, after) = (before.map(as_tuple), after.map(as_tuple));
-        self.encoder
-            .row(&mut records, &self.relation, &stamp, op, before, after, previous_key.map(as_tuple))
-            .unwrap();
+        let images = change::RowImages { op, before, after, previous_key: previous_key.map(as_tuple) };
+        self.encoder.row(&mut records, &self.relation, &stamp, images).unwrap();
         let record = records.iter().next().unwrap();
         let mut log = LogBatch::default();
         let headers = [(header::UNCHANGED, record.unchanged), (header::PREVIOUS_KEY, record.previous_key)];

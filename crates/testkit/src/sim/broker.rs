@@ -84,11 +84,10 @@ impl Broker {
 
     /// The records that a consumer may see.
     pub(crate) fn committed_from(&self, offset: i64) -> impl Iterator<Item = (i64, &Record)> {
-        let visible = |(offset, slot)| match slot {
-            &Slot::Committed(ref record) => Some((offset as i64, record)),
+        self.slots.iter().enumerate().skip(offset as usize).filter_map(|(offset, slot)| match slot {
+            Slot::Committed(record) => Some((offset as i64, record)),
             _ => None,
-        };
-        self.slots.iter().enumerate().skip(offset as usize).filter_map(visible)
+        })
     }
 
     fn progress(&self) -> Option<Progress> {
@@ -203,7 +202,8 @@ impl Feed for SimFeed {
         let broker = self.broker.borrow();
         let count = self.faults.up_to(20);
         // Nothing past an open transaction is seen.
-        let stable = broker.slots.iter().rposition(|slot| !matches!(slot, Slot::Open(_))).map(|last| last + 1);
+        let stable =
+            broker.slots.iter().rposition(|slot| !matches!(slot, Slot::Open(_))).map(|last| last + 1);
         let stable = stable.unwrap_or(broker.slots.len()) as i64;
         for (offset, record) in broker.committed_from(self.next) {
             if offset >= stable || batch.len() == count {

@@ -25,10 +25,19 @@ pub(crate) enum RowEdit {
 /// One entry of the WAL that decoding yields.
 #[derive(Clone, Debug)]
 pub(crate) enum Entry {
-    Transaction { commit_lsn: Lsn, end_lsn: Lsn, xid: u32, edits: Vec<RowEdit> },
-    Message { lsn: Lsn },
+    Transaction {
+        commit_lsn: Lsn,
+        end_lsn: Lsn,
+        xid: u32,
+        edits: Vec<RowEdit>,
+    },
+    Message {
+        lsn: Lsn,
+    },
     /// Somebody else's WAL.
-    Noise { end_lsn: Lsn },
+    Noise {
+        end_lsn: Lsn,
+    },
 }
 
 /// The WAL and what it did.

@@ -43,9 +43,7 @@ impl SimSource {
         lsn: Lsn,
         deliver: &mut dyn FnMut(WalEvent<'_>) -> Result<(), RelayError>,
     ) -> Result<(), RelayError> {
-        let row = |id: i64, value: &str| {
-            TupleBuf::new([Datum::Text(&id.to_string()), Datum::Text(value)])
-        };
+        let row = |id: i64, value: &str| TupleBuf::new([Datum::Text(&id.to_string()), Datum::Text(value)]);
         match edit {
             RowEdit::Insert { table, id, value } => {
                 let new = row(*id, value);
@@ -126,7 +124,12 @@ impl Source for SimSource {
                     })?;
                 }
                 Entry::Message { lsn } if *lsn >= self.from => {
-                    deliver(WalEvent::Message { lsn: *lsn, transactional: false, prefix: "app", content: b"m" })?;
+                    deliver(WalEvent::Message {
+                        lsn: *lsn,
+                        transactional: false,
+                        prefix: "app",
+                        content: b"m",
+                    })?;
                 }
                 Entry::Transaction { commit_lsn, end_lsn, xid, edits } if *commit_lsn >= self.from => {
                     let (commit_lsn, xid) = (*commit_lsn, *xid);

@@ -117,8 +117,11 @@ impl World {
             ..Limits::default()
         };
         let faults = Faults { rng: Rc::new(RefCell::new(rng)), calm: Rc::new(Cell::new(false)) };
-        let server =
-            Server { history: History::new(), confirmed_flush: Lsn(1000), heartbeat: relay::Heartbeat::default() };
+        let server = Server {
+            history: History::new(),
+            confirmed_flush: Lsn(1000),
+            heartbeat: relay::Heartbeat::default(),
+        };
         World {
             faults,
             clock: SimClock(Cell::new(0)),
@@ -193,8 +196,13 @@ impl World {
         let server = self.server.borrow();
         let parts = self.parts.borrow();
         for (part, table) in parts.iter().zip(TABLES) {
-            let expected: Vec<_> =
-                server.history.now().iter().filter(|((t, _), _)| *t == table).map(|((_, id), v)| (id, v)).collect();
+            let expected: Vec<_> = server
+                .history
+                .now()
+                .iter()
+                .filter(|((t, _), _)| *t == table)
+                .map(|((_, id), v)| (id, v))
+                .collect();
             assert_eq!(part.rows.iter().collect::<Vec<_>>(), expected, "table {table} at the end");
             let checkpoint = part.checkpoint.as_ref().expect("a checkpoint");
             assert!(checkpoint.ready, "caught up, so ready");

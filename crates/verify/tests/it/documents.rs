@@ -13,7 +13,8 @@ fn documents(rig: &Rig) -> Content {
         'at', to_char(at, 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), 'day', to_char(day, 'YYYY-MM-DD\"Z\"'), 'body', body)
         FROM mails";
     let rows = rig.session.sql(sql);
-    rows.into_iter().map(|row| (row[0].clone().unwrap(), row[1].clone().unwrap())).collect()
+    let text = |value: &Option<String>| value.clone().expect("no column is NULL");
+    rows.into_iter().map(|row| (text(&row[0]), text(&row[1]))).collect()
 }
 
 fn fill(rig: &Rig, count: u64) {
@@ -34,7 +35,7 @@ fn datums(row: &[Option<String>]) -> Vec<Datum<'_>> {
 fn assert_equal(rig: &Rig, store: &mut Store<'_, Content>) -> u64 {
     let (verified, found) = rig.verify(|verifier| verifier.index(&index(rig), store));
     assert_eq!(found, []);
-    verified.unwrap().checked
+    verified.expect("it could be verified").checked
 }
 
 #[test]

@@ -224,9 +224,13 @@ impl Journal {
         fn borrow(tuple: Option<&TupleBuf>) -> Option<Tuple<'_>> {
             tuple.map(TupleBuf::as_tuple)
         }
-        encoder
-            .row(&mut batch, &relation, &stamp, op, borrow(old), borrow(new), borrow(previous_key))
-            .expect("a row of the table");
+        let images = change::RowImages {
+            op,
+            before: borrow(old),
+            after: borrow(new),
+            previous_key: borrow(previous_key),
+        };
+        encoder.row(&mut batch, &relation, &stamp, images).expect("a row of the table");
         let mut records = self.inner.borrow_mut();
         for record in batch.iter() {
             let mut headers: Vec<(&str, Vec<u8>)> = Vec::new();
