@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use change::{Lsn, TableSchema};
 use tokio::runtime::Handle;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row, SimpleQueryMessage, SimpleQueryRow};
 
@@ -71,7 +72,14 @@ impl Source {
             lock_timeout.as_millis().clamp(1, i32::MAX as u128),
             only(table)
         );
-        let reading = self.rows(&begin).and_then(|_| {
+        let begun = self.try_rows(&begin).map_err(|error| match error.code() {
+            Some(&SqlState::LOCK_NOT_AVAILABLE) => NotVerified::new(
+                format!("table {} cannot be read: its lock was not to be had in {lock_timeout:.1?}", table.full_name()),
+                "SELECT pid, mode, granted FROM pg_locks WHERE relation = '...'::regclass shows who has it or waits for it",
+            ),
+            _ => NotVerified::postgres(&begin, &error),
+        });
+        let reading = begun.and_then(|_| {
             let snapshot = self.value("SELECT pg_catalog.pg_current_snapshot()::text")?;
             let snapshot =
                 snapshot.parse().map_err(|error| NotVerified::source("taking a snapshot", error))?;
