@@ -376,7 +376,7 @@ impl<'a> Worker<'a> {
     }
 
     fn revoked(&mut self, sink: &mut dyn Sink) {
-        info!("another instance of this worker has the log; standing by");
+        info!("the consumer group has taken the log away; standing by until it gives it back");
         self.member = Member::Waiting;
         sink.discard();
     }

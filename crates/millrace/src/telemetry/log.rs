@@ -8,7 +8,8 @@ use tracing_subscriber::EnvFilter;
 use crate::cli::LogFormat;
 
 /// Libraries whose own lines say nothing to an operator below warnings.
-const QUIET: &str = "rustls=warn,tantivy=warn,hyper=warn,tokio_postgres=warn,librdkafka=warn,rdkafka=warn";
+const QUIET: &str =
+    "sqlparser=warn,rustls=warn,tantivy=warn,hyper=warn,tokio_postgres=warn,librdkafka=warn,rdkafka=warn";
 
 /// Starts logging; once per process.
 pub(crate) fn start(format: LogFormat, level: &str) -> Result<(), Refusal> {

@@ -131,6 +131,8 @@ fn h21_rows_that_came_before_the_slot_are_refused() {
 #[test]
 fn a_table_is_added_while_the_reader_runs() {
     let mut pipeline = Pipeline::running();
+    // All have read their configuration, which changes now.
+    pipeline.succeed(&["wait", "--timeout", "60s"]);
     pipeline.postgres.sql("app", "CREATE TABLE notes (id bigint PRIMARY KEY, text text)");
     let config = pipeline.directory.path().join("millrace.toml");
     let text = std::fs::read_to_string(&config).unwrap();
