@@ -56,10 +56,12 @@ pub(crate) fn execute(process: &Process, dry_run: bool) -> Outcome {
     process.runtime.block_on(make_publication(&mut admin, &plan))?;
     match step {
         Step::Complete => println!("pipeline {} is set up", plan.pipeline),
-        Step::MakeSlot => {
-            let slot = make_log(process, &kafka, &names, &plan, &mut admin)?;
-            println!("pipeline {} is set up: slot {} at {}", plan.pipeline, plan.slot, slot.consistent_point);
-        }
+        Step::MakeSlot => match make_log(process, &kafka, &names, &plan, &mut admin)? {
+            Some(NewSlot { consistent_point, .. }) => {
+                println!("pipeline {} is set up: slot {} at {consistent_point}", plan.pipeline, plan.slot);
+            }
+            None => println!("pipeline {} is set up", plan.pipeline),
+        },
     }
     Ok(())
 }
@@ -164,15 +166,19 @@ async fn make_publication(admin: &mut Client, plan: &Plan) -> Result<(), Failure
     Ok(())
 }
 
-/// The log's first record, the slot, and the ledger's first progress.
+/// The log's first record, the slot, and the ledger's first progress; `None` when they are there after all.
 fn make_log(
     process: &Process,
     kafka: &Connection,
     names: &Names,
     plan: &Plan,
     admin: &mut Client,
-) -> Result<NewSlot, Failure> {
+) -> Result<Option<NewSlot>, Failure> {
     let (mut writer, ledger) = SetupWriter::open(kafka, names)?;
+    if ledger.progress.is_some() {
+        // The last Kafka transaction of a setup that was killed took effect after all.
+        return Ok(None);
+    }
     let fresh = ledger.slot.is_none();
     let log = ledger.log.clone().unwrap_or_else(new_log_id);
     let intent =
@@ -208,7 +214,7 @@ fn make_log(
         SetupRecord::Ledger(LedgerEntry::Progress(progress)),
         SetupRecord::CurrentGeneration,
     ])?;
-    Ok(slot)
+    Ok(Some(slot))
 }
 
 /// The offset after record 0. It is not always 1: an aborted attempt leaves a gap.
