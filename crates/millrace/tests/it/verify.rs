@@ -1,6 +1,6 @@
 //! `millrace verify`: says "equal" of stores that are, whatever happens meanwhile, and finds what is planted.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 
@@ -78,6 +78,16 @@ fn h50_h20_a_commit_that_the_log_has_before_other_sessions_see_it() {
     let waiting = pipeline.postgres.session("app");
     pipeline.postgres.sql("app", "ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
     pipeline.postgres.reload();
+    // The setting holds from when the checkpointer has read it, which shows when a commit waits.
+    let (probing, done) = (pipeline.postgres.session("app"), std::sync::Arc::new(AtomicBool::new(false)));
+    let stop = done.clone();
+    let probe = std::thread::spawn(move || {
+        while !stop.load(Ordering::Relaxed) {
+            probing.sql("SELECT pg_logical_emit_message(true, 'millrace', 'probe')");
+        }
+    });
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    soon("commits wait for the standby", || pipeline.postgres.value("app", waits) != "0");
     // Does not return before the standby is given up.
     let commit = std::thread::spawn(move || {
         let changes = "UPDATE emails SET is_read = NOT is_read, subject = 'waiting' WHERE id < 50; DELETE FROM emails WHERE id = 77";
@@ -90,9 +100,11 @@ fn h50_h20_a_commit_that_the_log_has_before_other_sessions_see_it() {
     let seen = pipeline.postgres.value("app", "SELECT subject FROM emails WHERE id = 1");
     assert_eq!(seen, "subject 1");
     assert_equal(&pipeline);
+    done.store(true, Ordering::Relaxed);
     pipeline.postgres.sql("app", "ALTER SYSTEM RESET synchronous_standby_names");
     pipeline.postgres.reload();
     commit.join().expect("it commits");
+    probe.join().expect("it commits");
     assert_equal(&pipeline);
 }
 
