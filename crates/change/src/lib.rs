@@ -24,7 +24,7 @@ pub use ledger::{LedgerEntry, LedgerError, Progress, SlotIntent, SlotState, Spli
 pub use lsn::{Lsn, ParseLsnError};
 pub use position::{Kind, ParsePositionError, Position};
 pub use record::{HeaderError, Headers, RecordBatch, RecordMeta, RecordRef, header};
-pub use refusal::Refusal;
+pub use refusal::{NEW_LOG, Refusal};
 pub use schema::{Collation, Column, Encoding, ReplicaIdentity, SchemaRef, TableSchema};
 pub use tuple::{Datum, Tuple, TupleBuf, TupleError, TupleIter};
 

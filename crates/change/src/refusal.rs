@@ -10,6 +10,9 @@ pub struct Refusal {
     pub remedy: String,
 }
 
+/// The remedy where a log cannot be complete any more.
+pub const NEW_LOG: &str = "begin a new log: millrace teardown --yes && millrace setup";
+
 impl Refusal {
     /// Puts the two together.
     pub fn new(what: impl Into<String>, remedy: impl Into<String>) -> Self {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use change::{LedgerEntry, Progress, Refusal, SchemaRef, TableSchema};
+use change::{LedgerEntry, NEW_LOG, Progress, Refusal, SchemaRef, TableSchema};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode as Code};
 use rdkafka::message::{BorrowedMessage, Headers as _, Message};
@@ -191,7 +191,9 @@ impl Feed for KafkaFeed {
         let id = ledger.log.ok_or_else(|| {
             Refusal::new(
                 format!("topic \"{}\" does not hold the record that names the log", self.log),
-                "millrace setup where it has not finished; else the topic was created anew: millrace generation new",
+                format!(
+                    "millrace setup where it has not finished; else the topic was created anew, and {NEW_LOG}"
+                ),
             )
         })?;
         Ok(LogState { id, generation: self.names.generation(), start, end, group: self.group_offset()? })
@@ -216,7 +218,7 @@ impl Feed for KafkaFeed {
                     "topic \"{}\" does not hold schema {version}, which the log uses",
                     self.names.ledger()
                 ),
-                "if the ledger was created anew or has lost records: millrace generation new",
+                format!("if the ledger was created anew or has lost records, {NEW_LOG}"),
             ))
         })
     }

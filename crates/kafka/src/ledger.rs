@@ -8,7 +8,7 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use change::{Headers, LedgerEntry, LedgerError, Refusal};
+use change::{Headers, LedgerEntry, LedgerError, NEW_LOG, Refusal};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::{BorrowedMessage, Headers as _, Message};
@@ -100,7 +100,7 @@ pub(crate) fn entry(message: &BorrowedMessage<'_>) -> Result<Option<LedgerEntry>
         let place = format!("topic \"{}\", offset {}: {error}", message.topic(), message.offset());
         let remedy = match error {
             LedgerError::Newer { .. } => "run a Millrace at least as new as the one that wrote it",
-            LedgerError::Malformed { .. } => "millrace generation new",
+            LedgerError::Malformed { .. } => NEW_LOG,
         };
         KafkaError::Refused(Refusal::new(place, remedy))
     })
@@ -137,7 +137,7 @@ fn named(first: &BorrowedMessage<'_>, start: i64) -> Result<Option<String>, Kafk
                 "topic \"{}\" does not begin with the record that names a log of Millrace",
                 first.topic()
             ),
-            "if nobody else uses this topic: millrace generation new",
+            format!("if nobody else uses this topic, {NEW_LOG}"),
         ))),
     }
 }
@@ -155,7 +155,7 @@ pub(crate) fn require_topics(connection: &Connection, names: &Names) -> Result<(
         (true, false) => (format!("topic \"{log}\" does not exist, its ledger does"), used(&ledger)?),
         (false, true) => (format!("topic \"{ledger}\" does not exist, its log does"), used(&log)?),
     };
-    let remedy = if was_used { "millrace generation new" } else { "millrace setup" };
+    let remedy = if was_used { NEW_LOG } else { "millrace setup" };
     Err(KafkaError::Refused(Refusal::new(what, remedy)))
 }
 

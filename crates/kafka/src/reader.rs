@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use change::Refusal;
+use change::{NEW_LOG, Refusal};
 use rdkafka::client::Client;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode as Code};
@@ -211,8 +211,7 @@ pub(crate) fn out_of_range(topic: &str) -> KafkaError {
             "topic \"{topic}\" does not hold the offset to read from: retention has removed it, or the topic was \
              truncated or created anew"
         ),
-        "if retention removed it: millrace rebuild; if the topic lost its end or was created anew: \
-         millrace generation new",
+        NEW_LOG,
     ))
 }
 

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-use change::Refusal;
+use change::{NEW_LOG, Refusal};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError as ClientError, KafkaResult, RDKafkaErrorCode as Code};
@@ -223,7 +223,7 @@ fn compare(
     if replicas.len() != 1 {
         let what =
             format!("topic \"{topic}\" has {} partitions; its order needs exactly one", replicas.len());
-        problems.push(Problem { fatal: true, refusal: Refusal::new(what, "millrace generation new") });
+        problems.push(Problem { fatal: true, refusal: Refusal::new(what, NEW_LOG) });
     }
     for (key, value) in &wanted.config {
         let (fatal, advised) = (wanted.fatal.contains(key), wanted.advised.contains(key));

@@ -110,9 +110,15 @@ pub(crate) enum Command {
         takeover: bool,
     },
     /// Keep the counters in Redis.
-    Counters,
+    Counters {
+        #[command(flatten)]
+        skip: Skip,
+    },
     /// Keep the search indexes and serve them over HTTP.
-    Search,
+    Search {
+        #[command(flatten)]
+        skip: Skip,
+    },
     /// Run reader, counters and search in one process.
     ///
     /// Those that are configured. When one of them fails the others are stopped in order.
@@ -195,6 +201,15 @@ pub(crate) enum Command {
     /// A mailbox with live traffic to watch the pipeline with; `scripts/demo` runs it.
     #[command(hide = true)]
     Demo(crate::commands::demo::Options),
+}
+
+/// Records to leave out.
+#[derive(Debug, Args)]
+pub(crate) struct Skip {
+    /// Leave this record of the log out if it cannot be applied; may be given several times. The stores' checkpoints
+    /// record it, `millrace status` shows it, and a store that is filled again stops at it again.
+    #[arg(long = "skip-record", value_name = "OFFSET")]
+    pub(crate) records: Vec<i64>,
 }
 
 /// For people or for programs.

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::{Duration, Instant};
 
-use change::Refusal;
+use change::{NEW_LOG, Refusal};
 use relay::{PublishError, RelayError, SourceError};
 use worker::{FeedError, WorkerError};
 
@@ -56,6 +56,7 @@ impl Supervisor {
     pub(crate) fn after_worker(
         &mut self,
         error: WorkerError,
+        part: &str,
         log: &str,
         started: Instant,
         now: Instant,
@@ -65,16 +66,12 @@ impl Supervisor {
                 Next::End(refusal.into())
             }
             WorkerError::Feed(FeedError::Unavailable(_)) => Next::Again(self.longer(now - started)),
-            WorkerError::Poison { offset, reason }
-            | WorkerError::Feed(FeedError::Poison { offset, reason }) => {
-                let what = format!(
-                    "topic {log}, partition 0, offset {offset}: {reason}; the store holds what is before it"
-                );
-                let remedy = format!(
-                    "look at it: kcat -C -t {log} -p 0 -o {offset} -c 1; run the Millrace that wrote it, or make a new log: \
-                     millrace teardown --yes && millrace setup"
-                );
-                Next::End(Refusal::new(what, remedy).into())
+            WorkerError::Feed(FeedError::Poison { offset, reason }) => {
+                Next::End(poison(log, offset, &reason, "").into())
+            }
+            WorkerError::Poison { offset, reason } => {
+                let skip = format!("millrace {part} --skip-record {offset} leaves it out; ");
+                Next::End(poison(log, offset, &reason, &skip).into())
             }
         }
     }
@@ -103,6 +100,16 @@ impl Supervisor {
         self.back_off = (self.back_off * 2).min(BACK_OFF.1);
         wait + jitter(wait)
     }
+}
+
+fn poison(log: &str, offset: i64, reason: &str, skip: &str) -> Refusal {
+    Refusal::new(
+        format!("topic {log}, partition 0, offset {offset}: {reason}; the store holds what is before it"),
+        format!(
+            "look at it: kcat -C -t {log} -p 0 -o {offset} -c 1; run the Millrace that wrote it; {skip}or \
+             {NEW_LOG}"
+        ),
+    )
 }
 
 /// Up to half of `most`, so that processes that fail together do not try together.

@@ -43,7 +43,7 @@ LEFT JOIN pg_catalog.pg_type t ON t.oid = g.type
 LEFT JOIN pg_catalog.pg_attribute a
        ON a.attrelid = $1 AND a.attname = g.name AND a.atttypid = g.type AND NOT a.attisdropped
 LEFT JOIN pg_catalog.pg_collation c ON c.oid = coalesce(a.attcollation, t.typcollation)
-LEFT JOIN pg_catalog.pg_index p ON p.indrelid = $1 AND p.indisprimary
+LEFT JOIN pg_catalog.pg_index p ON p.indrelid = $1 AND p.indisprimary AND p.indimmediate
 ORDER BY g.place";
 
 /// Columns of relation $1 as the stream would send them. Generated columns are not in the stream.
@@ -54,7 +54,7 @@ FROM pg_catalog.pg_class r
 JOIN pg_catalog.pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
 LEFT JOIN pg_catalog.pg_index i
        ON i.indrelid = r.oid
-      AND CASE r.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END
+      AND CASE r.relreplident WHEN 'd' THEN i.indisprimary AND i.indimmediate WHEN 'i' THEN i.indisreplident ELSE false END
 WHERE r.oid = $1
 ORDER BY a.attnum";
 

@@ -183,7 +183,7 @@ async fn one_table(client: &Client, table: &Table) -> Result<Finding, Error> {
     const TABLE: &str = "SELECT c.relkind::text AS kind, c.relispartition AS leaf, c.relpersistence::text AS persistence,
             c.relreplident::text AS identity, has_table_privilege(c.oid, 'SELECT') AS readable,
             row_security_active(c.oid) AS hides,
-            EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary) AS primary_key,
+            EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate) AS primary_key,
             current_user::text AS role
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2";
     let Some(row) = client.query_opt(TABLE, &[&table.schema, &table.name]).await? else {
@@ -219,7 +219,9 @@ async fn one_table(client: &Client, table: &Table) -> Result<Finding, Error> {
         let what = "has no replica identity: once published, its updates and deletes would fail";
         return wrong(
             what.into(),
-            format!("ALTER TABLE {sql} REPLICA IDENTITY FULL; -- or add a primary key"),
+            format!(
+                "ALTER TABLE {sql} REPLICA IDENTITY FULL; -- or add a primary key that is not deferrable"
+            ),
         );
     }
     if !row.get::<_, bool>("readable") || !schema_usable(client, &table.schema).await? {

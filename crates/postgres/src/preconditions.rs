@@ -3,11 +3,8 @@
 //! Going on with a slot that skipped something, or a publication that leaves something out, would lose changes in
 //! silence; so everything here is read from the catalog, judged by a plain function, and refused with the remedy.
 
-use change::{Lsn, Refusal};
+use change::{Lsn, NEW_LOG, Refusal};
 use tokio_postgres::{Client, Error, Row};
-
-/// What to do when a log can no longer be complete.
-pub(crate) const NEW_LOG: &str = "a new log must begin: `millrace teardown`, then `millrace setup`";
 
 const SLOT: &str = "
 SELECT s.slot_type, s.plugin::text, s.database::text, pg_catalog.current_database()::text, s.temporary, s.active,

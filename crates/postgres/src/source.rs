@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use change::{Lsn, Refusal, Timeline, Tuple};
+use change::{Lsn, NEW_LOG, Refusal, Timeline, Tuple};
 use pgoutput::Message;
 use relay::{Confirmed, Heartbeat, RelayError, RowChange, Source, SourceError, SourceState, WalEvent};
 use tokio::runtime::Handle;
@@ -23,7 +23,7 @@ use crate::catalog;
 use crate::config::{Config, Target};
 use crate::connection::ReplicationConnection;
 use crate::error::ConnectionError;
-use crate::preconditions::{self, NEW_LOG, Slot};
+use crate::preconditions::{self, Slot};
 use crate::stream::{Frame, ReplicationStream};
 use crate::tls::Tls;
 

@@ -14,9 +14,10 @@ use crate::shape::Shape;
 /// The checkpoint's format written by this version.
 const FORMAT: u32 = 1;
 /// Lines of an observation.
-const LINES: usize = 17;
+const LINES: usize = 18;
 /// The checkpoint's fields, in the order of `counter.lua`.
-const FIELDS: [&str; 8] = ["format", "log", "generation", "offset", "lsn", "definition", "groups", "state"];
+const FIELDS: [&str; 9] =
+    ["format", "log", "generation", "offset", "lsn", "definition", "groups", "state", "skipped"];
 
 /// A counter as our own commits leave it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -65,6 +66,7 @@ impl Held {
             at.definition.clone(),
             self.groups.to_string(),
             if at.ready { "ready" } else { "filling" }.to_owned(),
+            at.skipped.iter().map(i64::to_string).collect::<Vec<_>>().join(","),
         ];
         let mut contents = contents.into_iter();
         FIELDS.map(|field| (field, contents.next().unwrap_or_default()))
@@ -157,16 +159,16 @@ impl<'a> Observation<'a> {
     fn parse(text: &'a str) -> Option<Self> {
         let lines: [&str; LINES] = text.split('\n').collect::<Vec<_>>().try_into().ok()?;
         let mut fields = [""; FIELDS.len()];
-        fields.copy_from_slice(&lines[3..11]);
+        fields.copy_from_slice(&lines[3..12]);
         let key = |place: usize| (lines[place], lines[place + 1]);
         Some(Observation {
             owners: lines[0],
             owner: lines[1],
             checkpoint: lines[2],
             fields,
-            value: key(11),
-            rows: key(13),
-            nonnull: key(15),
+            value: key(12),
+            rows: key(14),
+            nonnull: key(16),
         })
     }
 
@@ -202,7 +204,7 @@ impl<'a> Observation<'a> {
     }
 
     fn held(&self) -> Option<Held> {
-        let [format, log, generation, offset, lsn, definition, groups, state] = self.fields;
+        let [format, log, generation, offset, lsn, definition, groups, state, skipped] = self.fields;
         format.parse::<u32>().ok().filter(|format| *format > 0)?;
         let ready = match state {
             "ready" => true,
@@ -216,6 +218,10 @@ impl<'a> Observation<'a> {
             lsn: lsn.parse().ok()?,
             definition: definition.to_owned(),
             ready,
+            skipped: skipped
+                .split_terminator(',')
+                .map(|offset| offset.parse().ok())
+                .collect::<Option<_>>()?,
         };
         Some(Held { checkpoint, groups: groups.parse().ok()? })
     }
@@ -237,6 +243,7 @@ mod tests {
             lsn: Lsn(0x1A2B3C),
             definition: "d".into(),
             ready: true,
+            skipped: vec![4, 6],
         };
         Held { checkpoint, groups }
     }
@@ -277,7 +284,7 @@ mod tests {
             (8, "other"),
             (9, "3"),
         ];
-        let lengths = [(10, ""), (11, "none"), (12, "1"), (13, "string"), (14, "3"), (16, "0")];
+        let lengths = [(10, ""), (11, "4,x"), (12, "none"), (13, "1"), (14, "string"), (15, "3"), (17, "0")];
         for (place, line) in damages.into_iter().chain(lengths) {
             let judged = judged(&with(place, line));
             assert!(matches!(judged, Ok(Judgement::Damaged(_))), "line {place} = {line}: {judged:?}");

@@ -1,4 +1,4 @@
-use change::{Refusal, TableSchema};
+use change::{NEW_LOG, Refusal, TableSchema};
 use worker::{Change, Checkpoint, Move, Sink, SinkError, StoreSpec, Stored};
 
 use crate::commit::{Budget, CommitError, Moving, commit};
@@ -108,8 +108,7 @@ impl CountersSink {
         let what = format!("counter `{name}`: {reason}");
         if known.suspect.is_some() && known.damage.is_none() {
             let what = format!("{what}, again after it was filled from the log's beginning");
-            let remedy = "its table was changed in a way that no change in the log tells: begin a new generation \
-                          of the log";
+            let remedy = format!("its table was changed in a way that no change in the log tells: {NEW_LOG}");
             return SinkError::Refused(Refusal::new(what, remedy));
         }
         known.damage = Some(reason);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use change::{Op, Refusal, ReplicaIdentity, TableSchema};
+use change::{NEW_LOG, Op, Refusal, ReplicaIdentity, TableSchema};
 use serde_json::value::RawValue;
 use worker::{Change, SinkError};
 
@@ -50,7 +50,7 @@ impl Staged {
         }
         let bound = self.definition.bind(change.schema).map_err(|refusal| {
             let what = format!("{}; the log has such a change at offset {}", refusal.what, change.offset);
-            Refusal::new(what, format!("{}; then begin a new generation of the log", refusal.remedy))
+            Refusal::new(what, format!("{}; then {NEW_LOG}", refusal.remedy))
         })?;
         self.bound = Some((change.schema.clone(), bound));
         Ok(())
@@ -110,8 +110,7 @@ impl Staged {
             change.offset,
             change.position,
         );
-        let remedy =
-            format!("ALTER TABLE {table} REPLICA IDENTITY FULL; then begin a new generation of the log");
+        let remedy = format!("ALTER TABLE {table} REPLICA IDENTITY FULL; then {NEW_LOG}");
         SinkError::Refused(Refusal::new(what, remedy))
     }
 }

@@ -257,6 +257,7 @@ mod tests {
             lsn: Lsn(1),
             definition: "d".into(),
             ready: false,
+            skipped: Vec::new(),
         };
         let held = Held { checkpoint, groups: 0 };
         store.reset(&counter, &seen, &held).unwrap();

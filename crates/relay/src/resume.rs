@@ -14,13 +14,9 @@
 //! `confirmed_flush_lsn` it silently skips forward, above the end of its WAL it sends nothing for ever. So
 //! [`check`] compares first, and refuses.
 
-use change::{Kind, Lsn, Position, Progress, Refusal, Split};
+use change::{Kind, Lsn, NEW_LOG, Position, Progress, Refusal, Split};
 
 use crate::{Heartbeat, Ledger, SourceState};
-
-/// How a log that cannot be continued is replaced.
-const NEW_LOG: &str = "this log cannot be completed any more; begin a new one: `millrace teardown`, then \
-                       `millrace setup`, and let the workers fill their stores again";
 
 /// Decides whether the log may be continued from the source; gives the progress to continue from.
 pub fn check(ledger: &Ledger, source: &SourceState) -> Result<Progress, Refusal> {

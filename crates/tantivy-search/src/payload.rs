@@ -1,6 +1,6 @@
 //! What a commit says of itself: the checkpoint, in Tantivy's payload, in the same file as the list of segments.
 
-use change::{Lsn, Refusal};
+use change::Refusal;
 use serde::{Deserialize, Serialize};
 use worker::Checkpoint;
 
@@ -27,16 +27,12 @@ pub(crate) enum PayloadError {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Json {
+struct Json<C, N> {
     format: u32,
-    log: String,
-    generation: u32,
-    next_offset: i64,
-    lsn: Lsn,
-    definition: String,
-    ready: bool,
-    key: Vec<String>,
-    seen: Vec<String>,
+    #[serde(flatten)]
+    checkpoint: C,
+    key: N,
+    seen: N,
 }
 
 impl Payload {
@@ -46,9 +42,8 @@ impl Payload {
     }
 
     pub(crate) fn to_json(&self) -> String {
-        let Checkpoint { log, generation, next_offset, lsn, definition, ready } = self.checkpoint.clone();
-        let (key, seen) = (self.key.clone(), self.seen.clone());
-        let json = Json { format: FORMAT, log, generation, next_offset, lsn, definition, ready, key, seen };
+        let Payload { checkpoint, key, seen } = self;
+        let json = Json { format: FORMAT, checkpoint, key, seen };
         // Strings, numbers and lists of them always become JSON.
         serde_json::to_string(&json).unwrap_or_default()
     }
@@ -63,9 +58,8 @@ impl Payload {
         if format > FORMAT {
             return Err(PayloadError::Newer(format));
         }
-        let json: Json = serde_json::from_str(text).map_err(unreadable)?;
-        let Json { log, generation, next_offset, lsn, definition, ready, key, seen, .. } = json;
-        let checkpoint = Checkpoint { log, generation, next_offset, lsn, definition, ready };
+        let json: Json<Checkpoint, Vec<String>> = serde_json::from_str(text).map_err(unreadable)?;
+        let Json { checkpoint, key, seen, .. } = json;
         Ok(Payload { checkpoint, key, seen })
     }
 }
@@ -82,6 +76,8 @@ pub(crate) fn newer(index: &str, format: u32) -> Refusal {
 
 #[cfg(test)]
 mod tests {
+    use change::Lsn;
+
     use super::*;
 
     #[test]
@@ -93,6 +89,7 @@ mod tests {
             lsn: Lsn(77),
             definition: "d".into(),
             ready: true,
+            skipped: vec![7],
         };
         let payload = Payload { checkpoint, key: vec!["id".into()], seen: vec!["body".into()] };
         assert_eq!(Payload::from_json(&payload.to_json()).unwrap(), payload);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use change::{Op, Refusal, TableSchema};
+use change::{NEW_LOG, Op, Refusal, TableSchema};
 use worker::{Change, Checkpoint, Move, SinkError, Stored};
 
 use crate::definition::Binding;
@@ -44,6 +44,7 @@ impl Store {
             lsn: change::Lsn::ZERO,
             definition: String::new(),
             ready: false,
+            skipped: Vec::new(),
         };
         Store {
             shelf,
@@ -173,7 +174,7 @@ impl Store {
                     self.current.key.join(", "),
                     key.join(", ")
                 ),
-                "change the key back, or begin a new log: `millrace teardown`, then `millrace setup`",
+                format!("change the key back, or {NEW_LOG}"),
             )));
         }
         let mut seen: BTreeSet<String> = self.current.seen.iter().cloned().collect();
@@ -263,7 +264,7 @@ impl Store {
             row,
             &format!(
                 "an unchanged TOAST value stands neither in the log nor in an earlier document; \
-                 remedy: ALTER TABLE {schema}.{table} REPLICA IDENTITY FULL, and begin a new log"
+                 remedy: ALTER TABLE {schema}.{table} REPLICA IDENTITY FULL, and {NEW_LOG}"
             ),
         )
     }

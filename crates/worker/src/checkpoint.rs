@@ -1,7 +1,8 @@
 use change::Lsn;
+use serde::{Deserialize, Serialize};
 
 /// How far a store has come: kept in the store, in the same atomic write as the effect.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Checkpoint {
     /// The log's random id, as in its record 0.
     pub log: String,
@@ -15,4 +16,6 @@ pub struct Checkpoint {
     pub definition: String,
     /// Whether the store has caught up with the log since it was last empty. `wait` and `verify` need it.
     pub ready: bool,
+    /// Offsets of the records below `next_offset` that could not be applied and were left out on the operator's word.
+    pub skipped: Vec<i64>,
 }

@@ -1,5 +1,5 @@
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ pub enum WorkerError {
     /// The feed failed.
     #[error("log: {0}")]
     Feed(#[from] FeedError),
-    /// A record that cannot be applied; none after it was.
+    /// A record that cannot be applied; none after it was. [`Control::skip`] can leave it out.
     #[error("the record at offset {offset} of the log cannot be applied: {reason}")]
     Poison {
         /// Its offset.
@@ -41,6 +41,13 @@ pub enum WorkerError {
 pub trait Control {
     /// Whether to end in order. Asked often.
     fn stop(&self) -> bool;
+
+    /// Whether the record at this offset, which cannot be applied, is to be left out of the stores instead of
+    /// ending the worker. Their checkpoints record it for ever.
+    fn skip(&self, offset: i64) -> bool {
+        let _ = offset;
+        false
+    }
 
     /// The stores have come so far, in the sink's order.
     fn moved(&self, checkpoints: &[Checkpoint]) {
@@ -108,9 +115,8 @@ impl From<WorkerError> for Failure {
 impl From<FeedError> for Failure {
     fn from(error: FeedError) -> Self {
         Failure::Final(match error {
-            FeedError::Poison { offset, reason } => WorkerError::Poison { offset, reason },
             FeedError::Refused(refusal) => WorkerError::Refused(refusal),
-            error @ FeedError::Unavailable(_) => WorkerError::Feed(error),
+            error => WorkerError::Feed(error),
         })
     }
 }
@@ -148,6 +154,8 @@ struct Worker<'a> {
     last: Option<Position>,
     /// A store that is being filled is ready when it has come to this offset.
     ready_at: Option<i64>,
+    /// Records that could not be applied and are left out.
+    skipped: BTreeSet<i64>,
     back_off: Duration,
     checked_at: i64,
     group_at: i64,
@@ -167,6 +175,7 @@ impl<'a> Worker<'a> {
             open: None,
             last: None,
             ready_at: None,
+            skipped: BTreeSet::new(),
             back_off: BACK_OFF.0,
             checked_at: clock.now_us(),
             group_at: 0,
@@ -252,8 +261,10 @@ impl<'a> Worker<'a> {
             return Ok(());
         }
         self.check_order(&record)?;
-        if let Some(version) = record.schema {
-            self.apply(feed, sink, version, record)?;
+        if let Some(version) = record.schema
+            && !self.skipped.contains(&offset)
+        {
+            self.apply(feed, sink, version, record).map_err(|failure| self.or_skip(failure))?;
         }
         if let Some(end_lsn) = record.commit {
             self.open = None;
@@ -265,7 +276,7 @@ impl<'a> Worker<'a> {
 
     /// A unit ends with its mark and nowhere else, and positions only grow. Anything else is not a log of ours.
     fn check_order(&mut self, record: &LogRecord<'_>) -> Result<(), WorkerError> {
-        let poison = |reason| WorkerError::Poison { offset: record.offset, reason };
+        let poison = |reason| WorkerError::Feed(FeedError::Poison { offset: record.offset, reason });
         let Some(position) = record.position else {
             return Err(poison(
                 "it has no header `millrace.position`: it was not written by Millrace".into(),
@@ -313,6 +324,18 @@ impl<'a> Worker<'a> {
         sink.apply(&self.live, &change).map_err(|error| Failure::of_sink(error, offset))
     }
 
+    /// What a record that cannot be applied has staged so far is forgotten, and when its transaction is read again
+    /// the record is left out.
+    fn or_skip(&mut self, failure: Failure) -> Failure {
+        match failure {
+            Failure::Final(WorkerError::Poison { offset, reason }) if self.control.skip(offset) => {
+                self.skipped.insert(offset);
+                Failure::Again(format!("the record at offset {offset} is skipped, as told: {reason}"))
+            }
+            other => other,
+        }
+    }
+
     /// Takes the ledger's LSN when the log up to the ledger's offset was taken.
     fn follow_ledger(&mut self, feed: &mut dyn Feed) -> Result<(), Failure> {
         let Some(progress) = feed.progress()? else { return Ok(()) };
@@ -326,12 +349,15 @@ impl<'a> Worker<'a> {
     fn moves(&self) -> Vec<Option<Move>> {
         let caught_up = self.ready_at.is_some_and(|at| self.next_offset >= at);
         let move_of = |from: &Checkpoint| {
-            let to = Checkpoint {
+            let mut to = Checkpoint {
                 next_offset: self.next_offset,
                 lsn: self.lsn,
                 ready: from.ready || caught_up,
                 ..from.clone()
             };
+            if from.next_offset < to.next_offset {
+                to.skipped.extend(self.skipped.range(from.next_offset..to.next_offset));
+            }
             // A store ahead of the hindmost stays where it is.
             let moves = to.next_offset >= from.next_offset && to.lsn >= from.lsn && to != *from;
             moves.then(|| Move { from: from.clone(), to })

@@ -1,6 +1,6 @@
 //! Where a store starts: the decision, apart from the doing.
 
-use change::{Lsn, Refusal};
+use change::{Lsn, NEW_LOG, Refusal};
 
 use crate::{Checkpoint, GroupOffset, LogState, StoreSpec, Stored};
 
@@ -51,8 +51,7 @@ fn fill(spec: &StoreSpec, log: &LogState, reason: &str) -> Result<Start, Refusal
                  below offset {}",
                 spec.name, log.start
             ),
-            "begin a new log: `millrace teardown`, then `millrace setup`; and keep the log topic's retention.ms \
-             and retention.bytes at -1",
+            format!("{NEW_LOG}; and keep the log topic's retention.ms and retention.bytes at -1"),
         ));
     }
     let checkpoint = Checkpoint {
@@ -62,6 +61,7 @@ fn fill(spec: &StoreSpec, log: &LogState, reason: &str) -> Result<Start, Refusal
         lsn: Lsn::ZERO,
         definition: spec.definition.clone(),
         ready: false,
+        skipped: Vec::new(),
     };
     Ok(Start::Fill { checkpoint, reason: reason.to_owned() })
 }
@@ -69,12 +69,9 @@ fn fill(spec: &StoreSpec, log: &LogState, reason: &str) -> Result<Start, Refusal
 fn go_on(spec: &StoreSpec, at: &Checkpoint, log: &LogState) -> Result<Start, Refusal> {
     let name = &spec.name;
     let refuse = |what: String| {
-        Err(Refusal::new(
-            what,
-            format!(
-                "if the topic was recreated on purpose, empty this store and start again: `millrace rebuild {name}`"
-            ),
-        ))
+        let remedy = "if that was on purpose, have the stores filled again: with the worker stopped, \
+                      kafka-consumer-groups --reset-offsets --to-earliest on its group";
+        Err(Refusal::new(what, remedy))
     };
     if (&at.log, at.generation) != (&log.id, log.generation) {
         return refuse(format!(
@@ -117,6 +114,7 @@ mod tests {
             lsn: Lsn(7),
             definition: "d".into(),
             ready: true,
+            skipped: Vec::new(),
         }
     }
 

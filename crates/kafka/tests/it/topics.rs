@@ -46,7 +46,7 @@ fn what_others_made_of_the_topics_is_named_with_its_remedy() {
         });
         assert!(found, "{what}, {remedy} in {problems:#?}");
     };
-    has(true, &format!("\"{log}\" has 2 partitions"), "generation new");
+    has(true, &format!("\"{log}\" has 2 partitions"), "begin a new log");
     has(true, &format!("\"{ledger}\" has cleanup.policy=delete"), "--add-config cleanup.policy=compact");
     has(false, &format!("\"{log}\" has retention.ms=1000"), "--add-config retention.ms=-1");
     has(false, &format!("\"{log}\" has max.message.bytes"), "--add-config max.message.bytes=67108864");

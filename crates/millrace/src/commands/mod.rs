@@ -30,8 +30,8 @@ pub(crate) fn execute(cli: Cli) -> Outcome {
         Command::Setup { dry_run } => setup::execute(&process, dry_run),
         Command::Check { format } => check::execute(&process, format),
         Command::Reader { takeover } => run::reader(process, takeover),
-        Command::Counters => run::counters(process),
-        Command::Search => run::search(process),
+        Command::Counters { skip } => run::counters(process, skip.records),
+        Command::Search { skip } => run::search(process, skip.records),
         Command::Run { takeover } => run::all(process, takeover),
         Command::Status { format } => status::execute(&process, format),
         Command::Wait { lsn, stores, timeout, format } => {

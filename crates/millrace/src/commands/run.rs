@@ -21,6 +21,8 @@ pub(crate) struct Service {
     pub(crate) process: Process,
     pub(crate) stop: Stop,
     pub(crate) telemetry: Arc<Telemetry>,
+    /// Offsets of records that the worker leaves out if it cannot apply them.
+    pub(crate) skip: Vec<i64>,
 }
 
 /// One part.
@@ -60,26 +62,26 @@ impl Part {
 
 /// `millrace reader`.
 pub(crate) fn reader(process: Process, takeover: bool) -> Outcome {
-    run(process, &[Part::Reader { takeover }])
+    run(process, &[Part::Reader { takeover }], Vec::new())
 }
 
 /// `millrace counters`.
-pub(crate) fn counters(process: Process) -> Outcome {
+pub(crate) fn counters(process: Process, skip: Vec<i64>) -> Outcome {
     if process.config.counters.is_empty() {
         return Err(
             Refusal::new("no counter is configured", "write a section [counters.NAME] with `sql`").into()
         );
     }
-    run(process, &[Part::Counters])
+    run(process, &[Part::Counters], skip)
 }
 
 /// `millrace search`.
-pub(crate) fn search(process: Process) -> Outcome {
+pub(crate) fn search(process: Process, skip: Vec<i64>) -> Outcome {
     if process.config.search.as_ref().is_none_or(|search| search.indexes.is_empty()) {
         let remedy = "write a section [search], and [search.indexes.NAME] for each index";
         return Err(Refusal::new("no search index is configured", remedy).into());
     }
-    run(process, &[Part::Search])
+    run(process, &[Part::Search], skip)
 }
 
 /// `millrace run`: what is configured of them.
@@ -91,10 +93,10 @@ pub(crate) fn all(process: Process, takeover: bool) -> Outcome {
     if process.config.search.as_ref().is_some_and(|search| !search.indexes.is_empty()) {
         parts.push(Part::Search);
     }
-    run(process, &parts)
+    run(process, &parts, Vec::new())
 }
 
-fn run(process: Process, parts: &[Part]) -> Outcome {
+fn run(process: Process, parts: &[Part], skip: Vec<i64>) -> Outcome {
     let stop = Stop::on_signals(&process.runtime).context("cannot listen to signals")?;
     let telemetry = Arc::new(Telemetry::new());
     for part in parts {
@@ -102,7 +104,7 @@ fn run(process: Process, parts: &[Part]) -> Outcome {
     }
     let addresses = parts.iter().filter_map(|part| part.listen(&process));
     telemetry::serve(&process.runtime, addresses, &telemetry)?;
-    let service = Service { process, stop, telemetry };
+    let service = Service { process, stop, telemetry, skip };
     let first: Mutex<Option<Failure>> = Mutex::new(None);
     let keep = |part: Part, outcome: Outcome| {
         let Err(failure) = outcome else { return };

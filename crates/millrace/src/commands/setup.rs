@@ -15,7 +15,7 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
-use change::{Clock, LedgerEntry, Position, Progress, Refusal, SlotIntent, SlotState};
+use change::{Clock, LedgerEntry, NEW_LOG, Position, Progress, Refusal, SlotIntent, SlotState};
 use kafka::{Connection, Names, RangeReader, ReadUntil, SetupRecord, SetupWriter, Start};
 use postgres::ReplicationConnection;
 use postgres::check::{self, Finding, Verdict};
@@ -127,7 +127,7 @@ fn decide(ledger: &Ledger, slot_exists: bool, slot: &str) -> Result<Step, Refusa
             format!(
                 "the log exists but slot {slot} is gone: changes since then cannot be in the log any more"
             ),
-            "make a new log and fill the stores from it: millrace teardown --yes && millrace setup",
+            NEW_LOG,
         )),
         (None, Some(SlotState::Creating), _) | (None, None, false) => Ok(Step::MakeSlot),
         (None, None, true) => Err(Refusal::new(

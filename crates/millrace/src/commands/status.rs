@@ -251,11 +251,14 @@ fn print(report: &Report) {
         }
     }
     for StoreLine { store, lag } in &report.stores {
-        let state = match (&store.problem, store.ready) {
+        let mut state = match (&store.problem, store.ready) {
             (Some(problem), _) => problem.clone(),
             (None, true) => "ready".into(),
             (None, false) => "filling".into(),
         };
+        if !store.skipped.is_empty() {
+            state.push_str(&format!(", without the skipped records {:?}", store.skipped));
+        }
         add(&mut lines, &store.store, store.lsn, *lag, state);
     }
     print_table(&lines);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use change::{Lsn, Refusal};
 use redis_counters::Counters;
 use serde::{Deserialize, Serialize};
+use worker::Checkpoint;
 
 use crate::wiring::Process;
 
@@ -24,18 +25,33 @@ pub(crate) struct Store {
     pub(crate) next_offset: Option<i64>,
     /// Whether it has caught up since it was last empty.
     pub(crate) ready: bool,
+    /// Records that were left out on the operator's word.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) skipped: Vec<i64>,
     /// Why nothing is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) problem: Option<String>,
 }
 
 impl Store {
+    fn at(name: &str, at: &Checkpoint) -> Self {
+        Store {
+            store: name.into(),
+            lsn: Some(at.lsn),
+            next_offset: Some(at.next_offset),
+            ready: at.ready,
+            skipped: at.skipped.clone(),
+            problem: None,
+        }
+    }
+
     fn unknown(name: &str, problem: impl ToString) -> Self {
         Store {
             store: name.into(),
             lsn: None,
             next_offset: None,
             ready: false,
+            skipped: Vec::new(),
             problem: Some(problem.to_string()),
         }
     }
@@ -89,13 +105,7 @@ impl Stores {
             let name = format!("counters.{name}");
             match &found {
                 Ok(found) => match &found[place] {
-                    Some(at) => Store {
-                        store: name,
-                        lsn: Some(at.lsn),
-                        next_offset: Some(at.next_offset),
-                        ready: at.ready,
-                        problem: None,
-                    },
+                    Some(at) => Store::at(&name, at),
                     None => Store::unknown(&name, "nothing is there yet: has `millrace counters` run?"),
                 },
                 Err(error) => Store::unknown(&name, error.to_string().lines().next().unwrap_or_default()),
@@ -114,13 +124,7 @@ impl Stores {
                 Err(problem) => return Store::unknown(&store, problem),
             };
             match index.map(|index| &index.checkpoint) {
-                Some(Some(at)) => Store {
-                    store,
-                    lsn: Some(at.lsn),
-                    next_offset: Some(at.next_offset),
-                    ready: at.ready,
-                    problem: None,
-                },
+                Some(Some(at)) => Store::at(&store, at),
                 Some(None) => Store::unknown(&store, "it is being opened or emptied"),
                 None => Store::unknown(&store, "the running search process was started without it"),
             }
@@ -149,14 +153,7 @@ struct Listing {
 struct Index {
     uid: String,
     /// Absent while there is nothing to read.
-    checkpoint: Option<IndexCheckpoint>,
-}
-
-#[derive(Deserialize)]
-struct IndexCheckpoint {
-    lsn: Lsn,
-    next_offset: i64,
-    ready: bool,
+    checkpoint: Option<Checkpoint>,
 }
 
 /// What the search process says of its indexes.

@@ -30,7 +30,7 @@ pub(crate) fn run(service: &Service, part: &'static str, sink: &mut dyn Sink) ->
         let reason = error.to_string();
         service.telemetry.tell(part, false, reason.clone());
         watch.metrics.restarted();
-        match supervisor.after_worker(error, &log, started, Instant::now()) {
+        match supervisor.after_worker(error, part, &log, started, Instant::now()) {
             Next::End(failure) => return Err(failure),
             Next::Again(wait) => {
                 tracing::warn!(part, reason, ?wait, "the worker begins again");
@@ -67,6 +67,10 @@ struct Watch<'a> {
 impl Control for Watch<'_> {
     fn stop(&self) -> bool {
         self.service.stop.is_set()
+    }
+
+    fn skip(&self, offset: i64) -> bool {
+        self.service.skip.contains(&offset)
     }
 
     fn moved(&self, checkpoints: &[Checkpoint]) {

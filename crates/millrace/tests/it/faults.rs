@@ -75,3 +75,41 @@ fn damaged_stores_are_mended_from_the_log() {
     pipeline.spawn(Role::Search);
     pipeline.assert_stores_equal();
 }
+
+#[test]
+fn a_poison_record_stops_the_workers_until_it_is_skipped() {
+    const LOG: &str = "millrace.mailbox.1";
+    let mut pipeline = filled();
+    let workers = [Role::Counters, Role::Search];
+    workers.into_iter().for_each(|role| pipeline.kill(role));
+    let lsn = pipeline.postgres.value("app", "SELECT pg_current_wal_lsn()");
+    let emails = pipeline.postgres.value("app", "SELECT 'emails'::regclass::oid");
+    let (position, schema) = (format!("{lsn}:t:1"), format!("{emails}/1"));
+    let headers =
+        [("millrace.position", &*position), ("millrace.schema", &*schema), ("millrace.commit", &*lsn)];
+    pipeline.kafka.append(LOG, "{\"id\":1}", "{\"op\":\"c\",\"after\":", &headers);
+    write_more(&pipeline);
+    for role in workers {
+        let said = pipeline.refused(&[role.command()]);
+        let offset = said.split("--skip-record ").nth(1).and_then(|rest| rest.split(' ').next());
+        let offset = offset.unwrap_or_else(|| panic!("{said}")).to_owned();
+        assert!(said.contains(&format!("topic {LOG}, partition 0, offset {offset}: ")), "{said}");
+        // What cannot be applied is left out, and nothing else is.
+        let wrong = pipeline.refused(&[role.command(), "--skip-record", "3"]);
+        assert!(wrong.contains(&format!("offset {offset}: ")), "{wrong}");
+        let skip =
+            pipeline.process(&[role.command(), "--skip-record", &offset, "--skip-record", "3"], "skip");
+        let named = format!("\"skipped\":[{offset}]");
+        soon("the stores are past it", || {
+            let status = pipeline.succeed(&["status", "--json"]);
+            let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+            let stores = status["stores"].as_array().expect("stores").iter();
+            let mut ours = stores
+                .filter(|store| store["store"].as_str().is_some_and(|name| name.starts_with(role.command())));
+            ours.all(|store| store.to_string().contains(&named) && store["ready"] == true)
+        });
+        drop(skip);
+        pipeline.spawn(role);
+    }
+    pipeline.assert_stores_equal();
+}

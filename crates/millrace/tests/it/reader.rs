@@ -36,6 +36,26 @@ fn h10_a_second_reader_stands_by_and_takes_over() {
 }
 
 #[test]
+fn h10_a_reader_that_is_fenced_again_and_again_ends_with_exit_code_4() {
+    let pipeline = Pipeline::new();
+    pipeline.succeed(&["setup"]);
+    let mut reader = pipeline.process(&["reader"], "reader");
+    let fenced = || pipeline.log("reader").matches("the reader begins again").count();
+    let status = wait_until("the reader gives up", SOON, || {
+        let before = fenced();
+        soon("it streams", || pipeline.log("reader").matches("streaming").count() > 2 * before);
+        pipeline.kafka.fence("millrace.mailbox.1");
+        pipeline.postgres.sql("app", "INSERT INTO users (id) SELECT coalesce(max(id), 0) + 1 FROM users");
+        wait_until("it is fenced", SOON, || (fenced() > before || reader.ended().is_some()).then_some(()));
+        reader.ended()
+    });
+    let log = pipeline.log("reader");
+    assert_eq!(status.code(), Some(4), "{log}");
+    assert!(log.contains("fenced 4 times within 300 s by another reader"), "{log}");
+    assert_eq!(fenced(), 3, "not at the first time: {log}");
+}
+
+#[test]
 fn h11_postgres_stops_fast_with_and_without_kafka() {
     let mut pipeline = Pipeline::running();
     fill_points(&pipeline.postgres);

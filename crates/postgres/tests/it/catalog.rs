@@ -33,6 +33,7 @@ fn schemas_have_base_types_collations_and_keys() {
            CREATE TABLE i (LIKE d INCLUDING ALL); ALTER TABLE i ALTER v SET NOT NULL;
            CREATE UNIQUE INDEX other ON i (v); ALTER TABLE i REPLICA IDENTITY USING INDEX other;
            CREATE TABLE n (LIKE d INCLUDING ALL); ALTER TABLE n REPLICA IDENTITY NOTHING;
+           CREATE TABLE later (a int PRIMARY KEY DEFERRABLE); ALTER TABLE later REPLICA IDENTITY FULL;
            CREATE SCHEMA "Odd Name"; CREATE TABLE "Odd Name"."Ta""ble" ("Co lumn" timestamptz(3), e jsonb)"#,
     );
     let schema = |schema: &str, table: &str| {
@@ -49,6 +50,7 @@ fn schemas_have_base_types_collations_and_keys() {
     assert_eq!(text("f"), format!("Full: *{b}, *a 23:integer, {v}, {rest}"));
     assert_eq!(text("i"), format!("Index: {b}, a 23:integer, *{v}, {rest}"));
     assert_eq!(text("n"), format!("Nothing: {b}, a 23:integer, {v}, {rest}"));
+    assert_eq!(text("later"), "Full: a 23:integer", "two rows may share a deferrable key for a while");
     let odd = schema("Odd Name", "Ta\"ble").unwrap();
     assert_eq!(describe(&odd), "Default: Co lumn 1184:timestamp(3) with time zone, e 3802:jsonb");
     assert_eq!(odd.identity, ReplicaIdentity::Default);

@@ -117,6 +117,7 @@ impl Rig {
             lsn: Lsn(1),
             definition: self.sink.stores()[place].definition.clone(),
             ready: false,
+            skipped: Vec::new(),
         }
     }
 
@@ -185,6 +186,7 @@ impl Rig {
                 next_offset: self.offset,
                 lsn: Lsn(self.offset as u64),
                 ready: true,
+                skipped: Vec::new(),
                 ..from.clone()
             };
             Some(Move { from: from.clone(), to })

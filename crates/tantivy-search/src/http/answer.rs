@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::error::ApiError;
 use crate::document::{push_string, push_value};
-use crate::indexes::{Shelf, View};
+use crate::indexes::Shelf;
 
 pub(super) async fn health(State(state): State<Arc<super::State>>) -> Response {
     let ready = |shelf: &&Arc<Shelf>| shelf.view().is_some_and(|view| view.payload.checkpoint.ready);
@@ -53,16 +53,7 @@ fn described(shelf: &Shelf) -> Value {
         "primaryKey": primary_key,
         "table": format!("{}.{}", definition.schema, definition.table),
         "numberOfDocuments": view.as_ref().map(|view| view.searcher.num_docs()),
-        "checkpoint": view.as_ref().map(|view| checkpoint(view)),
-    })
-}
-
-/// What commit an answer shows.
-pub(super) fn checkpoint(view: &View) -> Value {
-    let at = &view.payload.checkpoint;
-    json!({
-        "lsn": at.lsn, "next_offset": at.next_offset, "log": at.log, "generation": at.generation,
-        "definition": at.definition, "ready": at.ready,
+        "checkpoint": view.as_ref().map(|view| &view.payload.checkpoint),
     })
 }
 

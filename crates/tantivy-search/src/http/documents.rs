@@ -11,11 +11,12 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::Filling;
-use super::answer::{checkpoint, projected, raw, selected};
+use super::answer::{projected, raw, selected};
 use super::error::ApiError;
 use super::params::{Params, Wait};
 use crate::indexes::{Shelf, View};
 use crate::{index, listing};
+use worker::Checkpoint;
 
 const DEFAULT_LIMIT: usize = 20;
 /// Most documents in an answer.
@@ -30,7 +31,7 @@ pub(super) struct Page {
     limit: usize,
     total: u64,
     /// What these documents are the state of.
-    checkpoint: Value,
+    checkpoint: Checkpoint,
 }
 
 /// Which documents.
@@ -78,7 +79,13 @@ impl Request {
         };
         let results = self.documents(shelf, view)?.into_iter().map(shown).collect::<Result<Vec<_>, _>>()?;
         let total = if self.ids.is_some() { results.len() as u64 } else { view.searcher.num_docs() };
-        Ok(Page { results, offset: self.offset, limit: self.limit, total, checkpoint: checkpoint(view) })
+        Ok(Page {
+            results,
+            offset: self.offset,
+            limit: self.limit,
+            total,
+            checkpoint: view.payload.checkpoint.clone(),
+        })
     }
 }
 

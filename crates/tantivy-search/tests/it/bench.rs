@@ -71,6 +71,7 @@ pub(crate) fn start_of(definition: &IndexDefinition) -> Checkpoint {
         lsn: Lsn::ZERO,
         definition: definition.hash(),
         ready: false,
+        skipped: Vec::new(),
     }
 }
 

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use tempfile::TempDir;
 
 use super::{Process, free_port};
@@ -113,6 +115,33 @@ impl Kafka {
         text.push_str(&String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{class} {args:?} failed: {text}");
         text
+    }
+
+    /// Appends a record to partition 0 of a topic, as a program does that has no business there.
+    ///
+    /// # Panics
+    /// When the broker does not take it.
+    pub fn append(&self, topic: &str, key: &str, value: &str, headers: &[(&str, &str)]) {
+        let producer: BaseProducer =
+            ClientConfig::new().set("bootstrap.servers", self.bootstrap()).create().expect("a producer");
+        let mut all = OwnedHeaders::new();
+        for &(key, value) in headers {
+            all = all.insert(Header { key, value: Some(value) });
+        }
+        let record = BaseRecord::to(topic).partition(0).key(key).payload(value).headers(all);
+        producer.send(record).map_err(|(error, _)| error).expect("room for one record");
+        producer.flush(START_DEADLINE).expect("the broker takes it");
+    }
+
+    /// Fences whoever writes under a `transactional.id`, as a newer writer does.
+    ///
+    /// # Panics
+    /// When the broker does not answer.
+    pub fn fence(&self, transactional_id: &str) {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", self.bootstrap()).set("transactional.id", transactional_id);
+        let producer: BaseProducer = config.create().expect("a producer");
+        producer.init_transactions(START_DEADLINE).expect("the broker fences");
     }
 
     /// What the broker has logged (warnings and errors), for a test's failure message.

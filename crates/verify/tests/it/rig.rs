@@ -59,6 +59,7 @@ impl Rig {
             lsn: lsn.parse().expect("an LSN"),
             definition: "definition".into(),
             ready: true,
+            skipped: Vec::new(),
         }
     }
 
@@ -326,6 +327,7 @@ impl<'a, T> Store<'a, T> {
             lsn: Lsn::ZERO,
             definition: "definition".into(),
             ready: true,
+            skipped: Vec::new(),
         };
         Store { at, content, then: Some(Box::new(then)) }
     }

@@ -150,13 +150,13 @@ impl DocumentStore for HttpIndex {
         // Not there yet: the index's description tells where it stands, also while it is being filled.
         #[derive(Deserialize)]
         struct Description {
-            checkpoint: Option<Position>,
+            checkpoint: Option<Checkpoint>,
         }
         let request = self.agent.get(&self.url).config().timeout_global(Some(ANSWER)).build();
         match receive(request.call())? {
             (200, body) => {
                 let described: Description = serde_json::from_slice(&body).map_err(unreadable)?;
-                Ok(described.checkpoint.map(Position::checkpoint))
+                Ok(described.checkpoint)
             }
             (status, body) => Err(refused(status, &body)),
         }
@@ -171,34 +171,16 @@ impl DocumentStore for HttpIndex {
     }
 }
 
-/// A checkpoint as the search process prints it.
-#[derive(Deserialize)]
-struct Position {
-    log: String,
-    generation: u32,
-    next_offset: i64,
-    lsn: Lsn,
-    definition: String,
-    ready: bool,
-}
-
-impl Position {
-    fn checkpoint(self) -> Checkpoint {
-        let Position { log, generation, next_offset, lsn, definition, ready } = self;
-        Checkpoint { log, generation, next_offset, lsn, definition, ready }
-    }
-}
-
 fn page(body: &[u8]) -> Result<Documents, StoreError> {
     #[derive(Deserialize)]
     struct Page<'a> {
         #[serde(borrow)]
         results: Vec<&'a RawValue>,
-        checkpoint: Position,
+        checkpoint: Checkpoint,
     }
     let Page { results, checkpoint } = serde_json::from_slice(body).map_err(unreadable)?;
     let documents = results.into_iter().map(|document| document.get().to_owned()).collect();
-    Ok(Documents { checkpoint: checkpoint.checkpoint(), documents })
+    Ok(Documents { checkpoint, documents })
 }
 
 fn receive(
