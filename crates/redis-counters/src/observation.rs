@@ -297,11 +297,11 @@ mod tests {
             assert!(judged(&text).is_err(), "{text}");
         }
         let foreign =
-            ["hash", "", "none", "", "", "", "", "", "", "", "", "hash", "5", "none", "0", "none", "0"];
+            ["hash", "", "none", "", "", "", "", "", "", "", "", "", "hash", "5", "none", "0", "none", "0"];
         assert!(judged(&foreign.join("\n")).is_err());
         let mut nothing = foreign;
-        nothing[11] = "none";
-        nothing[12] = "0";
+        nothing[12] = "none";
+        nothing[13] = "0";
         assert_eq!(judged(&nothing.join("\n")), Ok(Judgement::Empty));
     }
 }

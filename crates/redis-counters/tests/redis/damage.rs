@@ -115,7 +115,7 @@ fn rows_below_zero_mean_filling_again_and_then_refusal() {
     rig.delete(&mail(1, 7, 5));
     let error = rig.commit().unwrap_err();
     assert!(
-        matches!(&error, SinkError::Refused(refusal) if refusal.remedy.contains("generation")),
+        matches!(&error, SinkError::Refused(refusal) if refusal.remedy.contains("begin a new log")),
         "{error}"
     );
 }

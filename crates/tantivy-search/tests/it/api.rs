@@ -186,7 +186,7 @@ fn documents_come_with_the_checkpoint_they_belong_to() {
     let (bench, server) = mailbox(directory.path());
     let checkpoint = json!({
         "lsn": bench.at.lsn.to_string(), "next_offset": 5, "log": "the log", "generation": 1,
-        "definition": bench.at.definition, "ready": true,
+        "definition": bench.at.definition, "ready": true, "skipped": [],
     });
     let (_, page) = server.get("/indexes/emails/documents?offset=1&limit=2&fields=id,folder");
     assert_eq!(
