@@ -8,6 +8,7 @@
 
 mod envelope;
 mod json;
+pub mod key;
 mod ledger;
 mod lsn;
 mod position;

@@ -29,7 +29,10 @@ pub(crate) struct Draft<'a> {
 /// The id of the row that a record's key names.
 pub(crate) fn id_of(key: &[u8], columns: &[Attribute]) -> Result<String, String> {
     let values = key_values(key, columns)?;
-    let id = key_text(&values, columns)?;
+    let mut id = String::new();
+    for (place, (value, column)) in values.iter().zip(columns).enumerate() {
+        change::key::append(&mut id, place, value.postgres_text(column.encoding).as_deref());
+    }
     if id.len() > MAX_ID_BYTES {
         return Err(format!("its key is {} bytes long; a document's id may have {MAX_ID_BYTES}", id.len()));
     }
@@ -45,29 +48,6 @@ fn key_values<'a>(key: &'a [u8], columns: &[Attribute]) -> Result<Vec<Field<'a>>
         Some(place) => Err(format!("its key has no `{}`", names[place])),
         None => Ok(values),
     }
-}
-
-/// The key as text: values as Postgres prints them, joined by `:`; `\` and `:` inside a value are escaped by
-/// `\`, and NULL is `\N`.
-fn key_text(values: &[Field<'_>], columns: &[Attribute]) -> Result<String, String> {
-    let mut text = String::new();
-    for (place, (value, column)) in values.iter().zip(columns).enumerate() {
-        if place > 0 {
-            text.push(':');
-        }
-        match value.postgres_text(column.encoding) {
-            None => text.push_str("\\N"),
-            Some(part) => {
-                for c in part.chars() {
-                    if matches!(c, '\\' | ':') {
-                        text.push('\\');
-                    }
-                    text.push(c);
-                }
-            }
-        }
-    }
-    Ok(text)
 }
 
 impl<'a> Draft<'a> {

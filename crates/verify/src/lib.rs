@@ -30,7 +30,6 @@
 
 mod counter;
 mod documents;
-mod key;
 mod ports;
 mod rollforward;
 mod rows;

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use tokio_postgres::SimpleQueryRow;
 
+use crate::NotVerified;
 use crate::counter::{Counter, Measure};
 use crate::source::text;
-use crate::{NotVerified, key};
+use change::key;
 
 /// What a group's rows come to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

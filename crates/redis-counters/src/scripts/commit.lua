@@ -35,14 +35,7 @@ local function patch(keys)
   else
     write('HSET', keys.value, values)
   end
-  write('HSET', keys.rows, tonumber(take()))
-  write('HSET', keys.nonnull, tonumber(take()))
-  local gone = tonumber(take())
-  local first = at
-  for _, key in ipairs({ keys.value, keys.rows, keys.nonnull }) do
-    at = first
-    write('HDEL', key, gone)
-  end
+  write_hidden(keys.value, keys.rows, keys.nonnull)
 end
 
 for place = 1, count do

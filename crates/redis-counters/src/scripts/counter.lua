@@ -103,3 +103,15 @@ local function write(command, key, count)
     count = count - now
   end
 end
+
+-- Counted lists: hidden counts to set, then groups to delete everywhere.
+local function write_hidden(value, rows, nonnull)
+  write('HSET', rows, tonumber(take()))
+  write('HSET', nonnull, tonumber(take()))
+  local gone = tonumber(take())
+  local first = at
+  for _, key in ipairs({ value, rows, nonnull }) do
+    at = first
+    write('HDEL', key, gone)
+  end
+end

@@ -22,12 +22,5 @@ if step == 'begin' then
 end
 if redis.call('GET', keys.staging) ~= token then return { 1, 'staged by another worker' } end
 write('HSET', keys.staging_value, tonumber(take()))
-write('HSET', keys.staging_rows, tonumber(take()))
-write('HSET', keys.staging_nonnull, tonumber(take()))
-local gone = tonumber(take())
-local first = at
-for _, key in ipairs({ keys.staging_value, keys.staging_rows, keys.staging_nonnull }) do
-  at = first
-  write('HDEL', key, gone)
-end
+write_hidden(keys.staging_value, keys.staging_rows, keys.staging_nonnull)
 return { 0, '' }

@@ -71,7 +71,7 @@ impl Bound {
         group.clear();
         for (order, (place, kind)) in self.group.iter().enumerate() {
             let text = row.text(*place);
-            group::append(group, order, text.as_deref().map(|text| group::normalised(*kind, text)));
+            change::key::append(group, order, text.as_deref().map(|text| group::normalised(*kind, text)));
         }
         let Some(place) = self.measured else { return Ok(Some((true, 0))) };
         let Some(text) = row.text(place) else { return Ok(Some((false, 0))) };

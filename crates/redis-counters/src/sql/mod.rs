@@ -32,7 +32,6 @@ mod value;
 pub use bind::Bound;
 pub use definition::{Aggregate, Definition};
 pub use evaluate::{Contribution, Scratch};
-pub use group::group_field;
 
 #[cfg(test)]
 mod refusal_tests;

@@ -6,7 +6,7 @@ use super::definition::Aggregate;
 use super::scope::quote_identifier;
 
 impl Bound {
-    /// A query whose rows are: the group's values as texts (to be joined by [`group_field`](super::group_field)),
+    /// A query whose rows are: the group's values as texts (to be joined by [`change::key::join`]),
     /// then `count(*)`, the number of rows in which the aggregate's column is not NULL (for `count(*)` that of all),
     /// and the sum (NULL for counts), as texts too. Without GROUP BY it answers one row.
     ///

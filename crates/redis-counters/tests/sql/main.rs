@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 
 use change::{Event, RecordBatch};
 use rand::prelude::*;
-use redis_counters::sql::{Aggregate, Bound, Definition, Scratch, group_field};
+use redis_counters::sql::{Aggregate, Bound, Definition, Scratch};
 use testkit::services::{Postgres, Rows, Session};
 
 use author::{Author, Query};
@@ -32,7 +32,7 @@ fn answer_of(rows: &Rows) -> Answer {
         |text: &Option<String>| text.as_deref().map(|text| text.parse::<i128>().expect("an integer"));
     let entry = |row: &Vec<Option<String>>| {
         let (group, counts) = row.split_at(row.len() - 3);
-        let field = group_field(group.iter().map(Option::as_deref));
+        let field = change::key::join(group.iter().map(Option::as_deref));
         (
             field,
             (number(&counts[0]).expect("a count"), number(&counts[1]).expect("a count"), number(&counts[2])),

@@ -1,17 +1,34 @@
-//! The name of a group or a document, as the Contract has it: values joined by `:`, `\` and `:` inside a value
-//! escaped by `\`, and NULL as `\N`. Written anew here, so that a mistake of a sink's shows.
+//! The text of a composite key, as stores name a group or a document: values as Postgres prints them, joined by
+//! `:`; `\` and `:` inside a value are escaped by `\`, and NULL is `\N`.
 
-/// Joins values, as Postgres prints them.
-pub(crate) fn join<'a>(values: impl IntoIterator<Item = Option<&'a str>>) -> String {
-    let part = |value: Option<&str>| match value {
-        Some(value) => value.replace('\\', "\\\\").replace(':', "\\:"),
-        None => "\\N".to_owned(),
-    };
-    values.into_iter().map(part).collect::<Vec<_>>().join(":")
+/// Appends the value at `place`, counted from 0.
+pub fn append(key: &mut String, place: usize, value: Option<&str>) {
+    if place > 0 {
+        key.push(':');
+    }
+    let Some(mut rest) = value else { return key.push_str("\\N") };
+    while let Some(at) = rest.find(['\\', ':']) {
+        let (before, special) = rest.split_at(at);
+        key.push_str(before);
+        key.push('\\');
+        // Both are one byte long.
+        key.push_str(&special[..1]);
+        rest = &special[1..];
+    }
+    key.push_str(rest);
+}
+
+/// Joins values.
+pub fn join<'a>(values: impl IntoIterator<Item = Option<&'a str>>) -> String {
+    let mut key = String::new();
+    for (place, value) in values.into_iter().enumerate() {
+        append(&mut key, place, value);
+    }
+    key
 }
 
 /// Takes a key of `count` values apart; `None` for what [`join`] cannot have made.
-pub(crate) fn split(key: &str, count: usize) -> Option<Vec<Option<String>>> {
+pub fn split(key: &str, count: usize) -> Option<Vec<Option<String>>> {
     let mut values = Vec::with_capacity(count);
     let mut value = Some(String::new());
     let mut chars = key.chars();
