@@ -7,11 +7,13 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use crate::harness::{Pipeline, Role};
+use crate::harness::{Pipeline, Role, soon, tail};
 use crate::mailbox::{POINTS, Traffic, fill_points};
 
 /// Kills per run; `MILLRACE_CHAOS_ROUNDS` overrides.
 const ROUNDS: u32 = 14;
+/// Kills of the worker that keeps the counters.
+const KILLS: u32 = 12;
 
 #[test]
 fn stores_equal_postgres_whatever_is_killed() {
@@ -56,6 +58,39 @@ fn stores_equal_postgres_whatever_is_killed() {
     pipeline.assert_stores_equal();
     let samples = sampler.stop();
     assert!(samples > 100, "the sampler looked: {samples}");
+}
+
+/// As often as it comes back to work, so that many kills fall between the effect and what else a commit does.
+#[test]
+fn a_worker_that_is_killed_in_every_commit_counts_nothing_twice() {
+    let mut rng = StdRng::seed_from_u64(2);
+    let mut pipeline = Pipeline::running();
+    fill_points(&pipeline.postgres);
+    let traffic = Traffic::start(&pipeline.postgres, 2, 2);
+    for kill in 0..KILLS {
+        let at = offset_of_sizes(&pipeline);
+        soon("the counters move on", || offset_of_sizes(&pipeline) != at);
+        std::thread::sleep(Duration::from_millis(rng.random_range(0..100)));
+        pipeline.restart(Role::Counters);
+        pipeline.assert_alive();
+        eprintln!("kill {kill} after offset {at}");
+    }
+    traffic.stop();
+    pipeline.assert_stores_equal();
+    let filled = pipeline.log("counters").matches("filling from the log's beginning store=").count();
+    assert_eq!(
+        filled,
+        5,
+        "each counter was filled once, when it was new:\n{}",
+        tail(&pipeline.log("counters"))
+    );
+}
+
+fn offset_of_sizes(pipeline: &Pipeline) -> i64 {
+    let mut redis = pipeline.redis.connect();
+    let offset =
+        redis::cmd("HGET").arg("millrace:mailbox:sizes").arg("offset").query::<Option<i64>>(&mut redis);
+    offset.expect("Redis answers").unwrap_or(0)
 }
 
 fn kill(pipeline: &mut Pipeline, role: Role, pause: Duration) {

@@ -7,6 +7,9 @@ use testkit::services::wait_until;
 use crate::harness::{Pipeline, ROLES, Role, SOON, soon};
 use crate::mailbox::{Traffic, fill_points};
 
+/// Takeovers in a row; each meets the older reader somewhere else.
+const TAKEOVERS: usize = 3;
+
 #[test]
 fn h10_a_second_reader_stands_by_and_takes_over() {
     let mut pipeline = Pipeline::running();
@@ -32,6 +35,27 @@ fn h10_a_second_reader_stands_by_and_takes_over() {
     third.signal("TERM");
     assert!(third.wait(SOON).success(), "an orderly end:\n{}", pipeline.log("third"));
     pipeline.postgres.sql("app", "INSERT INTO emails (id, user_id) VALUES (90000, 1)");
+    pipeline.assert_stores_equal();
+}
+
+#[test]
+fn h10_a_reader_that_slept_through_a_takeover_adds_nothing_to_the_log() {
+    let mut pipeline = Pipeline::running();
+    fill_points(&pipeline.postgres);
+    let traffic = Traffic::start(&pipeline.postgres, 5, 3);
+    for takeover in 0..TAKEOVERS {
+        let before = pipeline.counter("points");
+        soon("traffic flows", || pipeline.counter("points") != before);
+        // Most likely in the middle of a Kafka transaction.
+        pipeline.running_process(Role::Reader).signal("STOP");
+        let newer = pipeline.process(&["reader", "--takeover"], "newer");
+        soon("the newer streams", || pipeline.log("newer").matches("INFO streaming lsn").count() > takeover);
+        pipeline.running_process(Role::Reader).signal("CONT");
+        soon("the older stands by", || pipeline.log("reader").matches("standing by").count() > takeover);
+        // The older one's turn again.
+        drop(newer);
+    }
+    traffic.stop();
     pipeline.assert_stores_equal();
 }
 
