@@ -65,7 +65,7 @@ fn what_would_lose_changes_is_refused() {
     };
     let mut none = with_slot("nowhere");
     assert!(refusal(none.source.busy()).contains("\"nowhere\" does not exist"));
-    assert!(refusal(none.source.start(Lsn::ZERO)).contains("a new log must begin"));
+    assert!(refusal(none.source.start(Lsn::ZERO)).contains("begin a new log"));
     server.sql("postgres", "SELECT pg_create_logical_replication_slot('other', 'test_decoding')");
     assert!(refusal(with_slot("other").source.busy()).contains("test_decoding"));
     server.sql("postgres", "SELECT pg_create_logical_replication_slot('two', 'pgoutput', false, true)");
