@@ -42,8 +42,7 @@ pub fn read_ledger(connection: &Connection, names: &Names, until: ReadUntil) -> 
         }
     }
     let mut ledger = Ledger::default();
-    reader.seek(reader.bounds()?.0)?;
-    reader.drain(|message| {
+    reader.read_all(|message| {
         match entry(message)? {
             Some(LedgerEntry::Progress(progress)) => ledger.progress = Some(progress),
             Some(LedgerEntry::Slot(intent)) => ledger.slot = Some(intent),
@@ -111,13 +110,9 @@ pub(crate) fn entry(message: &BorrowedMessage<'_>) -> Result<Option<LedgerEntry>
 /// That record is record 0, but for a `setup` that was killed in its transaction: the aborted attempt keeps its
 /// offset.
 fn log_id(mut log: PartitionReader) -> Result<Option<String>, KafkaError> {
-    let (start, end) = log.bounds()?;
-    if start >= end {
-        return Ok(None);
-    }
-    log.seek(start)?;
+    let (start, _) = log.bounds()?;
     let mut id = None;
-    log.drain(|first| {
+    log.read_all(|first| {
         id = named(first, start)?;
         Ok(ControlFlow::Break(()))
     })?;

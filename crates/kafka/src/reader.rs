@@ -7,7 +7,7 @@ use change::{NEW_LOG, Refusal};
 use rdkafka::client::Client;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode as Code};
-use rdkafka::message::BorrowedMessage;
+use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 
 use crate::connection::Reports;
@@ -111,20 +111,27 @@ impl PartitionReader {
         }
     }
 
-    /// Gives what is committed from the place sought on to `take`, in order, until it breaks.
-    pub(crate) fn drain(
+    /// Gives all that is committed when this begins to `take`, in order, until it breaks. What is written meanwhile
+    /// may come too, but is not waited for: under traffic there is always more.
+    pub(crate) fn read_all(
         &mut self,
         mut take: impl FnMut(&BorrowedMessage<'_>) -> Result<ControlFlow<()>, KafkaError>,
     ) -> Result<(), KafkaError> {
+        let (start, end) = self.bounds()?;
+        if start >= end {
+            return Ok(());
+        }
+        self.seek(start)?;
         let (mut heard, limit) = (Instant::now(), self.outage);
         loop {
             match self.next(LOOK)? {
                 Next::Record(message) => {
                     heard = Instant::now();
-                    if take(&message)?.is_break() {
+                    if take(&message)?.is_break() || message.offset() + 1 >= end {
                         return Ok(());
                     }
                 }
+                // The last offsets may be those of transaction markers.
                 Next::End => return Ok(()),
                 Next::Nothing if heard.elapsed() < limit => {}
                 Next::Nothing => {

@@ -107,9 +107,8 @@ pub fn current_generation(connection: &Connection, pipeline: &str) -> Result<Opt
         return Ok(None);
     }
     let mut reader = PartitionReader::new(connection, &names, names.generations())?;
-    reader.seek(reader.bounds()?.0)?;
     let mut generation = None;
-    reader.drain(|message| {
+    reader.read_all(|message| {
         if message.key() == Some(CURRENT.as_bytes()) {
             generation = Some(decode(message.topic(), message.payload().unwrap_or_default())?);
         }

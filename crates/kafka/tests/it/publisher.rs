@@ -69,6 +69,24 @@ fn log_end_is_the_offset_after_the_last_data_record() {
 }
 
 #[test]
+fn a_ledger_that_grows_all_the_while_is_read_to_an_end() {
+    let (connection, names) = pipeline(shared(), "growing");
+    let mut publisher = KafkaPublisher::new(connection.clone(), names.clone());
+    publisher.open().unwrap();
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| read_ledger(&connection, &names, ReadUntil::Committed).unwrap());
+        let start = Instant::now();
+        for end in 1.. {
+            publisher.commit(&[], &mut progress(end)).unwrap();
+            if reader.is_finished() {
+                break;
+            }
+            assert!(start.elapsed() < PATIENCE, "it waits for the end of what has none");
+        }
+    });
+}
+
+#[test]
 fn the_ledger_comes_back_as_it_was_written() {
     let (connection, names) = pipeline(shared(), "ledger");
     let intent = SlotIntent { slot: "millrace_ledger_1".into(), state: SlotState::Creating };
