@@ -23,7 +23,9 @@ const ENCODINGS: &[Encoding] = &[
     Encoding::Text,
     Encoding::Date,
     Encoding::Timestamp,
-    Encoding::TimestampTz,
+    Encoding::Numeric,
+    Encoding::Time,
+    Encoding::TimestampTz { digits: 6 },
     Encoding::Bytea,
 ];
 

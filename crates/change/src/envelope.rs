@@ -82,7 +82,7 @@ pub struct ChangeStamp {
     pub position: Position,
     /// The change's own LSN in the WAL.
     pub lsn: Lsn,
-    /// Commit LSN of the transaction before this one.
+    /// End LSN of the transaction before this one, or LSN of the non-transactional message since then.
     pub last_commit_lsn: Lsn,
     /// The source transaction; `None` for a non-transactional message.
     pub xid: Option<u32>,
@@ -90,7 +90,7 @@ pub struct ChangeStamp {
     pub commit_time_us: i64,
     /// Number of the event in its transaction, from 1.
     pub total_order: u64,
-    /// Number of the event among those of its table in its transaction, from 1.
+    /// Number of the event among those of its table in its transaction, from 1; messages count as a table.
     pub collection_order: u64,
     /// Now, microseconds since the epoch.
     pub now_us: i64,
@@ -160,17 +160,14 @@ impl Encoder {
             let mut name = Vec::new();
             json::string(&mut name, &column.name);
             name.push(b':');
-            ColumnPieces { name, encoding: Encoding::of(column.type_oid), key: column.key }
+            ColumnPieces { name, encoding: Encoding::of_column(column), key: column.key }
         });
-        let mut key_tail = b"\"__dbz__physicalTableIdentifier\":".to_vec();
-        json::string(&mut key_tail, &format!("{}.{}.{}", self.pipeline, schema.schema, schema.table));
-        key_tail.push(b'}');
         RelationEncoder {
             schema_ref,
             table: schema.full_name(),
             full_identity: schema.identity == ReplicaIdentity::Full,
             columns: columns.collect(),
-            key_tail,
+            key_tail: self.key_tail(&format!("{}.{}", schema.schema, schema.table)),
             source_tail: source_tail(&schema.schema, &schema.table),
         }
     }
@@ -205,7 +202,10 @@ impl Encoder {
         let fallback = old.filter(|_| relation.full_identity);
         relation.image(out, after, fallback, &mut unchanged);
         out.push(b',');
-        self.tail(out, &relation.source_tail, stamp, op);
+        self.source(out, &relation.source_tail, stamp);
+        out.push(b',');
+        op_and_time(out, op, stamp.now_us);
+        times(out, stamp.now_us);
         out.push(b'}');
         let value_end = out.len();
 
@@ -234,10 +234,13 @@ impl Encoder {
         let out = &mut batch.bytes;
         out.extend_from_slice(b"{\"prefix\":");
         json::string(out, prefix);
-        out.push(b'}');
+        out.push(b',');
+        out.extend_from_slice(&self.key_tail("message"));
         let key_end = out.len();
         out.push(b'{');
-        self.tail(out, &source_tail("", ""), stamp, Op::Message);
+        op_and_time(out, Op::Message, stamp.now_us);
+        out.push(b',');
+        self.source(out, &source_tail("", ""), stamp);
         out.extend_from_slice(b",\"message\":{\"prefix\":");
         json::string(out, prefix);
         out.extend_from_slice(b",\"content\":");
@@ -247,14 +250,18 @@ impl Encoder {
         batch.push(Parts { start, key_end, value_end, unchanged_end: value_end }, meta(stamp, None));
     }
 
-    /// `"source":{…},"transaction":{…},"op":"c","ts_ms":…`
-    fn tail(&self, out: &mut Vec<u8>, source_tail: &[u8], stamp: &ChangeStamp, op: Op) {
-        let times = |out: &mut Vec<u8>, us: i64| {
-            out.extend_from_slice(b",\"ts_us\":");
-            json::number(out, us);
-            out.extend_from_slice(b",\"ts_ns\":");
-            json::number(out, us.saturating_mul(1000));
-        };
+    /// What a table's keys end with. Debezium puts the name of its topic there, in which some characters may not be.
+    fn key_tail(&self, table: &str) -> Vec<u8> {
+        let allowed = |c: char| if c.is_ascii_alphanumeric() || ".-".contains(c) { c } else { '_' };
+        let topic: String = format!("{}.{table}", self.pipeline).chars().map(allowed).collect();
+        let mut tail = b"\"__dbz__physicalTableIdentifier\":".to_vec();
+        json::string(&mut tail, &topic);
+        tail.push(b'}');
+        tail
+    }
+
+    /// `"source":{…},"transaction":{…}`
+    fn source(&self, out: &mut Vec<u8>, source_tail: &[u8], stamp: &ChangeStamp) {
         out.extend_from_slice(&self.source_head);
         json::number(out, stamp.commit_time_us.div_euclid(1000));
         out.extend_from_slice(&self.source_middle);
@@ -285,12 +292,23 @@ impl Encoder {
             }
             None => out.extend_from_slice(b"null"),
         }
-        out.extend_from_slice(b",\"op\":\"");
-        out.extend_from_slice(op.code());
-        out.extend_from_slice(b"\",\"ts_ms\":");
-        json::number(out, stamp.now_us.div_euclid(1000));
-        times(out, stamp.now_us);
     }
+}
+
+/// `"op":"c","ts_ms":…`
+fn op_and_time(out: &mut Vec<u8>, op: Op, now_us: i64) {
+    out.extend_from_slice(b"\"op\":\"");
+    out.extend_from_slice(op.code());
+    out.extend_from_slice(b"\",\"ts_ms\":");
+    json::number(out, now_us.div_euclid(1000));
+}
+
+/// `,"ts_us":…,"ts_ns":…`
+fn times(out: &mut Vec<u8>, us: i64) {
+    out.extend_from_slice(b",\"ts_us\":");
+    json::number(out, us);
+    out.extend_from_slice(b",\"ts_ns\":");
+    json::number(out, us.saturating_mul(1000));
 }
 
 fn source_tail(schema: &str, table: &str) -> Vec<u8> {

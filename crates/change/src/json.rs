@@ -53,32 +53,87 @@ pub(crate) fn value(out: &mut Vec<u8>, encoding: Encoding, text: &str) {
         Encoding::Integer => out.extend_from_slice(text.as_bytes()),
         Encoding::Boolean => out.extend_from_slice(if text == "t" { b"true" } else { b"false" }),
         Encoding::Float if text.ends_with(['N', 'y']) => string(out, text),
-        Encoding::Float => out.extend_from_slice(text.as_bytes()),
-        Encoding::Date => time(out, text, ""),
-        Encoding::Timestamp => time(out, text, ""),
-        Encoding::TimestampTz => time(out, text, "+00"),
+        Encoding::Float => {
+            out.extend_from_slice(text.as_bytes());
+            if !text.contains(['.', 'e']) {
+                out.extend_from_slice(b".0");
+            }
+        }
+        Encoding::Numeric => {
+            let named = NUMERIC_NAMES.iter().find(|(postgres, _)| *postgres == text);
+            string(out, named.map_or(text, |(_, debezium)| debezium));
+        }
+        Encoding::Date | Encoding::Timestamp => time(out, text, "", 0),
+        Encoding::TimestampTz { digits } => time(out, text, "+00", digits),
+        Encoding::Time if text == LAST_MOMENT => string(out, text),
+        Encoding::Time => {
+            out.push(b'"');
+            out.extend_from_slice(text.as_bytes());
+            out.extend_from_slice(b"Z\"");
+        }
         Encoding::Bytea => bytea(out, text),
     }
 }
 
-/// Appends a date or a timestamp as ISO 8601 in UTC. What has no such form (`infinity`, years BC or with an
-/// offset that seconds have) keeps Postgres' text.
-fn time(out: &mut Vec<u8>, text: &str, zone: &str) {
-    match text.strip_suffix(zone) {
-        Some(local) if local.as_bytes().last().is_some_and(u8::is_ascii_digit) => {
-            out.push(b'"');
-            match local.split_once(' ') {
-                Some((date, time)) => {
-                    out.extend_from_slice(date.as_bytes());
-                    out.push(b'T');
-                    out.extend_from_slice(time.as_bytes());
-                }
-                None => out.extend_from_slice(local.as_bytes()),
-            }
-            out.extend_from_slice(b"Z\"");
+/// What Postgres and Debezium call a numeric that has no digits.
+const NUMERIC_NAMES: [(&str, &str); 3] =
+    [("NaN", "NAN"), ("Infinity", "POSITIVE_INFINITY"), ("-Infinity", "NEGATIVE_INFINITY")];
+
+/// The end of a day, which ISO 8601 would take for its beginning.
+const LAST_MOMENT: &str = "24:00:00";
+
+/// Appends a date or a timestamp as ISO 8601 in UTC, with `digits` digits of a second's fraction or as many as there
+/// are. What has no such form (`infinity`) keeps Postgres' text.
+fn time(out: &mut Vec<u8>, text: &str, zone: &str, digits: usize) {
+    let (text_of_era, before_christ) = match text.strip_suffix(" BC") {
+        Some(rest) => (rest, true),
+        None => (text, false),
+    };
+    let local = text_of_era.strip_suffix(zone).filter(|local| local.ends_with(|c: char| c.is_ascii_digit()));
+    let Some((year, rest)) = local.and_then(|local| local.split_once('-')) else { return string(out, text) };
+    out.push(b'"');
+    iso_year(out, year, before_christ);
+    out.push(b'-');
+    let (date, time) = rest.split_once(' ').unwrap_or((rest, ""));
+    out.extend_from_slice(date.as_bytes());
+    if !time.is_empty() {
+        out.push(b'T');
+        out.extend_from_slice(time.as_bytes());
+        let fraction = time.split_once('.').map(|(_, fraction)| fraction.len());
+        if fraction.is_none() && digits > 0 {
+            out.push(b'.');
         }
-        _ => string(out, text),
+        out.resize(out.len() + digits.saturating_sub(fraction.unwrap_or(0)), b'0');
     }
+    out.extend_from_slice(b"Z\"");
+}
+
+/// ISO 8601 has a year 0, a sign before the years before it, and one before years of more than four digits.
+fn iso_year(out: &mut Vec<u8>, year: &str, before_christ: bool) {
+    match year.parse::<u32>() {
+        Ok(0 | 1) if before_christ => out.extend_from_slice(b"0000"),
+        Ok(year) if before_christ => out.extend_from_slice(format!("-{:04}", year - 1).as_bytes()),
+        _ => {
+            if year.len() > 4 {
+                out.push(b'+');
+            }
+            out.extend_from_slice(year.as_bytes());
+        }
+    }
+}
+
+/// The inverse of [`time`]; `None` where it kept Postgres' text.
+fn postgres_time(json: &str, zone: &str) -> Option<String> {
+    let iso = json.strip_suffix('Z')?;
+    let iso = if iso.contains('.') { iso.trim_end_matches('0').trim_end_matches('.') } else { iso };
+    let before_christ = iso.starts_with('-') || iso.starts_with("0000");
+    let (year, rest) = iso.trim_start_matches(['+', '-']).split_once('-')?;
+    let local = rest.replacen('T', " ", 1);
+    Some(if before_christ {
+        format!("{:04}-{local}{zone} BC", year.parse::<u32>().ok()?.checked_add(1)?)
+    } else {
+        format!("{year}-{local}{zone}")
+    })
 }
 
 fn bytea(out: &mut Vec<u8>, text: &str) {
@@ -103,13 +158,17 @@ fn unhex(digits: &str) -> Option<Vec<u8>> {
 /// The text that Postgres prints for a value which stands in the log as `json`, a string's content or the bare
 /// token of a number or boolean. The inverse of [`value`].
 pub(crate) fn postgres_text(encoding: Encoding, json: &str) -> Cow<'_, str> {
-    let local = |json: &str| json.strip_suffix('Z').map(|local| local.replacen('T', " ", 1));
+    let or_same = |text: Option<String>| text.map_or(Cow::Borrowed(json), Cow::Owned);
     match encoding {
         Encoding::Boolean => Cow::Borrowed(if json == "true" { "t" } else { "f" }),
-        Encoding::Date | Encoding::Timestamp => local(json).map_or(Cow::Borrowed(json), Cow::Owned),
-        Encoding::TimestampTz => {
-            local(json).map_or(Cow::Borrowed(json), |local| Cow::Owned(format!("{local}+00")))
+        Encoding::Float => Cow::Borrowed(json.strip_suffix(".0").unwrap_or(json)),
+        Encoding::Numeric => {
+            let named = NUMERIC_NAMES.iter().find(|(_, debezium)| *debezium == json);
+            Cow::Borrowed(named.map_or(json, |(postgres, _)| postgres))
         }
+        Encoding::Date | Encoding::Timestamp => or_same(postgres_time(json, "")),
+        Encoding::TimestampTz { .. } => or_same(postgres_time(json, "+00")),
+        Encoding::Time => Cow::Borrowed(json.strip_suffix('Z').unwrap_or(json)),
         Encoding::Bytea => match STANDARD.decode(json) {
             Ok(bytes) => {
                 let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -117,7 +176,7 @@ pub(crate) fn postgres_text(encoding: Encoding, json: &str) -> Cow<'_, str> {
             }
             Err(_) => Cow::Borrowed(json),
         },
-        Encoding::Integer | Encoding::Float | Encoding::Text => Cow::Borrowed(json),
+        Encoding::Integer | Encoding::Text => Cow::Borrowed(json),
     }
 }
 
@@ -134,20 +193,36 @@ mod tests {
 
     #[test]
     fn values_have_debeziums_form() {
+        const ZONED: Encoding = Encoding::TimestampTz { digits: 6 };
         let cases = [
             (Encoding::Boolean, "t", "true"),
             (Encoding::Boolean, "f", "false"),
             (Encoding::Integer, "-9223372036854775808", "-9223372036854775808"),
             (Encoding::Float, "1e+20", "1e+20"),
+            (Encoding::Float, "-0.5", "-0.5"),
+            (Encoding::Float, "-10", "-10.0"),
             (Encoding::Float, "NaN", "\"NaN\""),
             (Encoding::Float, "-Infinity", "\"-Infinity\""),
-            (Encoding::Text, "12.50", "\"12.50\""),
+            (Encoding::Numeric, "12.50", "\"12.50\""),
+            (Encoding::Numeric, "NaN", "\"NAN\""),
+            (Encoding::Numeric, "-Infinity", "\"NEGATIVE_INFINITY\""),
             (Encoding::Date, "2025-01-19", "\"2025-01-19Z\""),
             (Encoding::Date, "infinity", "\"infinity\""),
-            (Encoding::Date, "0044-03-15 BC", "\"0044-03-15 BC\""),
+            (Encoding::Date, "0044-03-15 BC", "\"-0043-03-15Z\""),
+            (Encoding::Date, "0001-01-01 BC", "\"0000-01-01Z\""),
+            (Encoding::Date, "20250-01-19", "\"+20250-01-19Z\""),
+            (Encoding::Time, "12:34:00", "\"12:34:00Z\""),
+            (Encoding::Time, "24:00:00", "\"24:00:00\""),
             (Encoding::Timestamp, "2025-01-19 12:34:56.5", "\"2025-01-19T12:34:56.5Z\""),
-            (Encoding::TimestampTz, "2025-01-19 12:34:56+00", "\"2025-01-19T12:34:56Z\""),
-            (Encoding::TimestampTz, "-infinity", "\"-infinity\""),
+            (Encoding::Timestamp, "2025-01-19 10:00:00", "\"2025-01-19T10:00:00Z\""),
+            (Encoding::Timestamp, "4713-01-01 00:00:00.05 BC", "\"-4712-01-01T00:00:00.05Z\""),
+            (ZONED, "2025-01-19 12:34:56+00", "\"2025-01-19T12:34:56.000000Z\""),
+            (ZONED, "2025-01-19 12:34:56.123456+00", "\"2025-01-19T12:34:56.123456Z\""),
+            (ZONED, "20250-01-19 12:34:50.5+00", "\"+20250-01-19T12:34:50.500000Z\""),
+            (ZONED, "0044-03-15 10:00:00+00 BC", "\"-0043-03-15T10:00:00.000000Z\""),
+            (Encoding::TimestampTz { digits: 3 }, "2025-01-19 12:34:56.5+00", "\"2025-01-19T12:34:56.500Z\""),
+            (Encoding::TimestampTz { digits: 0 }, "2025-01-19 12:34:00+00", "\"2025-01-19T12:34:00Z\""),
+            (ZONED, "-infinity", "\"-infinity\""),
             (Encoding::Bytea, "\\x", "\"\""),
             (Encoding::Bytea, "\\x00ff10", "\"AP8Q\""),
         ];

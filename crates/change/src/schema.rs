@@ -107,16 +107,23 @@ pub enum Encoding {
     Boolean,
     /// Digits as they are.
     Integer,
-    /// Digits as they are; `NaN` and the infinities as strings.
+    /// Digits as they are, whole numbers as `1.0`; `NaN` and the infinities as strings.
     Float,
-    /// A string of the text as it is: text, numeric, uuid, json, and every type not named here.
+    /// A string of the digits; `NaN` as `"NAN"`, the infinities as `"POSITIVE_INFINITY"` and `"NEGATIVE_INFINITY"`.
+    Numeric,
+    /// A string of the text as it is: text, uuid, json, and every type not named here.
     Text,
     /// `2025-01-19` to `"2025-01-19Z"`.
     Date,
+    /// `12:34:56.5` to `"12:34:56.5Z"`.
+    Time,
     /// `2025-01-19 12:34:56.5` to `"2025-01-19T12:34:56.5Z"`.
     Timestamp,
     /// The same from `2025-01-19 12:34:56.5+00`; the session's TimeZone is UTC.
-    TimestampTz,
+    TimestampTz {
+        /// Digits of a second's fraction, as many as the type has: `"2025-01-19T12:34:56.500000Z"`.
+        digits: usize,
+    },
     /// `\x0102` to base64.
     Bytea,
 }
@@ -128,11 +135,22 @@ impl Encoding {
             16 => Encoding::Boolean,
             20 | 21 | 23 | 26 => Encoding::Integer,
             700 | 701 => Encoding::Float,
+            1700 => Encoding::Numeric,
             1082 => Encoding::Date,
+            1083 => Encoding::Time,
             1114 => Encoding::Timestamp,
-            1184 => Encoding::TimestampTz,
+            1184 => Encoding::TimestampTz { digits: 6 },
             17 => Encoding::Bytea,
             _ => Encoding::Text,
+        }
+    }
+
+    /// The encoding of a column, which knows its type's precision.
+    pub(crate) fn of_column(column: &Column) -> Encoding {
+        let precision = || column.type_name.split_once('(')?.1.split_once(')')?.0.parse().ok();
+        match (Encoding::of(column.type_oid), precision()) {
+            (Encoding::TimestampTz { .. }, Some(digits)) => Encoding::TimestampTz { digits },
+            (encoding, _) => encoding,
         }
     }
 }

@@ -47,6 +47,7 @@ struct OpenTransaction {
     /// Changes seen so far: the next one's ordinal.
     ordinal: u64,
     total_order: u64,
+    messages: u64,
     /// Records made of it so far, sent ones included.
     records: u64,
     /// Ordinal and digest of the last change that made records; it is held back.
@@ -89,7 +90,7 @@ impl Assembler {
             new_schemas: Vec::new(),
             open: None,
             transactions: 0,
-            last_commit_lsn: reach.position.lsn,
+            last_commit_lsn: reach.end_lsn.max(reach.position.lsn),
             end_lsn: reach.end_lsn,
             position: reach.position,
             batch: RecordBatch::default(),
@@ -181,6 +182,7 @@ impl Assembler {
             plan,
             ordinal: 0,
             total_order: 0,
+            messages: 0,
             records: 0,
             held: None,
             released,
@@ -201,7 +203,7 @@ impl Assembler {
         } else if let Plan::From { ordinal: 1.., .. } = open.plan {
             return Err(split_differs(commit_lsn, open.ordinal).into());
         }
-        self.last_commit_lsn = commit_lsn;
+        self.last_commit_lsn = end_lsn;
         self.end_lsn = self.end_lsn.max(end_lsn);
         let ordinal = open.held.map_or(0, |(ordinal, _)| ordinal);
         self.position = Position { lsn: commit_lsn, kind: Kind::Transaction, ordinal };
@@ -283,13 +285,15 @@ impl Assembler {
             let Some(mut stamp) = self.change(lsn, u64::from(!own), digest, clock)? else { return Ok(()) };
             if let Some(open) = &mut self.open {
                 open.total_order += 1;
+                open.messages += 1;
                 stamp.total_order = open.total_order;
-                stamp.collection_order = open.total_order;
+                stamp.collection_order = open.messages;
             }
             self.encoder.message(&mut self.batch, &stamp, prefix, content);
         } else if !own && !self.cursor.has_message(lsn) {
             let position = Position { lsn, kind: Kind::Message, ordinal: 0 };
             let now_us = clock.now_us();
+            self.last_commit_lsn = lsn;
             let stamp = ChangeStamp {
                 position,
                 lsn,

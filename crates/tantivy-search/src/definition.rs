@@ -209,7 +209,10 @@ impl Role {
             Role::Number if matches!(encoding, Encoding::Integer | Encoding::Float) => Ok(()),
             Role::Number => Err(("number", "integers, floats and numeric")),
             Role::Date
-                if matches!(encoding, Encoding::Date | Encoding::Timestamp | Encoding::TimestampTz) =>
+                if matches!(
+                    encoding,
+                    Encoding::Date | Encoding::Timestamp | Encoding::TimestampTz { .. }
+                ) =>
             {
                 Ok(())
             }

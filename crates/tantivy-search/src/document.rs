@@ -146,11 +146,11 @@ fn ordered(role: Role, value: &Field<'_>, encoding: Encoding) -> Option<String> 
     if role == Role::Number { order::number_key(&text) } else { order::instant_key(&text) }
 }
 
-/// A value as a reader of the document sees it; `None` for NULL.
+/// A value as it is searched for: as the document shows it, a whole number without a fraction. `None` for NULL.
 pub(crate) fn shown<'v>(value: &'v Field<'_>) -> Option<&'v str> {
     match value {
         Field::Missing | Field::Null => None,
-        Field::Bare(token) => Some(token),
+        Field::Bare(token) => Some(token.strip_suffix(".0").unwrap_or(token)),
         Field::Text(text) => Some(text),
     }
 }

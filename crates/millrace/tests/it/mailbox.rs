@@ -59,7 +59,7 @@ pub(crate) fn answer(postgres: &Postgres, sql: &str) -> BTreeMap<String, String>
 /// The documents by SQL.
 pub(crate) fn documents(postgres: &Postgres) -> BTreeMap<String, Vec<String>> {
     let sql = "SELECT id, user_id, folder, sender, subject, body, size, \
-               to_char(sent_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') FROM emails";
+               to_char(sent_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') FROM emails";
     let rows = postgres.sql("app", sql);
     rows.into_iter()
         .map(|row| {

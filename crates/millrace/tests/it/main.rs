@@ -2,6 +2,7 @@
 
 mod chaos;
 mod commands;
+mod debezium;
 mod faults;
 mod harness;
 mod mailbox;

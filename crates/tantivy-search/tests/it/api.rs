@@ -101,7 +101,7 @@ fn words_are_marked_and_texts_cropped() {
         formatted(json!({"q": "pizza friday", "attributesToHighlight": ["*"]})),
         json!({
             "id": "1", "subject": "Lunch on <em>Friday</em>", "is_read": false, "folder": "inbox", "size": "10",
-            "body": "<em>Pizza</em> or pasta? <em>Pizza</em> again.", "sent_at": "2025-01-01T00:00:00Z",
+            "body": "<em>Pizza</em> or pasta? <em>Pizza</em> again.", "sent_at": "2025-01-01T00:00:00.000000Z",
         })
     );
     let body = json!({

@@ -47,7 +47,7 @@ fn a_commit_shows_documents_in_the_logs_form() {
     bench.commit();
     let expected = json!({
         "id": 1, "subject": "Hello", "body": "a body", "folder": "inbox", "is_read": false, "size": "12.50",
-        "sent_at": "2025-01-19T12:34:56Z",
+        "sent_at": "2025-01-19T12:34:56.000000Z",
     });
     assert_eq!(document(&server, "1"), Some(expected));
     let nulls = json!({

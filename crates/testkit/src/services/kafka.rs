@@ -110,7 +110,7 @@ impl Kafka {
     /// # Panics
     /// When it exits with anything but 0.
     pub fn tool(&self, class: &str, args: &[&str]) -> String {
-        let output = java(128).arg(class).args(args).output().expect("java can be started");
+        let output = kafka_java(128).arg(class).args(args).output().expect("java can be started");
         let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
         text.push_str(&String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{class} {args:?} failed: {text}");
@@ -185,7 +185,7 @@ impl Kafka {
     }
 
     fn format(&self) {
-        let output = java(128)
+        let output = kafka_java(128)
             .args(["kafka.tools.StorageTool", "format", "-t", "bWlsbHJhY2UtdGVzdC0tLQ", "-c"])
             .arg(self.path("server.properties"))
             .output()
@@ -201,7 +201,7 @@ impl Kafka {
     fn run(&mut self) -> bool {
         let log = File::options().create(true).append(true).open(self.path("broker.log"));
         let log = log.expect("the temporary directory can be written");
-        let mut command = java(512);
+        let mut command = kafka_java(512);
         command.arg("kafka.Kafka").arg(self.path("server.properties")).stdin(Stdio::null());
         command.stdout(log.try_clone().expect("a file handle can be copied")).stderr(log);
         let mut process = Process::spawn(&mut command);
@@ -248,9 +248,8 @@ impl Drop for Kafka {
     }
 }
 
-/// `java`, with a heap of so many megabytes, Kafka's jars, and logging down to warnings.
-fn java(heap_megabytes: u32) -> Command {
-    let libs = libraries();
+/// `java`, with a heap of so many megabytes, the jars of a directory, and logging down to warnings.
+pub(super) fn java(heap_megabytes: u32, libs: &Path) -> Command {
     let mut command = Command::new("java");
     command
         .arg(format!("-Xmx{heap_megabytes}m"))
@@ -260,27 +259,33 @@ fn java(heap_megabytes: u32) -> Command {
     command
 }
 
-fn libraries() -> PathBuf {
+fn kafka_java(heap_megabytes: u32) -> Command {
+    java(heap_megabytes, &libraries("kafka", VERSION, &format!("kafka_2.13-{VERSION}.jar")))
+}
+
+/// Where `scripts/install` puts the jars of a program; `jar` is the one it puts there last.
+pub(super) fn libraries(program: &str, version: &str, jar: &str) -> PathBuf {
     let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache");
-    let libs = std::env::var_os("MILLRACE_KAFKA_LIBS").map(PathBuf::from).unwrap_or_else(|| {
+    let chosen = std::env::var_os(format!("MILLRACE_{}_LIBS", program.to_uppercase()));
+    let libs = chosen.map(PathBuf::from).unwrap_or_else(|| {
         let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).unwrap_or_else(home);
-        cache.join(format!("millrace/kafka-{VERSION}"))
+        cache.join(format!("millrace/{program}-{version}"))
     });
-    let broker = libs.join(format!("kafka_2.13-{VERSION}.jar"));
-    assert!(broker.exists(), "{} is not there: run scripts/install", broker.display());
+    let jar = libs.join(jar);
+    assert!(jar.exists(), "{} is not there: run scripts/install (--debezium for Debezium)", jar.display());
     libs
 }
 
 /// A shell that outlives the test process by a moment: when its standard input ends, it kills the process whose id
 /// it read last and removes the directory.
 #[derive(Debug)]
-struct Reaper {
+pub(super) struct Reaper {
     shell: Child,
     line: Option<ChildStdin>,
 }
 
 impl Reaper {
-    fn of(directory: &Path) -> Self {
+    pub(super) fn of(directory: &Path) -> Self {
         let script = r#"trap '' INT TERM HUP; while read id; do last=$id; done; [ -z "$last" ] || kill -9 "$last"; rm -rf "$0""#;
         let mut shell = Command::new("sh")
             .args(["-c", script])
@@ -295,7 +300,7 @@ impl Reaper {
     }
 
     /// What to kill; `None` for nothing.
-    fn watch(&mut self, id: Option<u32>) {
+    pub(super) fn watch(&mut self, id: Option<u32>) {
         let line = self.line.as_mut().expect("the line is open until the drop");
         let id = id.map(|id| id.to_string()).unwrap_or_default();
         writeln!(line, "{id}").expect("the reaper reads");

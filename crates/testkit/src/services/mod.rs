@@ -1,12 +1,14 @@
-//! Real Postgres, Kafka and Redis, started for a test on free ports in a temporary directory, and stopped with it.
+//! Real Postgres, Kafka, Redis and Debezium, started for a test on free ports in a temporary directory, and stopped with it.
 //!
 //! `scripts/install` brings what they need. Copies of the test suite run side by side.
 
+mod debezium;
 mod kafka;
 mod postgres;
 mod process;
 mod redis;
 
+pub use debezium::Debezium;
 pub use kafka::Kafka;
 pub use postgres::{Postgres, Rows, Session};
 pub use process::{Process, free_port, wait_until};

@@ -10,7 +10,7 @@ type Content = BTreeMap<String, String>;
 /// The documents that the index must hold now, made by SQL.
 fn documents(rig: &Rig) -> Content {
     let sql = "SELECT id::text, json_build_object('id', id, 'user_id', user_id, 'folder', folder, 'is_read', is_read,
-        'at', to_char(at, 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), 'day', to_char(day, 'YYYY-MM-DD\"Z\"'), 'body', body)
+        'at', to_char(at, 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), 'day', to_char(day, 'YYYY-MM-DD\"Z\"'), 'body', body)
         FROM mails";
     let rows = rig.session.sql(sql);
     let text = |value: &Option<String>| value.clone().expect("no column is NULL");
