@@ -9,13 +9,18 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// What a shell gives for a process ended by SIGINT.
 const ENDED_BY_SIGNAL: i32 = 130;
+/// "Could not be done", as in `--help`: here, ending in order.
+const COULD_NOT: i32 = 2;
+/// How long an orderly end may take. Below the 30 s after which many supervisors use kill -9.
+const GRACE: Duration = Duration::from_secs(10);
 
 /// Whether to end. Clones share the answer.
 #[derive(Clone, Default)]
 pub(crate) struct Stop(Arc<(Mutex<bool>, Condvar)>);
 
 impl Stop {
-    /// One that SIGTERM and SIGINT set. A second signal ends the process at once; nothing is lost by that.
+    /// One that SIGTERM and SIGINT set. A second signal ends the process at once, and so does an orderly end
+    /// that takes longer than [`GRACE`]; nothing is lost by that.
     pub(crate) fn on_signals(runtime: &Runtime) -> std::io::Result<Self> {
         let stop = Stop::default();
         let _guard = runtime.enter();
@@ -24,18 +29,23 @@ impl Stop {
         let told = stop.clone();
         // Ends with the runtime, which its owner drops last.
         runtime.spawn(async move {
-            loop {
+            let mut signalled = async || {
                 tokio::select! {
                     _ = terminate.recv() => {}
                     _ = interrupt.recv() => {}
                 }
-                if told.is_set() {
-                    tracing::warn!("second signal: ending at once");
-                    std::process::exit(ENDED_BY_SIGNAL);
-                }
-                tracing::info!("ending in order; a second signal ends at once");
-                told.set();
+            };
+            signalled().await;
+            tracing::info!("ending in order; a second signal ends at once");
+            told.set();
+            if tokio::time::timeout(GRACE, signalled()).await.is_ok() {
+                tracing::warn!("second signal: ending at once");
+                std::process::exit(ENDED_BY_SIGNAL);
             }
+            tracing::warn!(
+                "a server does not answer: ending without it; the next start goes on from what is durable"
+            );
+            std::process::exit(COULD_NOT);
         });
         Ok(stop)
     }

@@ -123,6 +123,25 @@ fn an_idle_source_lets_the_slot_advance_and_ends_in_order() {
 }
 
 #[test]
+fn a_stop_does_not_wait_for_servers_that_do_not_answer() {
+    let mut pipeline = Pipeline::running();
+    fill_points(&pipeline.postgres);
+    pipeline.assert_stores_equal();
+    pipeline.kafka.pause();
+    pipeline.postgres.sql("app", "INSERT INTO emails (id, user_id) VALUES (1, 1)");
+    std::thread::sleep(Duration::from_secs(1));
+    for role in ROLES {
+        pipeline.running_process(role).signal("TERM");
+    }
+    for role in ROLES {
+        wait_until("an end", Duration::from_secs(20), || pipeline.running_process(role).ended());
+    }
+    pipeline.kafka.resume();
+    ROLES.into_iter().for_each(|role| pipeline.restart(role));
+    pipeline.assert_stores_equal();
+}
+
+#[test]
 fn h04_h05_a_source_that_lost_its_slot_or_its_past_is_refused() {
     let mut pipeline = Pipeline::running();
     fill_points(&pipeline.postgres);
