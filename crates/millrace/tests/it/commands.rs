@@ -206,8 +206,10 @@ fn a_dba_prepares_and_a_role_without_rights_does_the_rest() {
 }
 
 #[test]
-fn everything_that_is_wrong_is_said_at_once_with_its_remedy() {
+fn h12_and_everything_else_that_is_wrong_is_said_at_once_with_its_remedy() {
     let pipeline = Pipeline::new();
+    pipeline.postgres.sql("postgres", "ALTER SYSTEM SET fsync = off");
+    pipeline.postgres.reload();
     pipeline.postgres.sql(
         "app",
         "ALTER TABLE emails REPLICA IDENTITY DEFAULT; ALTER TABLE users DROP CONSTRAINT users_pkey;
@@ -226,6 +228,7 @@ fn everything_that_is_wrong_is_said_at_once_with_its_remedy() {
         ("table public.points is partitioned", "take it out"),
         ("counter \"unread\"", "REPLICA IDENTITY FULL"),
         ("maxmemory-policy", "noeviction"),
+        ("fsync is off", "fsync = on"),
     ] {
         let has = |finding: &&&Value| finding["what"].as_str().is_some_and(|what| what.contains(part));
         let finding = wrong.iter().find(has).unwrap_or_else(|| panic!("nothing says {part}: {wrong:#?}"));

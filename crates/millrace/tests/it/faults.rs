@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use crate::harness::{Pipeline, Role, copy_directory, soon};
+use testkit::services::wait_until;
+
+use crate::harness::{Pipeline, Role, SOON, copy_directory, soon};
 use crate::mailbox::{Traffic, fill_points};
 
 /// A running pipeline with something in it.
@@ -76,15 +78,42 @@ fn damaged_stores_are_mended_from_the_log() {
     pipeline.assert_stores_equal();
 }
 
+const LOG: &str = "millrace.mailbox.1";
+
+/// The header values of a record that continues the log: position, schema of `emails`, LSN.
+fn next_in_log(pipeline: &Pipeline) -> (String, String, String) {
+    let lsn = pipeline.postgres.value("app", "SELECT pg_current_wal_lsn()");
+    let emails = pipeline.postgres.value("app", "SELECT 'emails'::regclass::oid");
+    (format!("{lsn}:t:1"), format!("{emails}/1"), lsn)
+}
+
+#[test]
+fn h40_a_transaction_without_its_end_is_not_applied() {
+    let mut pipeline = filled();
+    let before = pipeline.counter("mails");
+    let (position, schema, _) = next_in_log(&pipeline);
+    let headers = [("millrace.position", &*position), ("millrace.schema", &*schema)];
+    let row = r#"{"id":9000,"user_id":1,"folder":"inbox","sender":null,"subject":"s","body":"b",
+                  "is_read":false,"size":1,"sent_at":null}"#;
+    let value = format!(r#"{{"before":null,"after":{row},"source":{{}},"op":"c"}}"#);
+    pipeline.kafka.append(LOG, r#"{"id":9000}"#, &value, &headers);
+    write_more(&pipeline);
+    for role in [Role::Counters, Role::Search] {
+        let status = wait_until("the worker stops", SOON, || pipeline.running_process(role).ended());
+        let log = pipeline.log(role.command());
+        assert_eq!(status.code(), Some(3), "{log}");
+        assert!(log.contains("begins while the unit before it has no end mark"), "{log}");
+        assert!(!log.contains("--skip-record"), "what is no log of ours cannot be skipped: {log}");
+    }
+    assert_eq!(pipeline.counter("mails"), before);
+}
+
 #[test]
 fn a_poison_record_stops_the_workers_until_it_is_skipped() {
-    const LOG: &str = "millrace.mailbox.1";
     let mut pipeline = filled();
     let workers = [Role::Counters, Role::Search];
     workers.into_iter().for_each(|role| pipeline.kill(role));
-    let lsn = pipeline.postgres.value("app", "SELECT pg_current_wal_lsn()");
-    let emails = pipeline.postgres.value("app", "SELECT 'emails'::regclass::oid");
-    let (position, schema) = (format!("{lsn}:t:1"), format!("{emails}/1"));
+    let (position, schema, lsn) = next_in_log(&pipeline);
     let headers =
         [("millrace.position", &*position), ("millrace.schema", &*schema), ("millrace.commit", &*lsn)];
     pipeline.kafka.append(LOG, "{\"id\":1}", "{\"op\":\"c\",\"after\":", &headers);

@@ -6,6 +6,7 @@ mod debezium;
 mod faults;
 mod harness;
 mod mailbox;
+mod mirror;
 mod reader;
 mod tidy;
 mod verify;

@@ -2,7 +2,7 @@
 
 use change::{Datum, Lsn};
 use relay::{RelayError, RowChange, Source, WalEvent};
-use testkit::services::Postgres;
+use testkit::services::{Postgres, wait_until};
 
 use crate::support::*;
 
@@ -53,6 +53,28 @@ fn every_committed_change_in_order_and_the_rest_again_after_a_resume() {
         let mut reader = Reader::start(&server, &["public.a"], end_lsn);
         assert_eq!(texts(&reader.until_end()), texts(&seen[i + 1..]), "from {end_lsn}");
     }
+}
+
+#[test]
+fn h13_rows_of_a_prepared_transaction_come_when_it_is_committed() {
+    let server = Postgres::start();
+    server.sql("postgres", "CREATE TABLE a (id int PRIMARY KEY)");
+    set_up(&server, "a");
+    server.sql("postgres", "BEGIN; INSERT INTO a VALUES (1); PREPARE TRANSACTION 'p'");
+    server.sql("postgres", "INSERT INTO a VALUES (2)");
+    end(&server);
+    let mut reader = Reader::start(&server, &["public.a"], Lsn::ZERO);
+    assert_eq!(texts(&reader.until_end()), "begin\ninsert a 2\ncommit");
+    drop(reader);
+    // All that is before here is acknowledged, the PREPARE too.
+    let reached = lsn(&server, "SELECT pg_current_wal_insert_lsn()");
+    let free = "SELECT NOT active FROM pg_replication_slots WHERE slot_name = 'millrace_t_1'";
+    wait_until("a free slot", PATIENCE, || (server.value("postgres", free) == "t").then_some(()));
+    server.sql("postgres", &format!("SELECT pg_replication_slot_advance('millrace_t_1', '{reached}')"));
+    server.sql("postgres", "COMMIT PREPARED 'p'");
+    end(&server);
+    let mut reader = Reader::start(&server, &["public.a"], reached);
+    assert_eq!(texts(&reader.until_end()), "begin\ninsert a 1\ncommit");
 }
 
 #[test]
