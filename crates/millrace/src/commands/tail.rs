@@ -42,8 +42,8 @@ pub(crate) fn execute(
         reader.read(POLL, &mut batch)?;
         let shown = (0..batch.len()).map(|place| batch.get(place)).filter(|record| !record.log);
         for record in shown {
-            let line = Line::of(&record)?;
-            if table.is_some_and(|table| line.table() != table) {
+            let line = Line::of(&record);
+            if table.is_some_and(|table| !line.is_of(table)) {
                 continue;
             }
             let printed = if format.json { line.json(&mut out) } else { line.human(&mut out) };
@@ -90,27 +90,38 @@ struct Source<'a> {
     table: std::borrow::Cow<'a, str>,
 }
 
+impl Envelope<'_> {
+    fn table(&self) -> String {
+        format!("{}.{}", self.source.schema, self.source.table)
+    }
+}
+
 /// One record.
 struct Line<'a> {
     record: LogRecord<'a>,
-    envelope: Envelope<'a>,
+    /// Or why the record has none: it is shown all the same, since it may be what is looked for.
+    envelope: Result<Envelope<'a>, String>,
 }
 
 impl<'a> Line<'a> {
-    fn of(record: &LogRecord<'a>) -> Result<Self, Failure> {
-        let envelope = serde_json::from_slice(record.value)
-            .with_context(|| format!("the record at offset {} is not an envelope", record.offset))?;
-        Ok(Line { record: *record, envelope })
+    fn of(record: &LogRecord<'a>) -> Self {
+        let envelope = serde_json::from_slice(record.value);
+        Line { record: *record, envelope: envelope.map_err(|error| format!("not an envelope: {error}")) }
     }
 
-    fn table(&self) -> String {
-        format!("{}.{}", self.envelope.source.schema, self.envelope.source.table)
+    fn is_of(&self, table: &str) -> bool {
+        self.envelope.as_ref().is_ok_and(|envelope| envelope.table() == table)
     }
 
     fn human(&self, out: &mut impl Write) -> std::io::Result<()> {
         let position = self.record.position.unwrap_or(Position::START);
-        write!(out, "{:>8}  {position}  {}  {}", self.record.offset, self.envelope.op, self.table())?;
-        for (mark, row) in [('-', self.envelope.before), ('+', self.envelope.after)] {
+        write!(out, "{:>8}  {position}  ", self.record.offset)?;
+        let envelope = match &self.envelope {
+            Ok(envelope) => envelope,
+            Err(problem) => return writeln!(out, "{problem}"),
+        };
+        write!(out, "{}  {}", envelope.op, envelope.table())?;
+        for (mark, row) in [('-', envelope.before), ('+', envelope.after)] {
             if let Some(row) = row.filter(|row| row.get() != "null") {
                 write!(out, "  {mark}{}", row.get())?;
             }
@@ -132,10 +143,13 @@ impl<'a> Line<'a> {
             commit: Option<Lsn>,
             key: Option<&'a RawValue>,
             value: Option<&'a RawValue>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            problem: Option<&'a str>,
         }
         let LogRecord { offset, position, xid, commit, key, value, .. } = self.record;
         let raw = |bytes: &'a [u8]| serde_json::from_slice(bytes).ok();
-        let json = Json { offset, position, xid, commit, key: raw(key), value: raw(value) };
+        let problem = self.envelope.as_ref().err().map(String::as_str);
+        let json = Json { offset, position, xid, commit, key: raw(key), value: raw(value), problem };
         serde_json::to_writer(&mut *out, &json)?;
         writeln!(out)
     }

@@ -118,6 +118,12 @@ fn a_poison_record_stops_the_workers_until_it_is_skipped() {
         [("millrace.position", &*position), ("millrace.schema", &*schema), ("millrace.commit", &*lsn)];
     pipeline.kafka.append(LOG, "{\"id\":1}", "{\"op\":\"c\",\"after\":", &headers);
     write_more(&pipeline);
+    let tail = pipeline.process(&["tail", "--from-beginning"], "tail");
+    soon("tail shows it and what follows", || {
+        let shown = pipeline.log("tail");
+        shown.split_once("not an envelope").is_some_and(|(_, rest)| rest.contains("\"id\":5040"))
+    });
+    drop(tail);
     for role in workers {
         let said = pipeline.refused(&[role.command()]);
         let offset = said.split("--skip-record ").nth(1).and_then(|rest| rest.split(' ').next());
