@@ -126,6 +126,8 @@ pub struct RelationEncoder {
     table: String,
     full_identity: bool,
     columns: Vec<ColumnPieces>,
+    /// Places of the key's columns, in the key's order.
+    key: Vec<usize>,
     /// `"__dbz__physicalTableIdentifier":"mailbox.public.emails"}`
     key_tail: Vec<u8>,
     /// `,"schema":"public","table":"emails","txId":`
@@ -137,7 +139,6 @@ struct ColumnPieces {
     /// `"name":`
     name: Vec<u8>,
     encoding: Encoding,
-    key: bool,
 }
 
 impl Encoder {
@@ -160,13 +161,14 @@ impl Encoder {
             let mut name = Vec::new();
             json::string(&mut name, &column.name);
             name.push(b':');
-            ColumnPieces { name, encoding: Encoding::of_column(column), key: column.key }
+            ColumnPieces { name, encoding: Encoding::of_column(column) }
         });
         RelationEncoder {
             schema_ref,
             table: schema.full_name(),
             full_identity: schema.identity == ReplicaIdentity::Full,
             columns: columns.collect(),
+            key: schema.key_places(),
             key_tail: self.key_tail(&format!("{}.{}", schema.schema, schema.table)),
             source_tail: source_tail(&schema.schema, &schema.table),
         }
@@ -333,8 +335,10 @@ impl RelationEncoder {
 
     /// Whether two rows of this table have the same key. A placeholder stands for an equal value.
     pub fn same_key(&self, old: Tuple<'_>, new: Tuple<'_>) -> bool {
-        let pairs = self.columns.iter().zip(old.iter().zip(new.iter()));
-        pairs.filter(|(column, _)| column.key).all(|(_, (a, b))| b == Datum::Unchanged || a == b)
+        self.key.iter().all(|place| {
+            let new = new.iter().nth(*place);
+            new == Some(Datum::Unchanged) || new == old.iter().nth(*place)
+        })
     }
 
     fn check(&self, tuple: Tuple<'_>) -> Result<(), EnvelopeError> {
@@ -347,12 +351,10 @@ impl RelationEncoder {
 
     fn key(&self, out: &mut Vec<u8>, tuple: Tuple<'_>, fallback: Option<Tuple<'_>>) {
         out.push(b'{');
-        let mut old = fallback.map(Tuple::into_iter);
-        for (column, datum) in self.columns.iter().zip(tuple) {
-            let old = old.as_mut().and_then(Iterator::next);
-            if !column.key {
-                continue;
-            }
+        for place in &self.key {
+            let column = &self.columns[*place];
+            let datum = tuple.iter().nth(*place).unwrap_or(Datum::Null);
+            let old = fallback.and_then(|old| old.iter().nth(*place));
             out.extend_from_slice(&column.name);
             datum_json(out, column.encoding, resolve(datum, old));
             out.push(b',');

@@ -37,8 +37,9 @@ pub struct Column {
     pub type_oid: u32,
     /// The base type as `format_type` prints it: `character varying(40)`, `numeric(10,2)`.
     pub type_name: String,
-    /// Whether it belongs to the record's key: the replica identity's columns, or under FULL the primary key's.
-    pub key: bool,
+    /// Its place in the record's key, from 1: in the replica identity's index, or under FULL in the primary key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<u16>,
     /// Its collation, where its type has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub collation: Option<Collation>,
@@ -70,9 +71,17 @@ impl TableSchema {
         self.columns.iter().position(|column| column.name == name)
     }
 
-    /// The columns of the record's key, in the relation's order.
+    /// The columns of the record's key, in the key's order.
     pub fn key_columns(&self) -> impl Iterator<Item = &Column> {
-        self.columns.iter().filter(|column| column.key)
+        self.key_places().into_iter().map(|place| &self.columns[place])
+    }
+
+    /// Where the columns of the record's key stand among the columns, in the key's order.
+    pub fn key_places(&self) -> Vec<usize> {
+        let mut places: Vec<usize> = (0..self.columns.len()).collect();
+        places.retain(|place| self.columns[*place].key.is_some());
+        places.sort_by_key(|place| self.columns[*place].key);
+        places
     }
 }
 

@@ -14,7 +14,7 @@ fn schema(identity: ReplicaIdentity) -> TableSchema {
         name: name.into(),
         type_oid,
         type_name: type_name.into(),
-        key: name == "id",
+        key: (name == "id").then_some(1),
         collation: None,
     };
     let columns = [

@@ -2,7 +2,7 @@
 //!
 //! A Relation message names columns, types and key flags as they were when the change was made; that outranks the
 //! catalog, which is asked *now*. The catalog adds what a message lacks: base types of domains, printed type
-//! names, collations, and under REPLICA IDENTITY FULL the primary key. A table dropped since then loses nothing
+//! names, collations, and the order of the key, which under REPLICA IDENTITY FULL is the primary key. A table dropped since then loses nothing
 //! but that: types outlive it, and what cannot be found stays as the message says.
 
 use change::{Collation, Column, ReplicaIdentity, TableSchema};
@@ -13,8 +13,9 @@ use crate::connection::{attempts, session_options};
 use crate::error::ConnectionError;
 use crate::tls::Tls;
 
-/// Resolves columns given as parallel arrays ($2 names, $3 types, $4 type modifiers) of relation $1. What the
-/// supported versions keep in different catalog columns is read through `to_jsonb`.
+/// Resolves columns given as parallel arrays ($2 names, $3 types, $4 type modifiers) of relation $1, whose key is the
+/// replica identity's index ($5) or the primary key. What the supported versions keep in different catalog columns is
+/// read through `to_jsonb`.
 const RESOLVE: &str = "
 WITH RECURSIVE given AS (
     SELECT name, type, modifier, place
@@ -34,7 +35,7 @@ SELECT b.type,
        coalesce(to_jsonb(d) ->> 'datlocprovider', 'c'),
        CASE WHEN coalesce(to_jsonb(d) ->> 'datlocprovider', 'c') = 'c' THEN d.datcollate::text
             ELSE coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale') END,
-       coalesce(a.attnum = ANY (p.indkey::int2[]), false)
+       array_position((p.indkey::int2[])[0:p.indnkeyatts - 1], a.attnum)
 FROM given g
 JOIN LATERAL (SELECT type, modifier FROM base WHERE place = g.place ORDER BY depth DESC LIMIT 1) b ON true
 JOIN pg_catalog.pg_database d ON d.datname = pg_catalog.current_database()
@@ -43,13 +44,14 @@ LEFT JOIN pg_catalog.pg_type t ON t.oid = g.type
 LEFT JOIN pg_catalog.pg_attribute a
        ON a.attrelid = $1 AND a.attname = g.name AND a.atttypid = g.type AND NOT a.attisdropped
 LEFT JOIN pg_catalog.pg_collation c ON c.oid = coalesce(a.attcollation, t.typcollation)
-LEFT JOIN pg_catalog.pg_index p ON p.indrelid = $1 AND p.indisprimary AND p.indimmediate
+LEFT JOIN pg_catalog.pg_index p
+       ON p.indrelid = $1 AND CASE WHEN $5 THEN p.indisreplident ELSE p.indisprimary AND p.indimmediate END
 ORDER BY g.place";
 
 /// Columns of relation $1 as the stream would send them. Generated columns are not in the stream.
 const COLUMNS: &str = "
 SELECT a.attname::text, a.atttypid, a.atttypmod,
-       coalesce(a.attnum = ANY (i.indkey::int2[]), false)
+       coalesce(a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]), false)
 FROM pg_catalog.pg_class r
 JOIN pg_catalog.pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
 LEFT JOIN pg_catalog.pg_index i
@@ -225,22 +227,41 @@ async fn resolve(
     let names: Vec<&str> = bare.iter().map(|column| column.name.as_str()).collect();
     let types: Vec<u32> = bare.iter().map(|column| column.type_oid).collect();
     let modifiers: Vec<i32> = bare.iter().map(|column| column.modifier).collect();
-    let rows = client.query(RESOLVE, &[&relation, &names, &types, &modifiers]).await?;
+    let by_index = identity == ReplicaIdentity::Index;
+    let rows = client.query(RESOLVE, &[&relation, &names, &types, &modifiers, &by_index]).await?;
+    let places: Vec<Option<i32>> = rows.iter().map(|row| row.try_get(8)).collect::<Result<_, _>>()?;
+    let keys = key_of(identity, &bare, &places);
     // The query returns one row per column, in order.
-    bare.into_iter().zip(&rows).map(|(bare, row)| column(bare, row, identity)).collect()
+    let columns = bare.into_iter().zip(keys).zip(&rows);
+    columns.map(|((bare, key), row)| column(bare, key, row)).collect()
 }
 
-fn column(bare: Bare, row: &Row, identity: ReplicaIdentity) -> Result<Column, tokio_postgres::Error> {
+/// Each column's place in the key. Where the index is not the one any more of which the message spoke, the table's
+/// order stands for its order.
+fn key_of(identity: ReplicaIdentity, bare: &[Bare], places: &[Option<i32>]) -> Vec<Option<u16>> {
+    let belongs = |(bare, place): (&Bare, &Option<i32>)| match identity {
+        ReplicaIdentity::Full => place.is_some(),
+        ReplicaIdentity::Nothing => false,
+        ReplicaIdentity::Default | ReplicaIdentity::Index => bare.key,
+    };
+    let belongs: Vec<bool> = bare.iter().zip(places).map(belongs).collect();
+    let known = belongs.iter().zip(places).all(|(belongs, place)| !belongs || place.is_some());
+    let mut next = 0;
+    let place = |(belongs, place): (&bool, &Option<i32>)| {
+        next += u16::from(*belongs);
+        let place = place.filter(|_| known).and_then(|place| u16::try_from(place).ok());
+        belongs.then(|| place.unwrap_or(next))
+    };
+    belongs.iter().zip(places).map(place).collect()
+}
+
+fn column(bare: Bare, key: Option<u16>, row: &Row) -> Result<Column, tokio_postgres::Error> {
     let type_name: Option<String> = row.try_get(1)?;
     Ok(Column {
         name: bare.name,
         type_oid: row.try_get(0)?,
         type_name: type_name.unwrap_or_else(|| format!("oid {}", bare.type_oid)),
-        key: match identity {
-            ReplicaIdentity::Full => row.try_get(8)?,
-            ReplicaIdentity::Nothing => false,
-            ReplicaIdentity::Default | ReplicaIdentity::Index => bare.key,
-        },
+        key,
         collation: collation(row)?,
     })
 }

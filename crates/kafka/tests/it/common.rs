@@ -75,7 +75,7 @@ pub(crate) const VERSION: SchemaRef = SchemaRef { relation: 16384, version: 1 };
 
 pub(crate) fn schema() -> TableSchema {
     let column =
-        Column { name: "id".into(), type_oid: 20, type_name: "bigint".into(), key: true, collation: None };
+        Column { name: "id".into(), type_oid: 20, type_name: "bigint".into(), key: Some(1), collation: None };
     TableSchema {
         relation: VERSION.relation,
         schema: "public".into(),

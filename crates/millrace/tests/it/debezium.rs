@@ -34,7 +34,6 @@ const KNOWN: &[(&str, &[&str])] = &[
         &["alone.value.source.ts_ms", "alone.value.source.ts_us", "alone.value.source.ts_ns"],
     ),
     ("Debezium has no key here; ours still names the table", &["loose.key", "truncate.key"]),
-    ("the stream tells the key's columns, and not their order in the key", &["composite.key order"]),
     (
         "ours is the identity; Debezium's is the primary key, which the stream does not have of a row that dies",
         &["indexed.key"],

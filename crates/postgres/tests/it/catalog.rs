@@ -12,7 +12,13 @@ fn describe(schema: &TableSchema) -> String {
             let mark = |is: bool, text: &'static str| if is { text } else { "" };
             format!(" [{}{}{}]", c.name, mark(c.bytewise, " bytes"), mark(!c.deterministic, " loose"))
         });
-        format!("{}{} {}:{}{collation}", if c.key { "*" } else { "" }, c.name, c.type_oid, c.type_name)
+        format!(
+            "{}{} {}:{}{collation}",
+            c.key.map_or(String::new(), |place| format!("{place}*")),
+            c.name,
+            c.type_oid,
+            c.type_name
+        )
     };
     let columns: Vec<String> = schema.columns.iter().map(column).collect();
     format!("{:?}: {}", schema.identity, columns.join(", "))
@@ -33,6 +39,8 @@ fn schemas_have_base_types_collations_and_keys() {
            CREATE TABLE i (LIKE d INCLUDING ALL); ALTER TABLE i ALTER v SET NOT NULL;
            CREATE UNIQUE INDEX other ON i (v); ALTER TABLE i REPLICA IDENTITY USING INDEX other;
            CREATE TABLE n (LIKE d INCLUDING ALL); ALTER TABLE n REPLICA IDENTITY NOTHING;
+           CREATE TABLE more (a int, b int, c int, PRIMARY KEY (c, b) INCLUDE (a));
+           ALTER TABLE more REPLICA IDENTITY FULL;
            CREATE TABLE later (a int PRIMARY KEY DEFERRABLE); ALTER TABLE later REPLICA IDENTITY FULL;
            CREATE SCHEMA "Odd Name"; CREATE TABLE "Odd Name"."Ta""ble" ("Co lumn" timestamptz(3), e jsonb)"#,
     );
@@ -46,10 +54,11 @@ fn schemas_have_base_types_collations_and_keys() {
     let rest = "l 25:text [loose loose], p 1700:numeric(8,2), n 1700:numeric, t 25:text [C.UTF-8 bytes]";
     let v = "v 1043:character varying(40) [en-x-icu]";
     let b = "b 25:text [C bytes]";
-    assert_eq!(text("d"), format!("Default: *{b}, *a 23:integer, {v}, {rest}"));
-    assert_eq!(text("f"), format!("Full: *{b}, *a 23:integer, {v}, {rest}"));
-    assert_eq!(text("i"), format!("Index: {b}, a 23:integer, *{v}, {rest}"));
+    assert_eq!(text("d"), format!("Default: 2*{b}, 1*a 23:integer, {v}, {rest}"));
+    assert_eq!(text("f"), format!("Full: 2*{b}, 1*a 23:integer, {v}, {rest}"));
+    assert_eq!(text("i"), format!("Index: {b}, a 23:integer, 1*{v}, {rest}"));
     assert_eq!(text("n"), format!("Nothing: {b}, a 23:integer, {v}, {rest}"));
+    assert_eq!(text("more"), "Full: a 23:integer, 2*b 23:integer, 1*c 23:integer", "included is not key");
     assert_eq!(text("later"), "Full: a 23:integer", "two rows may share a deferrable key for a while");
     let odd = schema("Odd Name", "Ta\"ble").unwrap();
     assert_eq!(describe(&odd), "Default: Co lumn 1184:timestamp(3) with time zone, e 3802:jsonb");

@@ -191,7 +191,7 @@ fn ddl_in_mid_stream_gives_the_new_shape_and_a_dropped_table_its_last_one() {
             match event {
                 WalEvent::Relation(schema) => {
                     let column = |c: &change::Column| {
-                        format!("{}{} {}", if c.key { "*" } else { "" }, c.name, c.type_name)
+                        format!("{}{} {}", if c.key.is_some() { "*" } else { "" }, c.name, c.type_name)
                     };
                     let columns: Vec<String> = schema.columns.iter().map(column).collect();
                     seen.push(format!("{}: {}", schema.full_name(), columns.join(", ")));

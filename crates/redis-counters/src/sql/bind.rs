@@ -118,7 +118,7 @@ impl Binder<'_> {
             return Ok(());
         }
         for name in named {
-            if !self.column(name)?.key {
+            if self.column(name)?.key.is_none() {
                 return Err(Refusal::new(
                     format!(
                         "column {} is not part of the replica identity of {}, so an update or a delete does not \

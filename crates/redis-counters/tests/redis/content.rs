@@ -274,7 +274,7 @@ fn h33_a_key_with_an_unchanged_toast_value_is_taken_from_the_records_key() {
     let mut rig = Rig::over(sink.unwrap());
     rig.load().unwrap();
     let mut keyed = (*schema(ReplicaIdentity::Default)).clone();
-    keyed.columns[2].key = true;
+    keyed.columns[2].key = Some(1);
     let keyed = std::sync::Arc::new(keyed);
     let hole = Mail { folder: Some(change::UNAVAILABLE.into()), ..mail(2, 1, 1) }.json();
     let change = worker::Change {

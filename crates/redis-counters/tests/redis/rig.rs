@@ -49,11 +49,11 @@ pub(crate) fn schema(identity: ReplicaIdentity) -> Arc<TableSchema> {
         table: "emails".into(),
         identity,
         columns: vec![
-            column("id", 20, "bigint", true, None),
-            column("user_id", 20, "bigint", false, None),
-            column("folder", 25, "text", false, Some(bytes)),
-            column("is_read", 16, "boolean", false, None),
-            column("size", 20, "bigint", false, None),
+            column("id", 20, "bigint", Some(1), None),
+            column("user_id", 20, "bigint", None, None),
+            column("folder", 25, "text", None, Some(bytes)),
+            column("is_read", 16, "boolean", None, None),
+            column("size", 20, "bigint", None, None),
         ],
     })
 }

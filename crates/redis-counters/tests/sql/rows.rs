@@ -235,7 +235,7 @@ pub(crate) fn schema() -> TableSchema {
             name: spec.name.to_owned(),
             type_oid: spec.type_oid,
             type_name: spec.definition.to_owned(),
-            key: spec.name == "id",
+            key: (spec.name == "id").then_some(1),
             collation: collation.map(|(name, bytewise)| Collation {
                 name: name.to_owned(),
                 deterministic: true,

@@ -22,11 +22,11 @@ pub(crate) const FLOAT8: u32 = 701;
 
 /// A table of text form: `id! int8` is a key column.
 pub(crate) fn table(columns: &[(&str, u32)]) -> Arc<TableSchema> {
-    let column = |(name, type_oid): &(&str, u32)| Column {
+    let column = |(place, (name, type_oid)): (u16, &(&str, u32))| Column {
         name: name.trim_end_matches('!').to_owned(),
         type_oid: *type_oid,
         type_name: format!("type {type_oid}"),
-        key: name.ends_with('!'),
+        key: name.ends_with('!').then_some(place),
         collation: None,
     };
     Arc::new(TableSchema {
@@ -34,7 +34,7 @@ pub(crate) fn table(columns: &[(&str, u32)]) -> Arc<TableSchema> {
         schema: "public".into(),
         table: "emails".into(),
         identity: ReplicaIdentity::Default,
-        columns: columns.iter().map(column).collect(),
+        columns: (1..).zip(columns).map(column).collect(),
     })
 }
 

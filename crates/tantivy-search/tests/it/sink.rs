@@ -505,7 +505,7 @@ fn a_changed_key_column_is_refused() {
     let mut bench = Bench::new(directory.path());
     bench.insert(&MAIL);
     let mut other: TableSchema = (*emails()).clone();
-    other.columns[1].key = true;
+    other.columns[1].key = Some(2);
     bench.alter(Arc::new(other));
     let error = bench.send(Op::Create, None, Some(&row(&MAIL)), None).unwrap_err();
     assert!(

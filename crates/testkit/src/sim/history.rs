@@ -162,8 +162,8 @@ pub(crate) fn schema(table: u32) -> TableSchema {
         table: format!("t{table}"),
         identity: ReplicaIdentity::Full,
         columns: vec![
-            column("id", 20, "bigint", true, None),
-            column("value", 25, "text", false, Some(collation)),
+            column("id", 20, "bigint", Some(1), None),
+            column("value", 25, "text", None, Some(collation)),
         ],
     }
 }

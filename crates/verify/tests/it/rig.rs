@@ -122,7 +122,7 @@ fn table(session: &Session) -> TableSchema {
         name: text(row, 0),
         type_oid: text(row, 1).parse().expect("an oid"),
         type_name: text(row, 2),
-        key: text(row, 0) == "id",
+        key: (text(row, 0) == "id").then_some(1),
         collation: None,
     };
     let relation = session.sql("SELECT 'mails'::regclass::oid")[0][0].clone().expect("an oid");
