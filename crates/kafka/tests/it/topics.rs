@@ -12,7 +12,7 @@ fn topics_tool(args: &[&str]) -> String {
 }
 
 #[test]
-fn topics_are_made_once_and_as_they_should_be() {
+fn h07_topics_are_made_once_and_as_they_should_be() {
     let connection = connection(&shared().bootstrap(), &[]);
     let names = Names::new("made", 1).unwrap();
     assert_eq!(check_topics(&connection, &names).unwrap().len(), 3);
@@ -25,7 +25,8 @@ fn topics_are_made_once_and_as_they_should_be() {
         assert!(log.contains(wanted), "{wanted} in {log}");
     }
     let ledger = topics_tool(&["--describe", "--topic", &names.ledger()]);
-    for wanted in ["PartitionCount: 1", "cleanup.policy=compact", "segment.bytes=16777216"] {
+    let compact = ["cleanup.policy=compact", "segment.bytes=16777216", "min.cleanable.dirty.ratio=0.1"];
+    for wanted in compact.into_iter().chain(["PartitionCount: 1", "delete.retention.ms=60000"]) {
         assert!(ledger.contains(wanted), "{wanted} in {ledger}");
     }
 }
