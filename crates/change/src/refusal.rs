@@ -11,7 +11,8 @@ pub struct Refusal {
 }
 
 /// The remedy where a log cannot be complete any more.
-pub const NEW_LOG: &str = "begin a new log: millrace teardown --yes && millrace setup";
+pub const NEW_LOG: &str = "begin a new log: millrace teardown (which removes the stores too), then millrace setup (for which \
+                           the tables must be empty)";
 
 impl Refusal {
     /// Puts the two together.

@@ -25,6 +25,7 @@ const OURS: &[&str] = &[
     "enable.auto.offset.store",
     "enable.idempotence",
     "enable.partition.eof",
+    "client.rack",
     "group.id",
     "group.instance.id",
     "group.protocol",
@@ -184,6 +185,7 @@ impl From<KafkaError> for worker::FeedError {
     fn from(error: KafkaError) -> Self {
         match error {
             KafkaError::Refused(refusal) => worker::FeedError::Refused(refusal),
+            KafkaError::Fenced => worker::FeedError::Fenced,
             other => worker::FeedError::Unavailable(other.to_string()),
         }
     }

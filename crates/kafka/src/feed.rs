@@ -34,7 +34,7 @@ const LEDGER_LOOK: Duration = Duration::from_millis(100);
 /// How long leaving the group may hold up the caller. librdkafka may wait for brokers that are away.
 const CLOSE_LIMIT: Duration = Duration::from_secs(3);
 /// How long a member may be silent before the group gives the log to another.
-const SESSION_TIMEOUT_MS: &str = "6000";
+pub(crate) const SESSION_TIMEOUT: Duration = Duration::from_secs(6);
 /// What marks an offset in the group as committed by a worker.
 const TAG: &str = "millrace:1";
 
@@ -142,7 +142,8 @@ impl KafkaFeed {
     }
 
     fn explain(&self, error: &ClientError) -> FeedError {
-        explain(error, &self.log, &self.consumer().context().reports).into()
+        let consumer = self.consumer();
+        explain(error, &self.log, consumer.client(), &consumer.context().reports).into()
     }
 
     fn group_offset(&self) -> Result<Option<GroupOffset>, FeedError> {
@@ -185,6 +186,9 @@ impl Feed for KafkaFeed {
     fn log(&mut self) -> Result<LogState, FeedError> {
         let (start, end) = PartitionReader::new(&self.connection, &self.names, self.names.log())?.bounds()?;
         let ledger = read_ledger(&self.connection, &self.names, ReadUntil::Committed)?;
+        for (version, schema) in ledger.schemas {
+            self.schemas.entry(version).or_insert_with(|| Arc::new(schema));
+        }
         if let Some(progress) = ledger.progress {
             self.take_progress(progress);
         }
@@ -212,15 +216,24 @@ impl Feed for KafkaFeed {
     }
 
     fn schema(&mut self, version: SchemaRef) -> Result<Arc<TableSchema>, FeedError> {
-        self.await_ledger(|feed| feed.schemas.get(&version).cloned())?.ok_or_else(|| {
-            FeedError::Refused(Refusal::new(
+        if let Some(schema) = self.await_ledger(|feed| feed.schemas.get(&version).cloned())? {
+            return Ok(schema);
+        }
+        // It has not come. Whether it is not there, or cannot be read now, only a whole look tells.
+        let ledger = read_ledger(&self.connection, &self.names, ReadUntil::Committed)?;
+        let schema =
+            ledger.schemas.into_iter().find(|(at, _)| *at == version).map(|(_, schema)| Arc::new(schema));
+        let schema = schema.ok_or_else(|| {
+            Refusal::new(
                 format!(
                     "topic \"{}\" does not hold schema {version}, which the log uses",
                     self.names.ledger()
                 ),
                 format!("if the ledger was created anew or has lost records, {NEW_LOG}"),
-            ))
-        })
+            )
+        })?;
+        self.schemas.insert(version, schema.clone());
+        Ok(schema)
     }
 
     fn progress(&mut self) -> Result<Option<&Progress>, FeedError> {
@@ -260,6 +273,7 @@ impl Drop for KafkaFeed {
 }
 
 fn join(connection: &Connection, names: &Names, group: &str) -> Result<BaseConsumer<Membership>, KafkaError> {
+    let session = SESSION_TIMEOUT.as_millis().to_string();
     let mut config = connection.client(&[
         ("fetch.error.backoff.ms", "100"),
         ("fetch.min.bytes", "1"),
@@ -268,7 +282,7 @@ fn join(connection: &Connection, names: &Names, group: &str) -> Result<BaseConsu
         ("heartbeat.interval.ms", "1500"),
         ("max.partition.fetch.bytes", FETCH_MAX_BYTES),
         ("queued.max.messages.kbytes", PREFETCH_KIB),
-        ("session.timeout.ms", SESSION_TIMEOUT_MS),
+        ("session.timeout.ms", &session),
     ]);
     config
         .set("group.id", group)

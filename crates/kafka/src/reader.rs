@@ -123,16 +123,23 @@ impl PartitionReader {
         }
         self.seek(start)?;
         let (mut heard, limit) = (Instant::now(), self.outage);
+        let (mut next, mut looked_again) = (start, false);
         loop {
             match self.next(LOOK)? {
                 Next::Record(message) => {
                     heard = Instant::now();
-                    if take(&message)?.is_break() || message.offset() + 1 >= end {
+                    next = message.offset() + 1;
+                    if take(&message)?.is_break() || next >= end {
                         return Ok(());
                     }
                 }
-                // The last offsets may be those of transaction markers.
-                Next::End => return Ok(()),
+                // A transaction's marker is no record, and has the last offset.
+                Next::End if looked_again || next + 1 >= end => return Ok(()),
+                // More markers, or an end that a new leader does not know yet.
+                Next::End => {
+                    looked_again = self.bounds()?.1 >= end;
+                    self.seek(next)?;
+                }
                 Next::Nothing if heard.elapsed() < limit => {}
                 Next::Nothing => {
                     return Err(KafkaError::Unavailable(format!(
@@ -153,7 +160,7 @@ impl PartitionReader {
     }
 
     fn explain(&self, error: &ClientError) -> KafkaError {
-        explain(error, &self.topic, self.consumer.context())
+        explain(error, &self.topic, self.consumer.client(), self.consumer.context())
     }
 }
 
@@ -200,13 +207,17 @@ impl Absence {
 }
 
 /// What it means that a topic cannot be read.
-pub(crate) fn explain(error: &ClientError, topic: &str, reports: &Reports) -> KafkaError {
-    match error.rdkafka_error_code() {
+pub(crate) fn explain<C: ClientContext>(
+    error: &ClientError,
+    topic: &str,
+    client: &Client<C>,
+    reports: &Reports,
+) -> KafkaError {
+    // A fatal error's code says no more than that it is one.
+    let fatal = client.fatal_error().map(|(code, _)| code);
+    match fatal.or(error.rdkafka_error_code()) {
         Some(Code::AutoOffsetReset | Code::OffsetOutOfRange | Code::LogTruncation) => out_of_range(topic),
-        Some(Code::FencedInstanceId) => KafkaError::Refused(Refusal::new(
-            format!("another worker on this host has taken this one's place as reader of topic \"{topic}\""),
-            "run one worker of a kind on a host; one on another host stands by",
-        )),
+        Some(Code::FencedInstanceId) => KafkaError::Fenced,
         _ => KafkaError::of(&format!("cannot read topic \"{topic}\""), error).with_report(reports),
     }
 }

@@ -17,6 +17,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError as ClientError, KafkaResult, RDKafkaErrorCode as Code};
 
 use crate::connection::Reports;
+use crate::feed::SESSION_TIMEOUT;
 use crate::ledger::topic_exists;
 use crate::producer::RECORD_MAX_BYTES;
 use crate::{Connection, KafkaError, Names};
@@ -138,12 +139,22 @@ pub fn delete_topics(connection: &Connection, names: &Names, generations: bool) 
     tolerate(doing, results, &[Code::UnknownTopicOrPartition, Code::UnknownTopic])
 }
 
-/// Deletes consumer groups with their offsets. Those that do not exist are no error; one with a member is refused.
+/// Deletes consumer groups with their offsets. Those that do not exist are no error; one with a member is refused, when
+/// the session of a worker that has just ended is over.
 pub fn delete_groups(connection: &Connection, groups: &[String]) -> Result<(), KafkaError> {
     let groups: Vec<&str> = groups.iter().map(String::as_str).collect();
     let admin = admin(connection)?;
     let doing = "cannot delete consumer groups";
-    let results = wait(admin.delete_groups(&groups, &options())).map_err(|e| KafkaError::of(doing, &e))?;
+    let started = Instant::now();
+    let results = loop {
+        let results =
+            wait(admin.delete_groups(&groups, &options())).map_err(|e| KafkaError::of(doing, &e))?;
+        let member = results.iter().any(|result| matches!(result, Err((_, Code::NonEmptyGroup))));
+        if !member || started.elapsed() > SESSION_TIMEOUT + LOOK {
+            break results;
+        }
+        std::thread::sleep(LOOK);
+    };
     if let Some(Err((group, Code::NonEmptyGroup))) =
         results.iter().find(|result| matches!(result, Err((_, Code::NonEmptyGroup))))
     {

@@ -240,8 +240,8 @@ fn main() -> anyhow::Result<()> {
             worker::run(&mut feed, &mut mirror, &System, &System)
         })();
         match outcome {
-            Err(WorkerError::Feed(FeedError::Unavailable(reason))) => {
-                eprintln!("{reason}; trying again");
+            Err(WorkerError::Feed(error @ (FeedError::Unavailable(_) | FeedError::Fenced))) => {
+                eprintln!("{error}; trying again");
                 thread::sleep(Duration::from_secs(1));
             }
             outcome => return outcome.context("the mirror has stopped"),

@@ -28,7 +28,7 @@ Exit codes:
   1  different (verify), or timed out (wait)
   2  could not be done; trying again may help
   3  refused; what mends it was printed
-  4  fenced repeatedly: another reader of the same pipeline is running";
+  4  fenced repeatedly: another one of the same kind is running";
 
 /// Change data capture from Postgres to derived stores, exactly once.
 #[derive(Debug, Parser)]

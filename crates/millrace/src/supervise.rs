@@ -14,9 +14,9 @@ use crate::failure::Failure;
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
 /// After a run of this length an outage counts as a new one.
 const HEALTHY: Duration = Duration::from_secs(60);
-/// After being fenced: long enough for the newer reader to take the slot, so that this one finds it held.
+/// After being fenced: long enough for the newer one to take the slot or the log, so that this one finds it held.
 const FENCED_PAUSE: Duration = Duration::from_secs(3);
-/// So often within [`FENCED_WITHIN`] is no take-over any more but two readers that fence each other for ever (h10).
+/// So often within [`FENCED_WITHIN`] is no take-over any more but two processes that fence each other for ever (h10).
 const FENCED_LIMIT: usize = 3;
 const FENCED_WITHIN: Duration = Duration::from_secs(300);
 
@@ -46,7 +46,7 @@ impl Supervisor {
             RelayError::Refused(refusal)
             | RelayError::Source(SourceError::Refused(refusal))
             | RelayError::Publish(PublishError::Refused(refusal)) => Next::End(refusal.into()),
-            RelayError::Publish(PublishError::Fenced) => self.after_fencing(now),
+            RelayError::Publish(PublishError::Fenced) => self.after_fencing("reader", now),
             RelayError::Source(SourceError::Unavailable(_))
             | RelayError::Publish(PublishError::Unavailable(_)) => Next::Again(self.longer(now - started)),
         }
@@ -66,6 +66,7 @@ impl Supervisor {
                 Next::End(refusal.into())
             }
             WorkerError::Feed(FeedError::Unavailable(_)) => Next::Again(self.longer(now - started)),
+            WorkerError::Feed(FeedError::Fenced) => self.after_fencing(part, now),
             WorkerError::Feed(FeedError::Poison { offset, reason }) => {
                 Next::End(poison(log, offset, &reason, "").into())
             }
@@ -76,14 +77,14 @@ impl Supervisor {
         }
     }
 
-    fn after_fencing(&mut self, now: Instant) -> Next {
+    fn after_fencing(&mut self, part: &str, now: Instant) -> Next {
         self.fenced.push_back(now);
         while self.fenced.front().is_some_and(|first| now - *first > FENCED_WITHIN) {
             self.fenced.pop_front();
         }
         if self.fenced.len() > FENCED_LIMIT {
             let what = format!(
-                "fenced {} times within {} s by another reader",
+                "fenced {} times within {} s by another `millrace {part}`",
                 self.fenced.len(),
                 FENCED_WITHIN.as_secs()
             );

@@ -42,8 +42,8 @@ JOIN pg_catalog.pg_database d ON d.datname = pg_catalog.current_database()
 LEFT JOIN pg_catalog.pg_type bt ON bt.oid = b.type
 LEFT JOIN pg_catalog.pg_type t ON t.oid = g.type
 LEFT JOIN pg_catalog.pg_attribute a
-       ON a.attrelid = $1 AND a.attname = g.name AND a.atttypid = g.type AND NOT a.attisdropped
-LEFT JOIN pg_catalog.pg_collation c ON c.oid = coalesce(a.attcollation, t.typcollation)
+       ON a.attrelid = $1 AND a.attname = g.name AND NOT a.attisdropped
+LEFT JOIN pg_catalog.pg_collation c ON c.oid = coalesce(CASE WHEN a.atttypid = g.type THEN a.attcollation END, t.typcollation)
 LEFT JOIN pg_catalog.pg_index p
        ON p.indrelid = $1 AND CASE WHEN $5 THEN p.indisreplident ELSE p.indisprimary AND p.indimmediate END
 ORDER BY g.place";
@@ -86,8 +86,9 @@ pub(crate) async fn connect_primary(config: &Config) -> Result<(Client, Target),
     for target in config.targets() {
         match connect_to(target).await {
             Ok(client) if several && in_recovery(&client, target).await? => {
-                let reason = "is a standby, and no server named is a primary".into();
-                last = ConnectionError::Authentication { server: target.to_string(), reason };
+                // It may be promoted, or the primary come back.
+                let error = std::io::Error::other("is a standby, and no server named answers as a primary");
+                last = ConnectionError::Io { server: target.to_string(), error };
             }
             Ok(client) => return Ok((client, target.clone())),
             Err(error) => last = error,

@@ -97,8 +97,8 @@ impl PostgresSource {
             truncated: Vec::new(),
         };
         if source.runtime.block_on(catalog::in_recovery(&source.client, &source.target))? {
-            let what = format!("{} is a standby", source.target);
-            return Err(Refusal::new(what, "name the primary in [postgres] url").into());
+            let what = format!("{} is a standby; [postgres] url must name the primary", source.target);
+            return Err(SourceError::Unavailable(what));
         }
         Ok(source)
     }

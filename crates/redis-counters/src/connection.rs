@@ -119,9 +119,13 @@ impl Link {
     }
 }
 
-/// Whether the connection cannot be used again: an answer may still be on its way.
+/// Whether the connection cannot be used again: an answer may still be on its way, or the server is a primary no more.
 fn doubtful(error: &RedisError) -> bool {
-    !matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension)
+    match error.kind() {
+        ErrorKind::Server(ServerErrorKind::ReadOnly) => true,
+        ErrorKind::Server(_) | ErrorKind::Extension => false,
+        _ => true,
+    }
 }
 
 fn meaning(error: &RedisError) -> SinkError {

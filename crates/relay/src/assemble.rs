@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use change::{
-    ChangeStamp, Clock, Encoder, Kind, Lsn, Op, Position, RecordBatch, RelationEncoder, RowImages, SchemaRef,
-    Split, TableSchema,
+    ChangeStamp, Clock, Encoder, Kind, Lsn, NEW_LOG, Op, Position, RecordBatch, Refusal, RelationEncoder,
+    RowImages, SchemaRef, Split, TableSchema,
 };
 use xxhash_rust::xxh3::Xxh3;
 
@@ -104,7 +104,7 @@ impl Assembler {
             WalEvent::Begin { commit_lsn, commit_time_us, xid } => {
                 self.begin(commit_lsn, commit_time_us, xid)?;
             }
-            WalEvent::Relation(schema) => self.relation(schema),
+            WalEvent::Relation(schema) => self.relation(schema)?,
             WalEvent::Row { lsn, relation, change } => self.row(lsn, relation, change, clock)?,
             WalEvent::Truncate { lsn, relations } => self.truncate(lsn, relations, clock)?,
             WalEvent::Message { lsn, transactional, prefix, content } => {
@@ -210,8 +210,17 @@ impl Assembler {
         Ok(())
     }
 
-    fn relation(&mut self, schema: TableSchema) {
+    fn relation(&mut self, schema: TableSchema) -> Result<(), RelayError> {
         let relation = schema.relation;
+        let name = (&schema.schema, &schema.table);
+        let namesake = |(oid, (_, known)): &(&u32, &(SchemaRef, TableSchema))| {
+            **oid != relation && (&known.schema, &known.table) == name
+        };
+        if self.versions.iter().any(|version| namesake(&version)) {
+            let what =
+                format!("{} is another table than the one whose rows the log holds", schema.full_name());
+            return Err(Refusal::new(what, NEW_LOG).into());
+        }
         let at = match self.versions.get(&relation) {
             Some((at, known)) if *known == schema => *at,
             known => {
@@ -225,6 +234,7 @@ impl Assembler {
         let encoder = self.encoder.relation(at, &schema);
         let order = self.relations.get(&relation).map_or((0, 0), |known| known.order);
         self.relations.insert(relation, Relation { encoder, order });
+        Ok(())
     }
 
     fn row(

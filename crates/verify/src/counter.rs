@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use change::{Field, Op, TableSchema};
+use change::{Encoding, Field, Op, TableSchema};
 use serde_json::Value;
 use worker::LogRecord;
 
@@ -153,7 +153,7 @@ impl<'a> Images<'a> {
             return Ok(());
         }
         if let Some(before) = row.before(&self.columns)? {
-            push(&mut self.went, &self.columns, &before);
+            push(&mut self.went, &self.counter.table, &self.columns, &before);
             self.count += 1;
         }
         if let Some(after) = row.after(&self.columns)? {
@@ -166,7 +166,7 @@ impl<'a> Images<'a> {
                     }
                 }
             }
-            push(&mut self.came, &self.columns, &known);
+            push(&mut self.came, &self.counter.table, &self.columns, &known);
             self.count += 1;
         }
         if self.count >= IMAGES || self.came.len() + self.went.len() >= IMAGE_BYTES {
@@ -196,9 +196,8 @@ impl<'a> Images<'a> {
     }
 }
 
-/// Appends a row to a JSON array. Values stay as the log has them: Postgres reads Debezium's forms of every type that
-/// a counter can name.
-fn push(array: &mut String, columns: &[&str], values: &[Field<'_>]) {
+/// Appends a row to a JSON array, its values as Postgres prints them: some of Debezium's forms it does not read.
+fn push(array: &mut String, table: &TableSchema, columns: &[&str], values: &[Field<'_>]) {
     array.push(if array.is_empty() { '[' } else { ',' });
     array.push('{');
     for (place, (column, value)) in columns.iter().zip(values).enumerate() {
@@ -207,10 +206,10 @@ fn push(array: &mut String, columns: &[&str], values: &[Field<'_>]) {
         }
         push_string(array, column);
         array.push(':');
-        match value {
-            Field::Missing | Field::Null => array.push_str("null"),
-            Field::Bare(token) => array.push_str(token),
-            Field::Text(text) => push_string(array, text),
+        let known = table.column(column).map(|place| Encoding::of(table.columns[place].type_oid));
+        match value.postgres_text(known.unwrap_or(Encoding::Text)) {
+            None => array.push_str("null"),
+            Some(text) => push_string(array, &text),
         }
     }
     array.push('}');

@@ -47,6 +47,10 @@ pub enum FeedError {
     /// The brokers are away; trying again can help.
     #[error("{0}")]
     Unavailable(String),
+    /// Another member has this one's place in the consumer group. It may be an earlier life of this very worker, whose
+    /// last request comes late; so trying again can help.
+    #[error("another worker on this host has taken this one's place")]
+    Fenced,
     /// A record cannot be read.
     #[error("record at offset {offset} of the log cannot be read: {reason}")]
     Poison {

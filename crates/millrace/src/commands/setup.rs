@@ -19,7 +19,7 @@ use change::{Clock, LedgerEntry, NEW_LOG, Position, Progress, Refusal, SlotInten
 use kafka::{Connection, Names, RangeReader, ReadUntil, SetupRecord, SetupWriter, Start};
 use postgres::ReplicationConnection;
 use postgres::check::{self, Finding, Verdict};
-use postgres::setup::{self as source, NewSlot, Plan, SetupError};
+use postgres::setup::{self as source, NewSlot, Plan, SetupError, Table};
 use relay::Ledger;
 use tokio_postgres::Client;
 use worker::LogBatch;
@@ -53,7 +53,7 @@ pub(crate) fn execute(process: &Process, dry_run: bool) -> Outcome {
     let ledger = kafka::read_ledger(&kafka, &names, ReadUntil::Committed)?;
     let step = process.runtime.block_on(next_step(&admin, &plan, &ledger))?;
     process.runtime.block_on(source::make_heartbeat(&mut admin, &plan))?;
-    process.runtime.block_on(make_publication(&mut admin, &plan))?;
+    process.runtime.block_on(make_publication(&mut admin, &plan, &ledger))?;
     match step {
         Step::Complete => println!("pipeline {} is set up", plan.pipeline),
         Step::MakeSlot => match make_log(process, &kafka, &names, &plan, &mut admin)? {
@@ -147,8 +147,9 @@ fn decide(ledger: &Ledger, slot_exists: bool, slot: &str) -> Result<Step, Refusa
     }
 }
 
-/// Makes the publication, or adds the tables that it lacks; refuses one that is wrong in any other way.
-async fn make_publication(admin: &mut Client, plan: &Plan) -> Result<(), Failure> {
+/// Makes the publication, or adds the tables that it lacks; refuses one that is wrong in any other way, and a table that
+/// the log knows: it was dropped and made anew, or taken out for a while, and what became of its rows is in no log.
+async fn make_publication(admin: &mut Client, plan: &Plan, ledger: &Ledger) -> Result<(), Failure> {
     let found = check::publication(admin, plan).await;
     let found =
         found.map_err(|error| SetupError::Failed { doing: "cannot read the publication".into(), error })?;
@@ -160,6 +161,12 @@ async fn make_publication(admin: &mut Client, plan: &Plan) -> Result<(), Failure
             return Err(publication.findings.into_iter().map(refusal).collect::<Vec<_>>().into());
         }
     };
+    let known =
+        |table: &&Table| ledger.schemas.values().any(|schema| schema.full_name() == table.to_string());
+    if let Some(table) = missing.iter().find(known) {
+        let what = format!("the log holds rows of an earlier table {table}, which is not published any more");
+        return Err(Refusal::new(what, NEW_LOG).into());
+    }
     if !missing.is_empty() {
         source::publish(admin, plan, &missing, exists).await?;
     }

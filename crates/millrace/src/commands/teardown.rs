@@ -48,9 +48,9 @@ pub(crate) fn execute(process: &Process, yes: bool) -> Outcome {
 
     let mut admin = process.connect(&process.admin()?)?;
     process.runtime.block_on(source::exclude_others(&admin, &plan))?;
-    process.runtime.block_on(source::drop_slot(&admin, &plan.slot))?;
-    // Refused while a worker runs, which would otherwise fill its stores anew.
+    // Refused while a worker runs, which would otherwise fill its stores anew; so before anything is lost.
     kafka::delete_groups(&kafka, &groups)?;
+    process.runtime.block_on(source::drop_slot(&admin, &plan.slot))?;
     kafka::delete_topics(&kafka, &names, true)?;
     if let Some(counters) = &mut counters {
         counters.drop_counters(&owned.iter().map(String::as_str).collect::<Vec<_>>())?;

@@ -40,7 +40,7 @@ pub(crate) fn execute(
     let source = process.source().map_err(Failure::from).and_then(|config| process.connect(&config));
     let (lsn, source) = match (lsn, source) {
         (Some(lsn), source) => (lsn, source.ok()),
-        (None, Ok(client)) => (process.runtime.block_on(insert_lsn(&client))?, Some(client)),
+        (None, Ok(client)) => (within(process, timeout, insert_lsn(&client))??, Some(client)),
         (None, Err(failure)) => return Err(failure),
     };
     let mut nudged: Option<Instant> = None;
@@ -56,13 +56,21 @@ pub(crate) fn execute(
             && nudged.is_none_or(|last| last.elapsed() >= NUDGE)
         {
             nudged = Some(Instant::now());
-            if let Err(error) = process.runtime.block_on(nudge(client)) {
-                tracing::debug!(%error, "the source could not be woken up");
+            match within(process, left, nudge(client)) {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%error, "the source could not be woken up"),
+                Err(_) => tracing::debug!("the source did not answer in time"),
             }
         }
         thread::sleep(pause.min(left));
         pause = (pause * 2).min(LOOK.1);
     }
+}
+
+/// Asks Postgres, for as long as there is time.
+fn within<T>(process: &Process, left: Duration, query: impl Future<Output = T>) -> Result<T, Failure> {
+    let answer = process.runtime.block_on(async { tokio::time::timeout(left, query).await });
+    answer.map_err(|_| Failure::Failed(anyhow::anyhow!("Postgres does not answer within {left:.1?}")))
 }
 
 fn has(store: &Store, lsn: Lsn) -> bool {
@@ -78,9 +86,12 @@ async fn insert_lsn(client: &Client) -> Result<Lsn, Failure> {
 }
 
 /// Writes a few bytes of WAL, which the reader passes over. On an idle source the insert LSN may stand after the
-/// last byte that was sent (behind the header of the next page, say), and would not be reached by itself.
+/// last byte that was sent (behind the header of the next page, say), and would not be reached by itself. It does not
+/// wait for a synchronous standby.
 async fn nudge(client: &Client) -> Result<(), tokio_postgres::Error> {
-    client.execute("SELECT pg_logical_emit_message(true, 'millrace', '')", &[]).await.map(drop)
+    const NUDGE: &str = "BEGIN; SET LOCAL synchronous_commit = local; \
+        SELECT pg_catalog.pg_logical_emit_message(true, 'millrace', ''); COMMIT";
+    client.batch_execute(NUDGE).await
 }
 
 fn tell(lsn: Lsn, stores: &[Store], reached: bool, waited: Duration, format: Format) -> Outcome {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use change::{LedgerEntry, SlotIntent, SlotState};
 use kafka::{Connection, Names, SetupRecord, SetupWriter, ensure_topics};
 use serde_json::Value;
+use testkit::services::wait_until;
 
 use crate::harness::{Pipeline, ROLES, Role, SOON, soon};
 
@@ -150,6 +151,25 @@ fn a_table_is_added_while_the_reader_runs() {
 }
 
 #[test]
+fn h29_a_table_made_anew_under_its_old_name_is_refused() {
+    let mut pipeline = Pipeline::running();
+    pipeline.postgres.sql("app", "INSERT INTO users VALUES (1, 'Ann', 'a@x')");
+    pipeline.succeed(&["wait", "--timeout", "60s"]);
+    let again =
+        "CREATE TABLE new (LIKE users INCLUDING ALL); DROP TABLE users; ALTER TABLE new RENAME TO users";
+    pipeline.postgres.sql("app", again);
+    let said = pipeline.refused(&["setup"]);
+    assert!(said.contains("earlier table public.users") && said.contains("begin a new log"), "{said}");
+    // Behind our back, under a reader that runs.
+    pipeline.postgres.sql("app", "ALTER PUBLICATION millrace_mailbox ADD TABLE users");
+    pipeline.postgres.sql("app", "INSERT INTO users VALUES (1, 'Ann', 'a@x')");
+    let status = wait_until("the reader stops", SOON, || pipeline.running_process(Role::Reader).ended());
+    let log = pipeline.log("reader");
+    assert_eq!(status.code(), Some(3), "{log}");
+    assert!(log.contains("public.users is another table"), "{log}");
+}
+
+#[test]
 fn a_dba_prepares_and_a_role_without_rights_does_the_rest() {
     let pipeline = Pipeline::new();
     let migrations = concat!(env!("CARGO_MANIFEST_DIR"), "/../../migrations");
@@ -287,12 +307,17 @@ fn teardown_asks_waits_for_the_reader_and_leaves_nothing() {
     let said = pipeline.refused(&["teardown"]);
     assert!(said.contains("--yes"), "{said}");
     let said = pipeline.refused(&["teardown", "--yes"]);
+    assert!(said.contains("stop the worker first"), "{said}");
+    pipeline.kill(Role::Counters);
+    pipeline.kill(Role::Search);
+    // A killed member stays in its group until its session ends, which is waited for.
+    let said = pipeline.refused(&["teardown", "--yes"]);
     assert!(said.contains("stop the reader"), "{said}");
-    for role in ROLES {
-        pipeline.kill(role);
-    }
-    // A killed member stays in its group until its session ends.
-    soon("the groups are empty", || pipeline.millrace(&["teardown", "--yes"]).status.success());
+    pipeline.postgres.sql("app", "UPDATE users SET name = 'Anna'");
+    ROLES.into_iter().for_each(|role| pipeline.restart(role));
+    pipeline.succeed(&["wait", "--timeout", "60s"]);
+    ROLES.into_iter().for_each(|role| pipeline.kill(role));
+    pipeline.succeed(&["teardown", "--yes"]);
     assert!(pipeline.postgres.sql("app", TRACES).is_empty());
     assert_eq!(pipeline.postgres.value("app", "SELECT count(*) FROM users"), "1");
     let keys: Vec<String> = redis::cmd("KEYS").arg("*").query(&mut pipeline.redis.connect()).unwrap();

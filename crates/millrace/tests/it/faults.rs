@@ -148,3 +148,20 @@ fn a_poison_record_stops_the_workers_until_it_is_skipped() {
     }
     pipeline.assert_stores_equal();
 }
+
+#[test]
+fn of_two_workers_on_a_host_one_ends_with_exit_code_4() {
+    let mut pipeline = filled();
+    let mut second = pipeline.process(&["counters"], "second");
+    let status = wait_until("one gives up", SOON, || {
+        second.ended().or_else(|| pipeline.running_process(Role::Counters).ended())
+    });
+    let logs = pipeline.log("counters") + &pipeline.log("second");
+    assert_eq!(status.code(), Some(4), "{logs}");
+    assert!(logs.contains("another `millrace counters`"), "{logs}");
+    if second.ended().is_none() {
+        pipeline.kill(Role::Counters);
+    }
+    write_more(&pipeline);
+    pipeline.assert_stores_equal();
+}

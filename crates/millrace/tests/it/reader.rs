@@ -75,7 +75,7 @@ fn h10_a_reader_that_is_fenced_again_and_again_ends_with_exit_code_4() {
     });
     let log = pipeline.log("reader");
     assert_eq!(status.code(), Some(4), "{log}");
-    assert!(log.contains("fenced 4 times within 300 s by another reader"), "{log}");
+    assert!(log.contains("fenced 4 times within 300 s by another `millrace reader`"), "{log}");
     assert_eq!(fenced(), 3, "not at the first time: {log}");
 }
 

@@ -100,6 +100,8 @@ fn h50_h20_a_commit_that_the_log_has_before_other_sessions_see_it() {
     let seen = pipeline.postgres.value("app", "SELECT subject FROM emails WHERE id = 1");
     assert_eq!(seen, "subject 1");
     assert_equal(&pipeline);
+    let waited = pipeline.millrace(&["wait", "--lsn", "FFFF/0", "--timeout", "2s"]);
+    assert_eq!(waited.status.code(), Some(1), "the time is up, standby or not");
     done.store(true, Ordering::Relaxed);
     pipeline.postgres.sql("app", "ALTER SYSTEM RESET synchronous_standby_names");
     pipeline.postgres.reload();

@@ -39,7 +39,7 @@ const MAX_QUEUED: usize = 1_000;
 /// Searches at a time for each processor.
 const SEARCHES_PER_CPU: usize = 2;
 /// After the shutdown began, requests have this long to end.
-const DRAIN: Duration = Duration::from_secs(10);
+const DRAIN: Duration = Duration::from_secs(5);
 
 /// Serves the API until `shutdown` completes; then takes no new request and ends those under way. Requests that
 /// wait for an LSN end at once.
