@@ -136,9 +136,14 @@ impl PartitionReader {
                 // A transaction's marker is no record, and has the last offset.
                 Next::End if looked_again || next + 1 >= end => return Ok(()),
                 // More markers, or an end that a new leader does not know yet.
-                Next::End => {
+                Next::End if heard.elapsed() < limit => {
                     looked_again = self.bounds()?.1 >= end;
                     self.seek(next)?;
+                }
+                Next::End => {
+                    let what =
+                        format!("topic \"{}\" ends before offset {end}, which was committed", self.topic);
+                    return Err(KafkaError::Unavailable(what));
                 }
                 Next::Nothing if heard.elapsed() < limit => {}
                 Next::Nothing => {
