@@ -11,8 +11,8 @@ pub struct Refusal {
 }
 
 /// The remedy where a log cannot be complete any more.
-pub const NEW_LOG: &str = "begin a new log: millrace teardown (which removes the stores too), then millrace setup (for which \
-                           the tables must be empty)";
+pub const NEW_LOG: &str = "begin a new log: millrace teardown --yes && millrace setup; the stores are removed with the old \
+                           one, and setup needs empty tables";
 
 impl Refusal {
     /// Puts the two together.
