@@ -5,7 +5,7 @@
 
 use tokio_postgres::{Client, Error, Row};
 
-use crate::setup::{Plan, Table, quote, quote_literal};
+use crate::plan::{Plan, Table, quote, quote_literal};
 
 /// The oldest server that works, as `server_version_num` has it.
 const OLDEST_SERVER: i32 = 140_000;

@@ -21,6 +21,7 @@ pub mod connection;
 mod conninfo;
 mod error;
 mod passfile;
+pub mod plan;
 mod preconditions;
 pub mod setup;
 pub mod source;

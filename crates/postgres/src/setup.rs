@@ -7,7 +7,6 @@
 //! and the slot, the tables are looked at once more *as of the snapshot exported with the slot* (h21): what that
 //! snapshot sees is never streamed, what it does not see always is.
 
-use std::fmt;
 use std::time::Duration;
 
 use change::{Lsn, Refusal, Timeline};
@@ -15,6 +14,7 @@ use relay::SourceError;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error, IsolationLevel, Transaction};
 
+use crate::plan::{Plan, Table, quote, quote_literal};
 use crate::{ConnectionError, ReplicationConnection, check};
 
 /// How often a table's lock is tried for, each time for [`LOCK_TIMEOUT`]; between two tries writers go on.
@@ -23,60 +23,6 @@ const LOCK_TRIES: u32 = 15;
 const LOCK_TIMEOUT: &str = "2s";
 /// Between two tries.
 const LOCK_PAUSE: Duration = Duration::from_millis(500);
-
-/// A table's name, its two parts unquoted.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Table {
-    /// Its schema.
-    pub schema: String,
-    /// Its name in the schema.
-    pub name: String,
-}
-
-impl Table {
-    /// As SQL: `"public"."emails"`.
-    pub fn quoted(&self) -> String {
-        format!("{}.{}", quote(&self.schema), quote(&self.name))
-    }
-
-    /// Its object id, where it exists.
-    pub(crate) async fn oid(&self, client: &Client) -> Result<Option<u32>, Error> {
-        const OID: &str = "SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-            WHERE n.nspname = $1 AND c.relname = $2";
-        Ok(client.query_opt(OID, &[&self.schema, &self.name]).await?.map(|row| row.get(0)))
-    }
-}
-
-impl fmt::Display for Table {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.schema, self.name)
-    }
-}
-
-/// What a pipeline is to have at the source.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Plan {
-    /// Its name: key of its row in the heartbeat table.
-    pub pipeline: String,
-    /// The slot's name.
-    pub slot: String,
-    /// The publication's name.
-    pub publication: String,
-    /// What it streams.
-    pub tables: Vec<Table>,
-    /// The role that runs it.
-    pub role: String,
-}
-
-/// A name as SQL.
-pub fn quote(identifier: &str) -> String {
-    format!("\"{}\"", identifier.replace('"', "\"\""))
-}
-
-/// A text as SQL.
-pub fn quote_literal(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
-}
 
 /// Why a step was not done.
 #[derive(Debug, thiserror::Error)]

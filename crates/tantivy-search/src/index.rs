@@ -23,9 +23,9 @@ use tantivy::{
 };
 use worker::{Checkpoint, SinkError};
 
+use crate::Options;
 use crate::definition::{IndexDefinition, Role};
 use crate::payload::{self, Payload, PayloadError};
-use crate::sink::Options;
 
 /// A segment is merged when this share of its documents is deleted.
 const MERGE_DELETED_SHARE: f32 = 0.3;

@@ -1,7 +1,6 @@
 //! The sink: stages documents, commits them with their checkpoint, and shows the commit to readers.
 
 use std::fs;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,8 +8,8 @@ use change::{Refusal, TableSchema};
 use tantivy::directory::{Directory, DirectoryLock, Lock, MmapDirectory};
 use worker::{Change, Checkpoint, Move, Sink, SinkError, StoreSpec, Stored};
 
-use crate::Indexes;
-use crate::store::Store;
+use crate::store::{Store, elapsed};
+use crate::{Indexes, Options};
 
 /// Staged changes that make a commit due whatever the time.
 const DUE_CHANGES: usize = 50_000;
@@ -22,27 +21,6 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 /// Least memory for a writer's thread, bytes; Tantivy's own bound.
 const LEAST_HEAP_BYTES: usize = 15_000_000;
 const LOCK_FILE: &str = ".millrace-search.lock";
-
-/// How indexes are kept.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Holds a directory per index. Only one process may use it.
-    pub directory: PathBuf,
-    /// Longest time that a change stays staged while others keep coming; with little to do it is far less.
-    pub commit_interval: Duration,
-    /// Memory of an index's writer, bytes; at least 15,000,000 for each thread.
-    pub heap_bytes: usize,
-    /// Threads of an index's writer.
-    pub threads: usize,
-}
-
-impl Options {
-    /// The defaults: a commit at least every second, 50 MB, one thread.
-    pub fn new(directory: impl Into<PathBuf>) -> Self {
-        let commit_interval = Duration::from_secs(1);
-        Options { directory: directory.into(), commit_interval, heap_bytes: 50_000_000, threads: 1 }
-    }
-}
 
 /// Keeps the search indexes. See [`worker::Sink`] for the contract.
 ///
@@ -191,13 +169,4 @@ impl Sink for SearchSink {
     fn check(&mut self) -> Result<(), SinkError> {
         self.stores.iter().try_for_each(Store::check)
     }
-}
-
-/// Time since then, in microseconds of the worker's clock.
-pub(crate) fn elapsed(since_us: i64, now_us: i64) -> Duration {
-    // A clock set back must not stop commits.
-    now_us
-        .checked_sub(since_us)
-        .and_then(|us| u64::try_from(us).ok())
-        .map_or(Duration::MAX, Duration::from_micros)
 }

@@ -7,13 +7,13 @@ use std::time::Duration;
 use change::{NEW_LOG, Op, Refusal, TableSchema};
 use worker::{Change, Checkpoint, Move, SinkError, Stored};
 
+use crate::Options;
 use crate::definition::Binding;
 use crate::document::{Draft, id_of};
 use crate::index::{self, Found, OpenIndex};
 use crate::indexes::{Shelf, View};
 use crate::overlay::{Earlier, Overlay};
 use crate::payload::Payload;
-use crate::sink::{Options, elapsed};
 
 /// With nothing staged a checkpoint stays in memory until it is this many records ahead of the disk...
 const MEMORY_RECORDS: i64 = 100_000;
@@ -268,4 +268,13 @@ impl Store {
             ),
         )
     }
+}
+
+/// Time since then, in microseconds of the worker's clock.
+pub(crate) fn elapsed(since_us: i64, now_us: i64) -> Duration {
+    // A clock set back must not stop commits.
+    now_us
+        .checked_sub(since_us)
+        .and_then(|us| u64::try_from(us).ok())
+        .map_or(Duration::MAX, Duration::from_micros)
 }

@@ -5,7 +5,8 @@ use std::path::Path;
 use change::Refusal;
 use kafka::{Connection, KafkaError, Names};
 use postgres::check::{self, Finding, Verdict};
-use postgres::setup::{Plan, SetupError};
+use postgres::plan::Plan;
+use postgres::setup::SetupError;
 use serde::Serialize;
 use tokio_postgres::Client;
 

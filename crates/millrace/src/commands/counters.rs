@@ -2,7 +2,7 @@
 
 use redis_counters::{Bounds, CountersSink};
 
-use super::run::Service;
+use super::service::Service;
 use super::worker;
 use crate::failure::Outcome;
 

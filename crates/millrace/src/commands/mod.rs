@@ -6,6 +6,7 @@ pub(crate) mod demo;
 mod reader;
 mod run;
 mod search;
+mod service;
 mod setup;
 mod status;
 mod stores;

@@ -8,7 +8,7 @@ use kafka::{KafkaPublisher, Names};
 use postgres::{PostgresSource, SourceOptions};
 use relay::{Control, PublishError, RelayError};
 
-use super::run::Service;
+use super::service::Service;
 use crate::failure::Outcome;
 use crate::stop::SystemClock;
 use crate::supervise::{Next, Supervisor};

@@ -10,20 +10,12 @@ use std::thread;
 use anyhow::{Context, anyhow};
 use change::Refusal;
 
+use super::service::Service;
 use super::{counters, reader, search};
 use crate::failure::{Failure, Outcome};
 use crate::stop::Stop;
 use crate::telemetry::{self, Telemetry};
 use crate::wiring::Process;
-
-/// What every part of a running process has.
-pub(crate) struct Service {
-    pub(crate) process: Process,
-    pub(crate) stop: Stop,
-    pub(crate) telemetry: Arc<Telemetry>,
-    /// Offsets of records that the worker leaves out if it cannot apply them.
-    pub(crate) skip: Vec<i64>,
-}
 
 /// One part.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -5,7 +5,7 @@ use tantivy_search::{Indexes, Options, SearchSink};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
-use super::run::Service;
+use super::service::Service;
 use super::worker;
 use crate::failure::Outcome;
 

@@ -19,7 +19,8 @@ use change::{Clock, LedgerEntry, NEW_LOG, Position, Progress, Refusal, SlotInten
 use kafka::{Connection, Names, RangeReader, ReadUntil, SetupRecord, SetupWriter, Start};
 use postgres::ReplicationConnection;
 use postgres::check::{self, Finding, Verdict};
-use postgres::setup::{self as source, NewSlot, Plan, SetupError, Table};
+use postgres::plan::{Plan, Table};
+use postgres::setup::{self as source, NewSlot, SetupError};
 use relay::Ledger;
 use tokio_postgres::Client;
 use worker::LogBatch;

@@ -5,7 +5,7 @@ use std::time::Instant;
 use kafka::KafkaFeed;
 use worker::{Checkpoint, Control, FeedError, Sink, WorkerError};
 
-use super::run::Service;
+use super::service::Service;
 use crate::failure::Outcome;
 use crate::stop::SystemClock;
 use crate::supervise::{Next, Supervisor};

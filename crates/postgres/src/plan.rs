@@ -1,0 +1,59 @@
+//! What a pipeline is to have at the source, and its names as SQL.
+
+use std::fmt;
+
+use tokio_postgres::{Client, Error};
+
+/// A table's name, its two parts unquoted.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Table {
+    /// Its schema.
+    pub schema: String,
+    /// Its name in the schema.
+    pub name: String,
+}
+
+impl Table {
+    /// As SQL: `"public"."emails"`.
+    pub fn quoted(&self) -> String {
+        format!("{}.{}", quote(&self.schema), quote(&self.name))
+    }
+
+    /// Its object id, where it exists.
+    pub(crate) async fn oid(&self, client: &Client) -> Result<Option<u32>, Error> {
+        const OID: &str = "SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+            WHERE n.nspname = $1 AND c.relname = $2";
+        Ok(client.query_opt(OID, &[&self.schema, &self.name]).await?.map(|row| row.get(0)))
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.schema, self.name)
+    }
+}
+
+/// What a pipeline is to have at the source.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Plan {
+    /// Its name: key of its row in the heartbeat table.
+    pub pipeline: String,
+    /// The slot's name.
+    pub slot: String,
+    /// The publication's name.
+    pub publication: String,
+    /// What it streams.
+    pub tables: Vec<Table>,
+    /// The role that runs it.
+    pub role: String,
+}
+
+/// A name as SQL.
+pub fn quote(identifier: &str) -> String {
+    format!("\"{}\"", identifier.replace('"', "\"\""))
+}
+
+/// A text as SQL.
+pub fn quote_literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
