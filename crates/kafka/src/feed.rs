@@ -10,6 +10,7 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode as Code};
 use rdkafka::message::{BorrowedMessage, Headers as _, Message};
 use rdkafka::{Offset, TopicPartitionList};
+use relay::Ledger;
 use worker::{Feed, FeedError, FeedEvent, GroupOffset, LogBatch, LogState};
 
 use crate::ledger::{entry, read_ledger, require_topics};
@@ -96,6 +97,15 @@ impl KafkaFeed {
             }
         }
         Ok(())
+    }
+
+    /// Reads the ledger from its beginning, and keeps its schemas.
+    fn whole_ledger(&mut self) -> Result<Ledger, FeedError> {
+        let mut ledger = read_ledger(&self.connection, &self.names, ReadUntil::Committed)?;
+        for (version, schema) in std::mem::take(&mut ledger.schemas) {
+            self.schemas.entry(version).or_insert_with(|| Arc::new(schema));
+        }
+        Ok(ledger)
     }
 
     /// Keeps the newest progress: [`Feed::log`] may have read ahead of what arrives here.
@@ -185,10 +195,7 @@ impl Feed for KafkaFeed {
 
     fn log(&mut self) -> Result<LogState, FeedError> {
         let (start, end) = PartitionReader::new(&self.connection, &self.names, self.names.log())?.bounds()?;
-        let ledger = read_ledger(&self.connection, &self.names, ReadUntil::Committed)?;
-        for (version, schema) in ledger.schemas {
-            self.schemas.entry(version).or_insert_with(|| Arc::new(schema));
-        }
+        let ledger = self.whole_ledger()?;
         if let Some(progress) = ledger.progress {
             self.take_progress(progress);
         }
@@ -220,20 +227,16 @@ impl Feed for KafkaFeed {
             return Ok(schema);
         }
         // It has not come. Whether it is not there, or cannot be read now, only a whole look tells.
-        let ledger = read_ledger(&self.connection, &self.names, ReadUntil::Committed)?;
-        let schema =
-            ledger.schemas.into_iter().find(|(at, _)| *at == version).map(|(_, schema)| Arc::new(schema));
-        let schema = schema.ok_or_else(|| {
-            Refusal::new(
-                format!(
-                    "topic \"{}\" does not hold schema {version}, which the log uses",
-                    self.names.ledger()
-                ),
-                format!("if the ledger was created anew or has lost records, {NEW_LOG}"),
-            )
-        })?;
-        self.schemas.insert(version, schema.clone());
-        Ok(schema)
+        self.whole_ledger()?;
+        let known = self.schemas.get(&version).cloned();
+        known.ok_or_else(|| {
+            let what = format!(
+                "topic \"{}\" does not hold schema {version}, which the log uses",
+                self.names.ledger()
+            );
+            let remedy = format!("if the ledger was created anew or has lost records, {NEW_LOG}");
+            Refusal::new(what, remedy).into()
+        })
     }
 
     fn progress(&mut self) -> Result<Option<&Progress>, FeedError> {

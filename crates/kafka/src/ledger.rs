@@ -42,7 +42,7 @@ pub fn read_ledger(connection: &Connection, names: &Names, until: ReadUntil) -> 
         }
     }
     let mut ledger = Ledger::default();
-    reader.read_all(|message| {
+    reader.read_all(reader.bounds()?, |message| {
         match entry(message)? {
             Some(LedgerEntry::Progress(progress)) => ledger.progress = Some(progress),
             Some(LedgerEntry::Slot(intent)) => ledger.slot = Some(intent),
@@ -55,10 +55,10 @@ pub fn read_ledger(connection: &Connection, names: &Names, until: ReadUntil) -> 
     })?;
     // After the ledger, so that the log's end is never before the one that the ledger tells.
     ledger.log_end = watermarks(&inquirer, log.topic(), log.outage())?.1;
-    ledger.log = log_id(log)?.or_else(|| {
+    let bounds = log.bounds()?;
+    ledger.log = log_id(log, bounds)?.or_else(|| {
         // Retention has taken the log's first record; a topic created anew would begin at 0.
-        let start = watermarks(&inquirer, &names.log(), connection.outage()).map_or(0, |(start, _)| start);
-        ledger.progress.as_ref().filter(|_| start > 0).map(|progress| progress.log.clone())
+        ledger.progress.as_ref().filter(|_| bounds.0 > 0).map(|progress| progress.log.clone())
     });
     Ok(ledger)
 }
@@ -109,11 +109,10 @@ pub(crate) fn entry(message: &BorrowedMessage<'_>) -> Result<Option<LedgerEntry>
 ///
 /// That record is record 0, but for a `setup` that was killed in its transaction: the aborted attempt keeps its
 /// offset.
-fn log_id(mut log: PartitionReader) -> Result<Option<String>, KafkaError> {
-    let (start, _) = log.bounds()?;
+fn log_id(mut log: PartitionReader, bounds: (i64, i64)) -> Result<Option<String>, KafkaError> {
     let mut id = None;
-    log.read_all(|first| {
-        id = named(first, start)?;
+    log.read_all(bounds, |first| {
+        id = named(first, bounds.0)?;
         Ok(ControlFlow::Break(()))
     })?;
     Ok(id)

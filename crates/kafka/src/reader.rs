@@ -111,13 +111,13 @@ impl PartitionReader {
         }
     }
 
-    /// Gives all that is committed when this begins to `take`, in order, until it breaks. What is written meanwhile
-    /// may come too, but is not waited for: under traffic there is always more.
+    /// Gives what is committed within these [`bounds`](Self::bounds) to `take`, in order, until it breaks. What is
+    /// written meanwhile may come too, but is not waited for: under traffic there is always more.
     pub(crate) fn read_all(
         &mut self,
+        (start, end): (i64, i64),
         mut take: impl FnMut(&BorrowedMessage<'_>) -> Result<ControlFlow<()>, KafkaError>,
     ) -> Result<(), KafkaError> {
-        let (start, end) = self.bounds()?;
         if start >= end {
             return Ok(());
         }

@@ -108,7 +108,7 @@ pub fn current_generation(connection: &Connection, pipeline: &str) -> Result<Opt
     }
     let mut reader = PartitionReader::new(connection, &names, names.generations())?;
     let mut generation = None;
-    reader.read_all(|message| {
+    reader.read_all(reader.bounds()?, |message| {
         if message.key() == Some(CURRENT.as_bytes()) {
             generation = Some(decode(message.topic(), message.payload().unwrap_or_default())?);
         }

@@ -146,22 +146,20 @@ pub fn delete_groups(connection: &Connection, groups: &[String]) -> Result<(), K
     let admin = admin(connection)?;
     let doing = "cannot delete consumer groups";
     let started = Instant::now();
-    let results = loop {
+    loop {
         let results =
             wait(admin.delete_groups(&groups, &options())).map_err(|e| KafkaError::of(doing, &e))?;
-        let member = results.iter().any(|result| matches!(result, Err((_, Code::NonEmptyGroup))));
-        if !member || started.elapsed() > SESSION_TIMEOUT + LOOK {
-            break results;
+        let member = results.iter().find_map(|result| match result {
+            Err((group, Code::NonEmptyGroup)) => Some(group),
+            _ => None,
+        });
+        let Some(group) = member else { return tolerate(doing, results, &[Code::GroupIdNotFound]) };
+        if started.elapsed() > SESSION_TIMEOUT + LOOK {
+            let what = format!("consumer group \"{group}\" has a member: a worker runs");
+            return Err(KafkaError::Refused(Refusal::new(what, "stop the worker first")));
         }
         std::thread::sleep(LOOK);
-    };
-    if let Some(Err((group, Code::NonEmptyGroup))) =
-        results.iter().find(|result| matches!(result, Err((_, Code::NonEmptyGroup))))
-    {
-        let what = format!("consumer group \"{group}\" has a member: a worker runs");
-        return Err(KafkaError::Refused(Refusal::new(what, "stop the worker first")));
     }
-    tolerate(doing, results, &[Code::GroupIdNotFound])
 }
 
 /// Fails with the first result that is an error, but for those in `fine`.

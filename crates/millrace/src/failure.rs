@@ -6,6 +6,9 @@ use std::process::ExitCode;
 
 use change::Refusal;
 
+/// The exit code for what could not be done.
+pub(crate) const COULD_NOT: u8 = 2;
+
 /// Why a command did not succeed.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -15,7 +18,7 @@ pub(crate) enum Failure {
     Failed(anyhow::Error),
     /// Refused, with what mends it.
     Refused(Vec<Refusal>),
-    /// Other readers of the same pipeline fence this one again and again.
+    /// Others of the same kind fence this one again and again.
     Fenced(String),
 }
 
@@ -27,7 +30,7 @@ impl Failure {
     pub(crate) fn code(&self) -> ExitCode {
         ExitCode::from(match self {
             Failure::Different => 1,
-            Failure::Failed(_) => 2,
+            Failure::Failed(_) => COULD_NOT,
             Failure::Refused(_) => 3,
             Failure::Fenced(_) => 4,
         })
@@ -44,7 +47,10 @@ impl fmt::Display for Failure {
                 refusals.iter().try_for_each(|refusal| writeln!(f, "error: {refusal}"))
             }
             Failure::Fenced(what) => {
-                writeln!(f, "error: {what}\n  remedy: run one reader per pipeline, or stop all but one")
+                writeln!(
+                    f,
+                    "error: {what}\n  remedy: stop all but one; there is one reader of a pipeline, and one worker of a kind on a host"
+                )
             }
         }
     }

@@ -7,10 +7,10 @@ use change::Clock;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::failure::COULD_NOT;
+
 /// What a shell gives for a process ended by SIGINT.
 const ENDED_BY_SIGNAL: i32 = 130;
-/// "Could not be done", as in `--help`: here, ending in order.
-const COULD_NOT: i32 = 2;
 /// How long an orderly end may take. Below the 30 s after which many supervisors use kill -9.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -45,7 +45,7 @@ impl Stop {
             tracing::warn!(
                 "a server does not answer: ending without it; the next start goes on from what is durable"
             );
-            std::process::exit(COULD_NOT);
+            std::process::exit(COULD_NOT.into());
         });
         Ok(stop)
     }

@@ -2,8 +2,8 @@
 //!
 //! A Relation message names columns, types and key flags as they were when the change was made; that outranks the
 //! catalog, which is asked *now*. The catalog adds what a message lacks: base types of domains, printed type
-//! names, collations, and the order of the key, which under REPLICA IDENTITY FULL is the primary key. A table dropped since then loses nothing
-//! but that: types outlive it, and what cannot be found stays as the message says.
+//! names, collations, and the order of the key, which under REPLICA IDENTITY FULL is the primary key. A table
+//! dropped since then loses nothing but that: types outlive it, and what cannot be found stays as the message says.
 
 use change::{Collation, Column, ReplicaIdentity, TableSchema};
 use tokio_postgres::{Client, Row};
@@ -43,7 +43,8 @@ LEFT JOIN pg_catalog.pg_type bt ON bt.oid = b.type
 LEFT JOIN pg_catalog.pg_type t ON t.oid = g.type
 LEFT JOIN pg_catalog.pg_attribute a
        ON a.attrelid = $1 AND a.attname = g.name AND NOT a.attisdropped
-LEFT JOIN pg_catalog.pg_collation c ON c.oid = coalesce(CASE WHEN a.atttypid = g.type THEN a.attcollation END, t.typcollation)
+LEFT JOIN pg_catalog.pg_collation c
+       ON c.oid = coalesce(CASE WHEN a.atttypid = g.type THEN a.attcollation END, t.typcollation)
 LEFT JOIN pg_catalog.pg_index p
        ON p.indrelid = $1 AND CASE WHEN $5 THEN p.indisreplident ELSE p.indisprimary AND p.indimmediate END
 ORDER BY g.place";

@@ -3,6 +3,7 @@
 //! Everything here only reads. The questions are asked over the connection of the running role, because it is
 //! that role's rights that count; `setup` asks the same ones before it changes anything.
 
+use change::NEW_LOG;
 use tokio_postgres::{Client, Error, Row};
 
 use crate::plan::{Plan, Table, quote, quote_literal};
@@ -350,7 +351,7 @@ pub async fn slot(client: &Client, name: &str) -> Result<Option<Slot>, Error> {
             format!(
                 "slot {name} is lost: the server removed WAL that it needs, so the log cannot be completed"
             ),
-            "millrace teardown --yes && millrace setup",
+            NEW_LOG,
         ))
     } else {
         None

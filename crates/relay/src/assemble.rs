@@ -213,10 +213,9 @@ impl Assembler {
     fn relation(&mut self, schema: TableSchema) -> Result<(), RelayError> {
         let relation = schema.relation;
         let name = (&schema.schema, &schema.table);
-        let namesake = |(oid, (_, known)): &(&u32, &(SchemaRef, TableSchema))| {
-            **oid != relation && (&known.schema, &known.table) == name
-        };
-        if self.versions.iter().any(|version| namesake(&version)) {
+        let another =
+            |known: &TableSchema| known.relation != relation && (&known.schema, &known.table) == name;
+        if self.versions.values().any(|(_, known)| another(known)) {
             let what =
                 format!("{} is another table than the one whose rows the log holds", schema.full_name());
             return Err(Refusal::new(what, NEW_LOG).into());

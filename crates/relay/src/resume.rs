@@ -18,14 +18,15 @@ use change::{Kind, Lsn, NEW_LOG, Position, Progress, Refusal, Split};
 
 use crate::{Heartbeat, Ledger, SourceState};
 
+/// How far the log is.
+pub(crate) fn progress(ledger: &Ledger) -> Result<&Progress, Refusal> {
+    let what = "the ledger holds no progress: the setup has not finished";
+    ledger.progress.as_ref().ok_or_else(|| Refusal::new(what, "run `millrace setup`"))
+}
+
 /// Decides whether the log may be continued from the source; gives the progress to continue from.
 pub fn check(ledger: &Ledger, source: &SourceState) -> Result<Progress, Refusal> {
-    let Some(progress) = &ledger.progress else {
-        return Err(Refusal::new(
-            "the ledger holds no progress: the setup has not finished",
-            "run `millrace setup`",
-        ));
-    };
+    let progress = progress(ledger)?;
     check_log(ledger, progress)?;
     check_history(progress, source)?;
     let refuse = |what: String| Err(Refusal::new(what, NEW_LOG));

@@ -89,15 +89,7 @@ pub fn run(
     if control.take_over() && source.busy()? {
         source.take_over()?;
     }
-    let known = ledger.progress.as_ref().map(|progress| progress.timeline.clone());
-    let Some(known) = known else {
-        return Err(Refusal::new(
-            "the ledger holds no progress: the setup has not finished",
-            "run `millrace setup`",
-        )
-        .into());
-    };
-    let state = source.state(&known)?;
+    let state = source.state(&resume::progress(&ledger)?.timeline)?;
     let mut progress = resume::check(&ledger, &state)?;
     progress.timeline = state.timeline;
     let encoder = Encoder::new(pipeline, database);

@@ -8,8 +8,9 @@ use worker::Checkpoint;
 const FORMAT: u32 = 1;
 
 /// The content of a commit's payload.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) struct Payload {
+    #[serde(flatten)]
     pub(crate) checkpoint: Checkpoint,
     /// The key's columns, in the order in which ids are made of them; empty while nothing was indexed.
     pub(crate) key: Vec<String>,
@@ -26,15 +27,6 @@ pub(crate) enum PayloadError {
     Newer(u32),
 }
 
-#[derive(Serialize, Deserialize)]
-struct Json<C, N> {
-    format: u32,
-    #[serde(flatten)]
-    checkpoint: C,
-    key: N,
-    seen: N,
-}
-
 impl Payload {
     /// Of an index that holds nothing.
     pub(crate) fn empty(checkpoint: &Checkpoint) -> Payload {
@@ -42,10 +34,14 @@ impl Payload {
     }
 
     pub(crate) fn to_json(&self) -> String {
-        let Payload { checkpoint, key, seen } = self;
-        let json = Json { format: FORMAT, checkpoint, key, seen };
+        #[derive(Serialize)]
+        struct Written<'a> {
+            format: u32,
+            #[serde(flatten)]
+            payload: &'a Payload,
+        }
         // Strings, numbers and lists of them always become JSON.
-        serde_json::to_string(&json).unwrap_or_default()
+        serde_json::to_string(&Written { format: FORMAT, payload: self }).unwrap_or_default()
     }
 
     pub(crate) fn from_json(text: &str) -> Result<Payload, PayloadError> {
@@ -58,9 +54,7 @@ impl Payload {
         if format > FORMAT {
             return Err(PayloadError::Newer(format));
         }
-        let json: Json<Checkpoint, Vec<String>> = serde_json::from_str(text).map_err(unreadable)?;
-        let Json { checkpoint, key, seen, .. } = json;
-        Ok(Payload { checkpoint, key, seen })
+        serde_json::from_str(text).map_err(unreadable)
     }
 }
 

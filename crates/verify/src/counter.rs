@@ -125,6 +125,8 @@ struct Images<'a> {
     source: &'a Source,
     counter: &'a Counter,
     columns: Vec<&'a str>,
+    /// Theirs.
+    encodings: Vec<Encoding>,
     /// The query over `$1`, a JSON array of images.
     sql: String,
     tally: Tally,
@@ -136,10 +138,15 @@ struct Images<'a> {
 
 impl<'a> Images<'a> {
     fn new(source: &'a Source, counter: &'a Counter, tally: Tally) -> Result<Self, NotVerified> {
-        let columns = counter.columns.iter().map(String::as_str).collect();
+        let columns: Vec<&str> = counter.columns.iter().map(String::as_str).collect();
+        let encoding = |name: &&str| {
+            let place = counter.table.column(name);
+            place.map_or(Encoding::Text, |place| Encoding::of(counter.table.columns[place].type_oid))
+        };
+        let encodings = columns.iter().map(encoding).collect();
         let sql = (counter.query)(&relation_of_images(source, counter)?);
         let (came, went) = (String::new(), String::new());
-        Ok(Images { source, counter, columns, sql, tally, came, went, count: 0 })
+        Ok(Images { source, counter, columns, encodings, sql, tally, came, went, count: 0 })
     }
 
     fn take(&mut self, record: &LogRecord<'_>) -> Result<(), NotVerified> {
@@ -153,7 +160,7 @@ impl<'a> Images<'a> {
             return Ok(());
         }
         if let Some(before) = row.before(&self.columns)? {
-            push(&mut self.went, &self.counter.table, &self.columns, &before);
+            push(&mut self.went, &self.columns, &self.encodings, &before);
             self.count += 1;
         }
         if let Some(after) = row.after(&self.columns)? {
@@ -166,7 +173,7 @@ impl<'a> Images<'a> {
                     }
                 }
             }
-            push(&mut self.came, &self.counter.table, &self.columns, &known);
+            push(&mut self.came, &self.columns, &self.encodings, &known);
             self.count += 1;
         }
         if self.count >= IMAGES || self.came.len() + self.went.len() >= IMAGE_BYTES {
@@ -197,17 +204,16 @@ impl<'a> Images<'a> {
 }
 
 /// Appends a row to a JSON array, its values as Postgres prints them: some of Debezium's forms it does not read.
-fn push(array: &mut String, table: &TableSchema, columns: &[&str], values: &[Field<'_>]) {
+fn push(array: &mut String, columns: &[&str], encodings: &[Encoding], values: &[Field<'_>]) {
     array.push(if array.is_empty() { '[' } else { ',' });
     array.push('{');
-    for (place, (column, value)) in columns.iter().zip(values).enumerate() {
+    for (place, ((column, encoding), value)) in columns.iter().zip(encodings).zip(values).enumerate() {
         if place > 0 {
             array.push(',');
         }
         push_string(array, column);
         array.push(':');
-        let known = table.column(column).map(|place| Encoding::of(table.columns[place].type_oid));
-        match value.postgres_text(known.unwrap_or(Encoding::Text)) {
+        match value.postgres_text(*encoding) {
             None => array.push_str("null"),
             Some(text) => push_string(array, &text),
         }

@@ -44,5 +44,5 @@ pub use counter::{Counter, Measure};
 pub use documents::Index;
 pub use ports::{CounterStore, DocumentStore, Documents, From, Log, Observer, StoreError};
 pub use snapshot::{ParseSnapshotError, Snapshot};
-pub use source::Source;
+pub use source::{NUDGE, Source};
 pub use verifier::{Difference, NotVerified, Verified, Verifier};

@@ -56,7 +56,7 @@ pub(crate) fn execute(
             && nudged.is_none_or(|last| last.elapsed() >= NUDGE)
         {
             nudged = Some(Instant::now());
-            match within(process, left, nudge(client)) {
+            match within(process, left, client.batch_execute(verify::NUDGE)) {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::debug!(%error, "the source could not be woken up"),
                 Err(_) => tracing::debug!("the source did not answer in time"),
@@ -83,15 +83,6 @@ async fn insert_lsn(client: &Client) -> Result<Lsn, Failure> {
     let row = client.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await;
     let text: String = row.map_err(|error| SetupError::Failed { doing: doing.into(), error })?.get(0);
     text.parse().map_err(|error| Failure::Failed(anyhow::Error::new(error).context(doing)))
-}
-
-/// Writes a few bytes of WAL, which the reader passes over. On an idle source the insert LSN may stand after the
-/// last byte that was sent (behind the header of the next page, say), and would not be reached by itself. It does not
-/// wait for a synchronous standby.
-async fn nudge(client: &Client) -> Result<(), tokio_postgres::Error> {
-    const NUDGE: &str = "BEGIN; SET LOCAL synchronous_commit = local; \
-        SELECT pg_catalog.pg_logical_emit_message(true, 'millrace', ''); COMMIT";
-    client.batch_execute(NUDGE).await
 }
 
 fn tell(lsn: Lsn, stores: &[Store], reached: bool, waited: Duration, format: Format) -> Outcome {

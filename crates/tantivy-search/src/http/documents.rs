@@ -9,6 +9,7 @@ use axum::extract::{Path, Query, State};
 use serde::Serialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
+use worker::Checkpoint;
 
 use super::Filling;
 use super::answer::{projected, raw, selected};
@@ -16,7 +17,6 @@ use super::error::ApiError;
 use super::params::{Params, Wait};
 use crate::indexes::{Shelf, View};
 use crate::{index, listing};
-use worker::Checkpoint;
 
 const DEFAULT_LIMIT: usize = 20;
 /// Most documents in an answer.
