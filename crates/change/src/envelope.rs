@@ -115,7 +115,7 @@ pub struct Encoder {
     pipeline: String,
     /// `"source":{…"ts_ms":`
     source_head: Vec<u8>,
-    /// `,"snapshot":"false","db":…,"sequence":"[\"`
+    /// `,"db":…,"sequence":"[\"`
     source_middle: Vec<u8>,
 }
 
@@ -149,7 +149,7 @@ impl Encoder {
         source_head.extend_from_slice(b",\"connector\":\"postgresql\",\"name\":");
         json::string(&mut source_head, pipeline);
         source_head.extend_from_slice(b",\"ts_ms\":");
-        let mut source_middle = b",\"snapshot\":\"false\",\"db\":".to_vec();
+        let mut source_middle = b",\"db\":".to_vec();
         json::string(&mut source_middle, database);
         source_middle.extend_from_slice(b",\"sequence\":\"[\\\"");
         Encoder { pipeline: pipeline.to_owned(), source_head, source_middle }
@@ -204,7 +204,7 @@ impl Encoder {
         let fallback = old.filter(|_| relation.full_identity);
         relation.image(out, after, fallback, &mut unchanged);
         out.push(b',');
-        self.source(out, &relation.source_tail, stamp);
+        self.source(out, &relation.source_tail, stamp, op);
         out.push(b',');
         op_and_time(out, op, stamp.now_us);
         times(out, stamp.now_us);
@@ -242,7 +242,7 @@ impl Encoder {
         out.push(b'{');
         op_and_time(out, Op::Message, stamp.now_us);
         out.push(b',');
-        self.source(out, &source_tail("", ""), stamp);
+        self.source(out, &source_tail("", ""), stamp, Op::Message);
         out.extend_from_slice(b",\"message\":{\"prefix\":");
         json::string(out, prefix);
         out.extend_from_slice(b",\"content\":");
@@ -263,9 +263,15 @@ impl Encoder {
     }
 
     /// `"source":{…},"transaction":{…}`
-    fn source(&self, out: &mut Vec<u8>, source_tail: &[u8], stamp: &ChangeStamp) {
+    fn source(&self, out: &mut Vec<u8>, source_tail: &[u8], stamp: &ChangeStamp, op: Op) {
         out.extend_from_slice(&self.source_head);
         json::number(out, stamp.commit_time_us.div_euclid(1000));
+        // Rows are read in chunks between streamed transactions, which is what Debezium calls incremental.
+        out.extend_from_slice(if op == Op::Read {
+            b",\"snapshot\":\"incremental\""
+        } else {
+            b",\"snapshot\":\"false\""
+        });
         out.extend_from_slice(&self.source_middle);
         json::number(out, stamp.last_commit_lsn.0);
         out.extend_from_slice(b"\\\",\\\"");
@@ -331,6 +337,32 @@ impl RelationEncoder {
     /// Which version of the table this writes.
     pub fn schema_ref(&self) -> SchemaRef {
         self.schema_ref
+    }
+
+    /// Whether the table's rows have a key.
+    pub fn keyed(&self) -> bool {
+        !self.key.is_empty()
+    }
+
+    /// The key of a row, values that were not sent coming from the old row; `None` where one is nowhere, or null.
+    pub fn key_of(&self, tuple: Tuple<'_>, old: Option<Tuple<'_>>) -> Option<crate::Key> {
+        let value = |place: &usize| {
+            let datum = resolve(tuple.iter().nth(*place)?, old.and_then(|old| old.iter().nth(*place)));
+            match datum {
+                Datum::Text(text) => Some(text.to_owned()),
+                Datum::Null | Datum::Unchanged => None,
+            }
+        };
+        self.key.iter().map(value).collect()
+    }
+
+    /// Whether a new row lacks a value that the log holds nowhere else, unless it holds the old row.
+    pub fn lacks_values(&self, new: Tuple<'_>, old: Tuple<'_>) -> bool {
+        let mut olds = old.iter();
+        new.iter().any(|new| {
+            let old = olds.next().filter(|_| self.full_identity);
+            resolve(new, old) == Datum::Unchanged
+        })
     }
 
     /// Whether two rows of this table have the same key. A placeholder stands for an equal value.

@@ -5,12 +5,13 @@
 //! | `progress` | [`Progress`]: the last thing that every Kafka transaction writes |
 //! | `slot` | [`SlotIntent`]: written before the slot is made and again when it stands |
 //! | `schema/RELATION/VERSION` | [`TableSchema`], in the same Kafka transaction as its first use or before |
+//! | `table/RELATION` | [`TableProgress`]: how much of a table's snapshot the log holds |
 //!
 //! Every value carries `format`. A reader refuses a newer one rather than guess.
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Lsn, Position, SchemaRef, TableSchema};
+use crate::{Lsn, Position, SchemaRef, Snapshot, TableSchema};
 
 /// The format written by this version.
 const FORMAT: u32 = 1;
@@ -35,8 +36,113 @@ pub struct Progress {
     pub timeline: Timeline,
     /// Heartbeats written to the source so far, and the last one's random content.
     pub beat: (i64, String),
+    /// While tables are being read; a log without it is complete.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<SnapshotProgress>,
     /// When this was written, milliseconds since the epoch.
     pub time_ms: i64,
+}
+
+/// A row's key: the key columns' values as text, in the key's order.
+pub type Key = Vec<String>;
+
+/// What decides, while tables are being read, which streamed changes belong into the log.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct SnapshotProgress {
+    /// What was visible when the slot was made, until a later snapshot has seen all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub genesis: Option<Snapshot>,
+    /// Transactions of which changes were left to the snapshot, and which no snapshot has seen since.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unseen: Vec<u32>,
+    /// The last round, until the stream has caught up with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<Window>,
+    /// Why there is no round now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<String>,
+}
+
+/// A round that the stream has not caught up with.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Window {
+    /// The snapshot under which it was read.
+    pub snapshot: Snapshot,
+    /// Everything that the snapshot saw committed below this LSN.
+    pub until: Lsn,
+    /// What was read of which table.
+    pub pieces: Vec<Piece>,
+}
+
+/// What a round read of a table: the keys after `after`, up to where the table's progress stands, and `keys`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Piece {
+    /// The table.
+    pub relation: u32,
+    /// How far it had been read before.
+    pub after: Read,
+    /// Single keys that were read because the stream could not tell their rows.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<Key>,
+}
+
+/// How far a table has been read.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Read {
+    /// Not at all.
+    Nothing,
+    /// Up to and including this key.
+    UpTo(Key),
+    /// To its end.
+    All,
+    /// It was taken out of the publication; what the log holds of it goes no further.
+    Removed,
+}
+
+/// How much of a table's snapshot is in the log.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TableProgress {
+    /// `schema.table`.
+    pub name: String,
+    /// Its row of `pg_publication_rel`, which another one follows when the table is published anew; 0 before it is known.
+    pub publication: u32,
+    /// How far it has been read.
+    pub read: Read,
+    /// Keys whose rows the stream could not tell (a value left out of a row that moved here from where nothing had been
+    /// read); the next round reads them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub owed: Vec<Key>,
+    /// Whether the log holds rows of it that count no more: its next round ends them by a `t` first.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stale: bool,
+    /// Rows read so far.
+    pub rows: u64,
+    /// Bytes of their values.
+    pub bytes: u64,
+    /// Rows that Postgres estimated; negative for unknown.
+    pub estimated_rows: i64,
+}
+
+impl TableProgress {
+    /// Of a table of which nothing is known.
+    pub fn new(name: String, publication: u32, read: Read) -> Self {
+        TableProgress {
+            name,
+            publication,
+            read,
+            owed: Vec::new(),
+            stale: false,
+            rows: 0,
+            bytes: 0,
+            estimated_rows: -1,
+        }
+    }
+
+    /// Whether rows are still to be read.
+    pub fn pending(&self) -> bool {
+        matches!(self.read, Read::Nothing | Read::UpTo(_)) || !self.owed.is_empty()
+    }
 }
 
 /// Where a source transaction was split between two Kafka transactions.
@@ -92,6 +198,8 @@ pub enum LedgerEntry {
     Slot(SlotIntent),
     /// Key `schema/RELATION/VERSION`.
     Schema(SchemaRef, TableSchema),
+    /// Key `table/RELATION`.
+    Table(u32, TableProgress),
 }
 
 /// A record of the ledger that cannot be read.
@@ -131,6 +239,7 @@ impl LedgerEntry {
             LedgerEntry::Progress(_) => "progress".into(),
             LedgerEntry::Slot(_) => "slot".into(),
             LedgerEntry::Schema(version, _) => format!("schema/{version}"),
+            LedgerEntry::Table(relation, _) => format!("table/{relation}"),
         }
     }
 
@@ -143,6 +252,7 @@ impl LedgerEntry {
             LedgerEntry::Progress(progress) => json(progress),
             LedgerEntry::Slot(intent) => json(intent),
             LedgerEntry::Schema(_, schema) => json(schema),
+            LedgerEntry::Table(_, progress) => json(progress),
         }
     }
 
@@ -165,9 +275,14 @@ impl LedgerEntry {
         match name.as_str() {
             "progress" => content(value).map(LedgerEntry::Progress),
             "slot" => content(value).map(LedgerEntry::Slot),
-            other => match other.strip_prefix("schema/").and_then(|version| version.parse().ok()) {
-                Some(version) => content(value).map(|schema| LedgerEntry::Schema(version, schema)),
-                None => Err("no such kind of record".to_owned()),
+            other => match other.split_once('/').map(|(kind, of)| (kind, of.parse().ok(), of.parse().ok())) {
+                Some(("schema", Some(version), _)) => {
+                    content(value).map(|schema| LedgerEntry::Schema(version, schema))
+                }
+                Some(("table", _, Some(relation))) => {
+                    content(value).map(|progress| LedgerEntry::Table(relation, progress))
+                }
+                _ => Err("no such kind of record".to_owned()),
             },
         }
         .map_err(malformed)
@@ -185,9 +300,29 @@ mod tests {
     }
 
     #[test]
+    fn a_snapshots_progress_comes_back() {
+        let table = TableProgress {
+            read: Read::UpTo(vec!["é".into(), "7".into()]),
+            owed: vec![vec!["x".into(), "1".into()]],
+            ..TableProgress::new("public.t".into(), 9, Read::Nothing)
+        };
+        let entry = LedgerEntry::Table(16384, table);
+        assert_eq!(LedgerEntry::decode(entry.key().as_bytes(), &entry.value()), Ok(entry.clone()));
+        let window = Window {
+            snapshot: "5:7:6".parse().unwrap(),
+            until: Lsn(77),
+            pieces: vec![Piece { relation: 16384, after: Read::Nothing, keys: vec![vec!["x".into()]] }],
+        };
+        let snapshot =
+            SnapshotProgress { unseen: vec![3], window: Some(window), ..SnapshotProgress::default() };
+        let text = serde_json::to_string(&snapshot).unwrap();
+        assert_eq!(serde_json::from_str::<SnapshotProgress>(&text).unwrap(), snapshot);
+    }
+
+    #[test]
     fn what_is_not_ours_is_refused() {
-        for (key, value) in [("progress", "{}"), ("else", r#"{"format":1}"#), ("schema/x", r#"{"format":1}"#)]
-        {
+        let empty = r#"{"format":1}"#;
+        for (key, value) in [("progress", "{}"), ("else", empty), ("schema/x", empty), ("table/1", empty)] {
             let error = LedgerEntry::decode(key.as_bytes(), value.as_bytes()).unwrap_err();
             assert!(matches!(error, LedgerError::Malformed { .. }), "{error}");
         }

@@ -15,18 +15,23 @@ mod position;
 mod record;
 mod refusal;
 mod schema;
+mod snapshot;
 mod tuple;
 
 pub use envelope::{
     ChangeStamp, Encoder, EnvelopeError, Event, Field, Op, RelationEncoder, RowImages, UNAVAILABLE, fields,
     key_fields,
 };
-pub use ledger::{LedgerEntry, LedgerError, Progress, SlotIntent, SlotState, Split, Timeline};
+pub use ledger::{
+    Key, LedgerEntry, LedgerError, Piece, Progress, Read, SlotIntent, SlotState, SnapshotProgress, Split,
+    TableProgress, Timeline, Window,
+};
 pub use lsn::{Lsn, ParseLsnError};
 pub use position::{Kind, ParsePositionError, Position};
 pub use record::{HeaderError, Headers, RecordBatch, RecordMeta, RecordRef, header};
 pub use refusal::{NEW_LOG, Refusal};
 pub use schema::{Collation, Column, Encoding, ReplicaIdentity, SchemaRef, TableSchema};
+pub use snapshot::{ParseSnapshotError, Snapshot};
 pub use tuple::{Datum, Tuple, TupleBuf, TupleError, TupleIter};
 
 /// Where time comes from and passes, so that the simulator can hold it.

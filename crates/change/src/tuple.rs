@@ -132,7 +132,19 @@ impl TupleBuf {
     /// # Panics
     /// With more than 65,535 values, or a value longer than 4 GiB; Postgres allows neither.
     pub fn new<'a>(values: impl IntoIterator<Item = Datum<'a>>) -> Self {
-        let mut bytes = vec![0, 0];
+        let mut tuple = TupleBuf::default();
+        tuple.fill(values);
+        tuple
+    }
+
+    /// Takes other values and keeps the memory.
+    ///
+    /// # Panics
+    /// As [`new`](Self::new).
+    pub fn fill<'a>(&mut self, values: impl IntoIterator<Item = Datum<'a>>) {
+        let bytes = &mut self.bytes;
+        bytes.clear();
+        bytes.extend_from_slice(&[0, 0]);
         let mut count: u16 = 0;
         for value in values {
             count = count.checked_add(1).expect("Postgres has at most 1,600 columns");
@@ -148,7 +160,6 @@ impl TupleBuf {
             }
         }
         bytes[..2].copy_from_slice(&count.to_be_bytes());
-        TupleBuf { bytes }
     }
 
     /// The tuple, borrowed.

@@ -90,7 +90,7 @@ impl KafkaFeed {
                     Some(LedgerEntry::Schema(version, schema)) => {
                         self.schemas.entry(version).or_insert_with(|| Arc::new(schema));
                     }
-                    Some(LedgerEntry::Slot(_)) | None => {}
+                    Some(LedgerEntry::Slot(_) | LedgerEntry::Table(..)) | None => {}
                 },
                 Next::End => {}
                 Next::Nothing => break,

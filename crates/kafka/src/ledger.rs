@@ -49,6 +49,9 @@ pub fn read_ledger(connection: &Connection, names: &Names, until: ReadUntil) -> 
             Some(LedgerEntry::Schema(version, schema)) => {
                 ledger.schemas.insert(version, schema);
             }
+            Some(LedgerEntry::Table(relation, table)) => {
+                ledger.tables.insert(relation, table);
+            }
             None => {}
         }
         Ok(ControlFlow::Continue(()))

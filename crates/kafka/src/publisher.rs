@@ -1,4 +1,4 @@
-use change::{LedgerEntry, Progress, RecordBatch, RecordRef, SchemaRef, TableSchema};
+use change::{LedgerEntry, Progress, RecordBatch, RecordRef};
 use rdkafka::message::{Header, OwnedHeaders};
 use relay::{Ledger, PublishError, Publisher};
 
@@ -47,15 +47,11 @@ impl KafkaPublisher {
         Ok(())
     }
 
-    fn commit_all(
-        &mut self,
-        schemas: &[(SchemaRef, TableSchema)],
-        progress: &mut Progress,
-    ) -> Result<(), KafkaError> {
+    fn commit_all(&mut self, entries: &[LedgerEntry], progress: &mut Progress) -> Result<(), KafkaError> {
         let producer = opened(&mut self.producer)?;
         producer.begin()?;
-        for (version, schema) in schemas {
-            send_entry(producer, &self.ledger, &LedgerEntry::Schema(*version, schema.clone()))?;
+        for entry in entries {
+            send_entry(producer, &self.ledger, entry)?;
         }
         producer.settle()?;
         let log_end = producer.log_end().map_or(self.log_end, |end| end.max(self.log_end));
@@ -84,12 +80,8 @@ impl Publisher for KafkaPublisher {
         Ok(self.send_all(batch, count)?)
     }
 
-    fn commit(
-        &mut self,
-        schemas: &[(SchemaRef, TableSchema)],
-        progress: &mut Progress,
-    ) -> Result<(), PublishError> {
-        Ok(self.commit_all(schemas, progress)?)
+    fn commit(&mut self, entries: &[LedgerEntry], progress: &mut Progress) -> Result<(), PublishError> {
+        Ok(self.commit_all(entries, progress)?)
     }
 }
 

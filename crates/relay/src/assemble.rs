@@ -7,16 +7,20 @@
 use std::collections::{BTreeMap, HashMap};
 
 use change::{
-    ChangeStamp, Clock, Encoder, Kind, Lsn, NEW_LOG, Op, Position, RecordBatch, Refusal, RelationEncoder,
-    RowImages, SchemaRef, Split, TableSchema,
+    ChangeStamp, Clock, Encoder, Key, Kind, LedgerEntry, Lsn, NEW_LOG, Op, Position, RecordBatch, Refusal,
+    RelationEncoder, RowImages, SchemaRef, Split, TableSchema, Tuple,
 };
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::resume::{Cursor, Plan, split_differs};
+use crate::snapshot::{KeyOrder, Reading, Verdict};
 use crate::{RelayError, RowChange, SourceError, WalEvent};
 
 /// Messages whose prefix starts so are Millrace's own and not for the log.
 const OWN_PREFIX: &str = "millrace";
+
+/// The prefix of the message in the transaction that changes the publication.
+pub const TABLES_CHANGED: &str = "millrace.tables";
 
 /// How far the assembled records reach.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -32,6 +36,7 @@ pub(crate) struct Reach {
 #[derive(Debug)]
 struct Relation {
     encoder: RelationEncoder,
+    key_order: KeyOrder,
     /// Events of this table in the current transaction, and which transaction that was.
     order: (u64, u64),
 }
@@ -71,6 +76,10 @@ pub(crate) struct Assembler {
     position: Position,
     batch: RecordBatch,
     held_records: usize,
+    /// Which changes are left to the snapshot.
+    pub(crate) reading: Reading,
+    /// The publication may have other tables than before.
+    pub(crate) tables_changed: bool,
 }
 
 impl Assembler {
@@ -79,6 +88,7 @@ impl Assembler {
         cursor: Cursor,
         schemas: &BTreeMap<SchemaRef, TableSchema>,
         reach: Reach,
+        reading: Reading,
     ) -> Self {
         // Ascending, so that the last version of a relation stays.
         let versions = schemas.iter().map(|(at, schema)| (at.relation, (*at, schema.clone()))).collect();
@@ -95,6 +105,8 @@ impl Assembler {
             position: reach.position,
             batch: RecordBatch::default(),
             held_records: 0,
+            reading,
+            tables_changed: false,
         }
     }
 
@@ -154,14 +166,77 @@ impl Assembler {
         self.batch.keep_last(self.held_records);
     }
 
-    /// Schemas that the ledger does not have yet.
-    pub(crate) fn new_schemas(&self) -> &[(SchemaRef, TableSchema)] {
-        &self.new_schemas
+    /// What the ledger does not have yet.
+    pub(crate) fn new_entries(&self) -> impl Iterator<Item = LedgerEntry> {
+        let schemas = self.new_schemas.iter().map(|(at, schema)| LedgerEntry::Schema(*at, schema.clone()));
+        schemas.chain(self.reading.entries())
     }
 
-    /// The ledger has them now.
-    pub(crate) fn schemas_committed(&mut self) {
+    /// The ledger has it now.
+    pub(crate) fn entries_committed(&mut self) {
         self.new_schemas.clear();
+        self.reading.committed();
+    }
+
+    /// Whether the stream stands between two source transactions.
+    pub(crate) fn between(&self) -> bool {
+        self.open.is_none() && self.cursor.split().is_none()
+    }
+
+    /// The first position of a round that is read now. A message may stand above the end, and a round here already.
+    pub(crate) fn begin_round(&self) -> Position {
+        let message = if self.position.kind == Kind::Message { self.position.lsn } else { Lsn::ZERO };
+        let lsn = self.end_lsn.max(message);
+        let ordinal = if (self.position.lsn, self.position.kind) == (lsn, Kind::Round) {
+            self.position.ordinal + 1
+        } else {
+            0
+        };
+        Position { lsn, kind: Kind::Round, ordinal }
+    }
+
+    /// What a round's rows of this table are written with. The stream's rows go on under the version that the stream has
+    /// come to.
+    pub(crate) fn round_table(&mut self, schema: &TableSchema) -> Result<RelationEncoder, RelayError> {
+        self.version(schema)
+    }
+
+    /// Takes in a row of a round, or a stale table's end (`None`).
+    pub(crate) fn round_row(
+        &mut self,
+        relation: &RelationEncoder,
+        position: Position,
+        row: Option<Tuple<'_>>,
+        now_us: i64,
+    ) -> Result<(), RelayError> {
+        let stamp = ChangeStamp {
+            position,
+            lsn: position.lsn,
+            last_commit_lsn: self.last_commit_lsn,
+            xid: None,
+            commit_time_us: now_us,
+            total_order: 0,
+            collection_order: 0,
+            now_us,
+        };
+        match row {
+            Some(row) => {
+                let images = RowImages { op: Op::Read, before: None, after: Some(row), previous_key: None };
+                let encoded = self.encoder.row(&mut self.batch, relation, &stamp, images);
+                encoded.map_err(|e| protocol(e.to_string()))?;
+            }
+            None => self.encoder.truncate(&mut self.batch, relation, &stamp),
+        }
+        self.position = position;
+        // It may be the round's last, which carries the mark.
+        self.held_records = 1;
+        Ok(())
+    }
+
+    /// The round has no more rows.
+    pub(crate) fn end_round(&mut self) {
+        self.batch.mark_commit(self.end_lsn);
+        self.held_records = 0;
     }
 
     fn begin(&mut self, commit_lsn: Lsn, commit_time_us: i64, xid: u32) -> Result<(), RelayError> {
@@ -212,6 +287,17 @@ impl Assembler {
 
     fn relation(&mut self, schema: TableSchema) -> Result<(), RelayError> {
         let relation = schema.relation;
+        self.reading.announced(relation, &schema.full_name());
+        let encoder = self.version(&schema)?;
+        let order = self.relations.get(&relation).map_or((0, 0), |known| known.order);
+        let key_order = KeyOrder::of(&schema);
+        self.relations.insert(relation, Relation { encoder, key_order, order });
+        Ok(())
+    }
+
+    /// Writes rows under the table's version that looks like this, which is made when it is not the newest.
+    fn version(&mut self, schema: &TableSchema) -> Result<RelationEncoder, RelayError> {
+        let relation = schema.relation;
         let name = (&schema.schema, &schema.table);
         let another =
             |known: &TableSchema| known.relation != relation && (&known.schema, &known.table) == name;
@@ -221,7 +307,7 @@ impl Assembler {
             return Err(Refusal::new(what, NEW_LOG).into());
         }
         let at = match self.versions.get(&relation) {
-            Some((at, known)) if *known == schema => *at,
+            Some((at, known)) if known == schema => *at,
             known => {
                 let version = known.map_or(1, |(at, _)| at.version + 1);
                 let at = SchemaRef { relation, version };
@@ -230,10 +316,35 @@ impl Assembler {
                 at
             }
         };
-        let encoder = self.encoder.relation(at, &schema);
-        let order = self.relations.get(&relation).map_or((0, 0), |known| known.order);
-        self.relations.insert(relation, Relation { encoder, order });
-        Ok(())
+        Ok(self.encoder.relation(at, schema))
+    }
+
+    /// Whether it is known what becomes of the event. It is not where only Postgres can compare a row's key with the key
+    /// up to which its table was read.
+    pub(crate) fn decided(&self, event: &WalEvent<'_>) -> bool {
+        self.questions(event).is_none_or(|(relation, known, keys)| {
+            keys.iter().all(|key| self.reading.decided(relation, &known.key_order, key))
+        })
+    }
+
+    /// The keys of a row's change that [`decided`](Self::decided) looks at.
+    pub(crate) fn undecided(&self, event: &WalEvent<'_>) -> Vec<(u32, Key)> {
+        let undecided = |(relation, known, keys): (u32, &Relation, Vec<Key>)| {
+            let keys = keys.into_iter().filter(|key| !self.reading.decided(relation, &known.key_order, key));
+            keys.map(|key| (relation, key)).collect()
+        };
+        self.questions(event).map(undecided).unwrap_or_default()
+    }
+
+    fn questions(&self, event: &WalEvent<'_>) -> Option<(u32, &Relation, Vec<Key>)> {
+        let WalEvent::Row { relation, change, .. } = event else { return None };
+        if !self.reading.active() || self.reading.bounds(*relation).next().is_none() {
+            return None;
+        }
+        let known = self.relations.get(relation)?;
+        let halves = halves(&known.encoder, *change);
+        let keys = halves.iter().flatten().filter_map(|images| key_of(&known.encoder, images));
+        Some((*relation, known, keys.collect()))
     }
 
     fn row(
@@ -244,9 +355,13 @@ impl Assembler {
         clock: &dyn Clock,
     ) -> Result<(), RelayError> {
         let known = self.relations.get(&relation).ok_or_else(|| unknown_relation(relation))?;
-        let halves = halves(&known.encoder, change);
+        let mut halves = halves(&known.encoder, change);
         let count = halves.iter().flatten().count() as u64;
-        let Some(mut stamp) = self.change(lsn, count, || digest(relation, change), clock)? else {
+        if self.reading.active() && !self.reading.settled(relation) && self.is_new() {
+            self.judge(relation, &mut halves)?;
+        }
+        let records = halves.iter().flatten().count() as u64;
+        let Some(mut stamp) = self.change(lsn, (count, records), || digest(relation, change), clock)? else {
             return Ok(());
         };
         for images in halves.into_iter().flatten() {
@@ -259,13 +374,59 @@ impl Assembler {
         Ok(())
     }
 
+    /// Whether the next change of the open transaction is not in the log yet.
+    fn is_new(&self) -> bool {
+        self.open.as_ref().is_some_and(
+            |open| matches!(open.plan, Plan::From { ordinal: first, .. } if open.ordinal >= first),
+        )
+    }
+
+    /// Takes away the halves of a row's change that are left to the snapshot.
+    fn judge(&mut self, relation: u32, halves: &mut [Option<RowImages<'_>>; 2]) -> Result<(), RelayError> {
+        let xid = self.open.as_ref().map_or(0, |open| open.xid);
+        let known = self.relations.get(&relation).ok_or_else(|| unknown_relation(relation))?;
+        let mut owed = None;
+        let mut alive = false;
+        for half in halves.iter_mut() {
+            let Some(images) = half else { continue };
+            let key = key_of(&known.encoder, images);
+            let verdict = self.reading.judge(relation, &known.key_order, key.as_ref(), xid);
+            let verdict =
+                verdict.ok_or_else(|| protocol(format!("a key of relation {relation} is undecided")))?;
+            match (verdict, images.after, images.previous_key) {
+                // The row that died under its old key is not in the log: what it held cannot be taken from there.
+                (Verdict::Publish, Some(new), Some(old))
+                    if !alive && known.encoder.lacks_values(new, old) =>
+                {
+                    owed = key;
+                    *half = None;
+                }
+                (Verdict::Publish, ..) => alive = true,
+                (Verdict::LeaveOut, ..) => {
+                    *half = None;
+                    self.reading.left_out(xid);
+                }
+            }
+        }
+        if let Some(key) = owed {
+            self.reading.left_out(xid);
+            self.reading.owe(relation, key);
+        }
+        Ok(())
+    }
+
     fn truncate(&mut self, lsn: Lsn, relations: &[u32], clock: &dyn Clock) -> Result<(), RelayError> {
         let digest = || {
             let mut hash = Xxh3::new();
             relations.iter().for_each(|relation| hash.update(&relation.to_be_bytes()));
             hash.digest()
         };
-        let Some(mut stamp) = self.change(lsn, relations.len() as u64, digest, clock)? else { return Ok(()) };
+        if self.reading.active() && self.is_new() {
+            let xid = self.open.as_ref().map_or(0, |open| open.xid);
+            relations.iter().for_each(|relation| self.reading.truncated(*relation, xid));
+        }
+        let count = relations.len() as u64;
+        let Some(mut stamp) = self.change(lsn, (count, count), digest, clock)? else { return Ok(()) };
         for relation in relations {
             self.number(&mut stamp, *relation)?;
             let known = self.relations.get(relation).ok_or_else(|| unknown_relation(*relation))?;
@@ -283,6 +444,7 @@ impl Assembler {
         clock: &dyn Clock,
     ) -> Result<(), RelayError> {
         let own = prefix.starts_with(OWN_PREFIX);
+        self.tables_changed |= prefix == TABLES_CHANGED;
         if transactional {
             let digest = || {
                 let mut hash = Xxh3::new();
@@ -291,7 +453,8 @@ impl Assembler {
                 hash.digest()
             };
             // Counted even when it is ours: ordinals are those of the stream.
-            let Some(mut stamp) = self.change(lsn, u64::from(!own), digest, clock)? else { return Ok(()) };
+            let count = u64::from(!own);
+            let Some(mut stamp) = self.change(lsn, (count, count), digest, clock)? else { return Ok(()) };
             if let Some(open) = &mut self.open {
                 open.total_order += 1;
                 open.messages += 1;
@@ -320,12 +483,13 @@ impl Assembler {
         Ok(())
     }
 
-    /// Counts one change of the open transaction that makes `records` records. Gives the stamp to make them
-    /// with, or nothing when the log has them already or there are none to make.
+    /// Counts one change of the open transaction, which has `count` events of which `records` become records. Gives the
+    /// stamp to make them with, or nothing when the log has them already or there are none to make. The order numbers
+    /// count the others too, so that they do not depend on what a snapshot had read.
     fn change(
         &mut self,
         lsn: Lsn,
-        records: u64,
+        (count, records): (u64, u64),
         digest: impl FnOnce() -> u64,
         clock: &dyn Clock,
     ) -> Result<Option<ChangeStamp>, RelayError> {
@@ -335,12 +499,13 @@ impl Assembler {
         open.ordinal += 1;
         let Plan::From { ordinal: first, digest: expected } = open.plan else { return Ok(None) };
         if ordinal < first {
-            open.total_order += records;
+            open.total_order += count;
             if ordinal + 1 == first && digest() != expected {
                 return Err(split_differs(open.commit_lsn, ordinal).into());
             }
             return Ok(None);
         }
+        open.total_order += count - records;
         if records == 0 {
             return Ok(None);
         }
@@ -388,6 +553,13 @@ fn halves<'a>(relation: &RelationEncoder, change: RowChange<'a>) -> [Option<RowI
         ],
         RowChange::Update { old, new } => one(Op::Update, old, Some(new)),
     }
+}
+
+/// The key of one half of a change; `None` for a table without a key.
+fn key_of(encoder: &RelationEncoder, images: &RowImages<'_>) -> Option<Key> {
+    let RowImages { before, after, previous_key, .. } = images;
+    let tuple: Tuple<'_> = (*after).or(*before)?;
+    encoder.keyed().then(|| encoder.key_of(tuple, (*before).or(*previous_key)))?
 }
 
 fn digest(relation: u32, change: RowChange<'_>) -> u64 {

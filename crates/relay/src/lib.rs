@@ -9,14 +9,24 @@
 //! already covers is skipped ([`resume`]); the slot is acknowledged only after the Kafka transaction committed
 //! ([`Confirmed`]).
 //!
+//! Rows that were there before the stream are read in rounds between two source transactions and published as births;
+//! what makes that exact stands at the top of `snapshot.rs`.
+//!
 //! *Invariant:* no Postgres, no Kafka, no clock and no thread here. Adapters implement the two ports.
 
 mod assemble;
+mod deferred;
 mod publisher;
 pub mod resume;
+mod rounds;
 mod run;
+mod snapshot;
 mod source;
 
+pub use assemble::TABLES_CHANGED;
 pub use publisher::{Confirmed, Ledger, PublishError, Publisher};
 pub use run::{Control, Limits, RelayError, run};
-pub use source::{Heartbeat, RowChange, Source, SourceError, SourceState, WalEvent};
+pub use source::{
+    Heartbeat, PublishedTable, ReadRequest, Round, RoundEvent, RowChange, Source, SourceError, SourceState,
+    WalEvent,
+};

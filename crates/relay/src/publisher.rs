@@ -1,6 +1,8 @@
 use std::collections::BTreeMap;
 
-use change::{Lsn, Progress, RecordBatch, Refusal, SchemaRef, SlotIntent, TableSchema};
+use change::{
+    LedgerEntry, Lsn, Progress, RecordBatch, Refusal, SchemaRef, SlotIntent, TableProgress, TableSchema,
+};
 
 /// An LSN that is safe to acknowledge: the log's Kafka transaction up to it has committed. Only this crate makes
 /// one, and only after [`Publisher::commit`] returned.
@@ -27,6 +29,8 @@ pub struct Ledger {
     pub slot: Option<SlotIntent>,
     /// Every version of every table.
     pub schemas: BTreeMap<SchemaRef, TableSchema>,
+    /// How much of each table's snapshot is in the log.
+    pub tables: BTreeMap<u32, TableProgress>,
     /// The random id in the log's record 0; `None` when the log is empty.
     pub log: Option<String>,
     /// The log's end offset (exclusive, control records included).
@@ -58,12 +62,8 @@ pub trait Publisher {
     /// records' bytes are free for reuse when this returns.
     fn send(&mut self, batch: &RecordBatch, count: usize) -> Result<(), PublishError>;
 
-    /// Commits the open transaction (or one of its own, when nothing was sent) with these schemas and `progress`
+    /// Commits the open transaction (or one of its own, when nothing was sent) with these entries and `progress`
     /// in the ledger. Sets `progress.log_end` to the offset after the log's last data record, this transaction's
     /// included. All of it becomes visible, or none.
-    fn commit(
-        &mut self,
-        schemas: &[(SchemaRef, TableSchema)],
-        progress: &mut Progress,
-    ) -> Result<(), PublishError>;
+    fn commit(&mut self, entries: &[LedgerEntry], progress: &mut Progress) -> Result<(), PublishError>;
 }

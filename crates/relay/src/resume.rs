@@ -190,6 +190,7 @@ mod tests {
             log_end: 8,
             timeline: Timeline { system_id: "7".into(), timeline: 1 },
             beat: (5, "n".into()),
+            snapshot: None,
             time_ms: 0,
         }
     }

@@ -1,11 +1,14 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
-use change::{Clock, Encoder, Progress, Refusal, SchemaRef, TableSchema};
+use change::{Clock, Encoder, LedgerEntry, Progress, Refusal, TableProgress};
 
 use crate::assemble::{Assembler, Reach};
+use crate::deferred::Deferred;
 use crate::resume::{self, Cursor};
-use crate::{Confirmed, Heartbeat, PublishError, Publisher, Source, SourceError, WalEvent};
+use crate::rounds::Pace;
+use crate::snapshot::Reading;
+use crate::{Confirmed, Heartbeat, Ledger, PublishError, Publisher, Source, SourceError, WalEvent};
 
 /// Why the relay ended.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +39,10 @@ pub struct Limits {
     pub heartbeat_interval: Duration,
     /// How often a reader that stands by looks whether the slot is free.
     pub stand_by_interval: Duration,
+    /// A round of a snapshot reads about so many bytes of rows; the stream waits meanwhile.
+    pub round_bytes: u64,
+    /// Bytes of rows per second that a snapshot reads at most; `None`: as many as it can.
+    pub snapshot_rate: Option<u64>,
 }
 
 impl Default for Limits {
@@ -47,6 +54,8 @@ impl Default for Limits {
             idle_interval: Duration::from_millis(100),
             heartbeat_interval: Duration::from_secs(60),
             stand_by_interval: Duration::from_millis(500),
+            round_bytes: 32 << 20,
+            snapshot_rate: None,
         }
     }
 }
@@ -67,6 +76,16 @@ pub trait Control {
     /// The log has come to `progress`, with so many records in this Kafka transaction.
     fn committed(&self, progress: &Progress, records: u64) {
         let _ = (progress, records);
+    }
+
+    /// A round of a snapshot is in the log; so far have the tables been read.
+    fn read(&self, tables: &mut dyn Iterator<Item = &TableProgress>) {
+        let _ = tables;
+    }
+
+    /// A round could not be read now.
+    fn snapshot_waits(&self, reason: &str) {
+        let _ = reason;
     }
 }
 
@@ -93,12 +112,17 @@ pub fn run(
     let mut progress = resume::check(&ledger, &state)?;
     progress.timeline = state.timeline;
     let encoder = Encoder::new(pipeline, database);
-    let mut relay = Relay::new(encoder, progress, &ledger.schemas, clock, limits);
+    let mut relay = Relay::new(encoder, progress, &ledger, clock, limits);
+    // Older versions made a log of empty tables and took no notes of them.
+    relay.reconcile(source, ledger.tables.is_empty())?;
     relay.beat(source, state.heartbeat.beat)?;
     source.start(relay.progress.end_lsn)?;
 
     while !control.stop() {
-        let arrived = source.poll(relay.patience(), &mut |event| relay.take(event, publisher, control))?;
+        let arrived =
+            source.poll(relay.patience(), &mut |event| relay.take_or_defer(event, publisher, control))?;
+        relay.decide(source, publisher, control)?;
+        relay.round(source, publisher, control)?;
         if relay.due(arrived) {
             relay.commit(publisher, control)?;
         }
@@ -129,10 +153,14 @@ fn stand_by(
     Ok(!control.stop())
 }
 
-struct Relay<'a> {
-    clock: &'a dyn Clock,
-    limits: &'a Limits,
-    assembler: Assembler,
+pub(crate) struct Relay<'a> {
+    pub(crate) clock: &'a dyn Clock,
+    pub(crate) limits: &'a Limits,
+    pub(crate) assembler: Assembler,
+    /// Events that wait for Postgres to compare keys.
+    pub(crate) deferred: Deferred,
+    /// When the next round of a snapshot may be.
+    pub(crate) pace: Pace,
     /// What the ledger holds.
     progress: Progress,
     /// What may be acknowledged and has not been yet.
@@ -141,7 +169,7 @@ struct Relay<'a> {
     sent_records: u64,
     sent_bytes: usize,
     /// When the oldest record not yet committed was assembled.
-    waiting_since: Option<i64>,
+    pub(crate) waiting_since: Option<i64>,
     committed_at: i64,
     beat_at: i64,
     /// The server asked for an acknowledgement.
@@ -152,17 +180,20 @@ impl<'a> Relay<'a> {
     fn new(
         encoder: Encoder,
         progress: Progress,
-        schemas: &std::collections::BTreeMap<SchemaRef, TableSchema>,
+        ledger: &Ledger,
         clock: &'a dyn Clock,
         limits: &'a Limits,
     ) -> Self {
         let Progress { end_lsn, position, split, .. } = progress.clone();
         let reach = Reach { end_lsn, position, split };
-        let assembler = Assembler::new(encoder, Cursor::new(&progress), schemas, reach);
+        let reading = Reading::new(ledger);
+        let assembler = Assembler::new(encoder, Cursor::new(&progress), &ledger.schemas, reach, reading);
         Relay {
             clock,
             limits,
             assembler,
+            deferred: Deferred::default(),
+            pace: Pace::default(),
             progress,
             confirmed: None,
             sent_records: 0,
@@ -174,8 +205,22 @@ impl<'a> Relay<'a> {
         }
     }
 
+    /// Takes in one event of the source, or has it wait behind one whose key only Postgres can compare.
+    fn take_or_defer(
+        &mut self,
+        event: WalEvent<'_>,
+        publisher: &mut dyn Publisher,
+        control: &dyn Control,
+    ) -> Result<(), RelayError> {
+        if self.deferred.is_empty() && self.assembler.decided(&event) {
+            return self.take(event, publisher, control);
+        }
+        self.deferred.push(event);
+        Ok(())
+    }
+
     /// Takes in one event of the source; sends and commits when a bound is reached.
-    fn take(
+    pub(crate) fn take(
         &mut self,
         event: WalEvent<'_>,
         publisher: &mut dyn Publisher,
@@ -219,7 +264,8 @@ impl<'a> Relay<'a> {
             Some(since) => (whole && !arrived) || self.since(since) >= self.limits.commit_interval,
             None => {
                 whole
-                    && ((self.reply_requested && self.behind())
+                    && (self.assembler.reading.dirty()
+                        || (self.reply_requested && self.behind())
                         || (self.behind() && self.since(self.committed_at) >= self.limits.idle_interval))
             }
         }
@@ -230,11 +276,11 @@ impl<'a> Relay<'a> {
         self.assembler.reach().end_lsn > self.progress.end_lsn
     }
 
-    fn since(&self, past_us: i64) -> Duration {
+    pub(crate) fn since(&self, past_us: i64) -> Duration {
         Duration::from_micros(u64::try_from(self.clock.now_us() - past_us).unwrap_or(0))
     }
 
-    fn send(&mut self, publisher: &mut dyn Publisher) -> Result<(), RelayError> {
+    pub(crate) fn send(&mut self, publisher: &mut dyn Publisher) -> Result<(), RelayError> {
         let (batch, ready) = self.assembler.ready();
         if ready > 0 {
             let bytes = batch.byte_len();
@@ -247,14 +293,20 @@ impl<'a> Relay<'a> {
     }
 
     /// Commits what is not held back. Only now may the slot move.
-    fn commit(&mut self, publisher: &mut dyn Publisher, control: &dyn Control) -> Result<(), RelayError> {
+    pub(crate) fn commit(
+        &mut self,
+        publisher: &mut dyn Publisher,
+        control: &dyn Control,
+    ) -> Result<(), RelayError> {
         self.send(publisher)?;
         let Reach { end_lsn, position, split } = self.assembler.reach();
         let now_us = self.clock.now_us();
-        let mut progress =
-            Progress { end_lsn, position, split, time_ms: now_us.div_euclid(1000), ..self.progress.clone() };
-        publisher.commit(self.assembler.new_schemas(), &mut progress)?;
-        self.assembler.schemas_committed();
+        let snapshot = self.assembler.reading.progress();
+        let time_ms = now_us.div_euclid(1000);
+        let mut progress = Progress { end_lsn, position, split, snapshot, time_ms, ..self.progress.clone() };
+        let entries: Vec<LedgerEntry> = self.assembler.new_entries().collect();
+        publisher.commit(&entries, &mut progress)?;
+        self.assembler.entries_committed();
         control.committed(&progress, self.sent_records);
         self.confirmed = Some(Confirmed::after_commit(&progress));
         self.progress = progress;

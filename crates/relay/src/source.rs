@@ -1,6 +1,7 @@
+use std::cmp::Ordering;
 use std::time::Duration;
 
-use change::{Lsn, Refusal, TableSchema, Timeline, Tuple};
+use change::{Key, Lsn, Read, Refusal, Snapshot, TableSchema, Timeline, Tuple};
 
 use crate::{Confirmed, RelayError};
 
@@ -108,6 +109,58 @@ pub struct Heartbeat {
     pub nonce: String,
 }
 
+/// A table of the publication.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PublishedTable {
+    /// Its object id.
+    pub relation: u32,
+    /// `schema.table`.
+    pub name: String,
+    /// Object id of its row in `pg_publication_rel`: another one when it was taken out and put back.
+    pub publication: u32,
+    /// Rows that the server estimates; negative for unknown.
+    pub estimated_rows: i64,
+}
+
+/// What to read of a table in a round of a snapshot.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ReadRequest {
+    /// The table.
+    pub relation: u32,
+    /// Its rows after this key are wanted, in the key's order; `None`: from the first. A table without a key is read
+    /// whole, whatever its size.
+    pub after: Option<Key>,
+    /// Whether it has been read to its end, so that only `keys` are wanted.
+    pub only_keys: bool,
+    /// Single rows that are wanted as well.
+    pub keys: Vec<Key>,
+}
+
+/// One thing that a round reads.
+#[derive(Clone, PartialEq, Debug)]
+pub enum RoundEvent<'a> {
+    /// A table, as it looks under the round's snapshot; its rows follow.
+    Table(TableSchema),
+    /// A row of that table, whole.
+    Row(Tuple<'a>),
+    /// No more rows of that table in this round; so far it has been read now.
+    End(Read),
+}
+
+/// How a round ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Round {
+    /// It was read.
+    Taken {
+        /// Its snapshot.
+        snapshot: Snapshot,
+        /// Everything that the snapshot saw committed below this LSN, and is durable at the source.
+        until: Lsn,
+    },
+    /// Nothing was read; says why.
+    NotNow(String),
+}
+
 /// Why the source cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
@@ -147,6 +200,28 @@ pub trait Source {
         timeout: Duration,
         deliver: &mut dyn FnMut(WalEvent<'_>) -> Result<(), RelayError>,
     ) -> Result<bool, RelayError>;
+
+    /// The tables that the publication has now.
+    fn published(&mut self) -> Result<Vec<PublishedTable>, SourceError>;
+
+    /// What is visible now.
+    fn visible(&mut self) -> Result<Snapshot, SourceError>;
+
+    /// Reads rows of these tables, in this order, under one snapshot, until about `bytes` of them were read: first each
+    /// table's single keys, then its range. `accept` decides on the snapshot before anything is read under it. Blocks
+    /// for as long as that takes; an error of `deliver` ends the call at once and is passed on.
+    ///
+    /// No lock that writers could wait for is held, and the snapshot ends with the call.
+    fn read(
+        &mut self,
+        tables: &[ReadRequest],
+        bytes: u64,
+        accept: &mut dyn FnMut(&Snapshot) -> bool,
+        deliver: &mut dyn FnMut(RoundEvent<'_>) -> Result<(), RelayError>,
+    ) -> Result<Round, RelayError>;
+
+    /// How each key compares with `bound`, by the operators and collations of the table's key columns.
+    fn compare(&mut self, relation: u32, keys: &[Key], bound: &Key) -> Result<Vec<Ordering>, SourceError>;
 
     /// Lets the server forget everything below this LSN. Does not block; keeps the link alive whether called or
     /// not, also while the relay is busy elsewhere.

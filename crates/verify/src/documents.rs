@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::thread;
 use std::time::Duration;
 
-use change::{Encoding, Field, Lsn, TableSchema, key};
+use change::{Encoding, Field, Lsn, Snapshot, TableSchema, key};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use tokio_postgres::SimpleQueryRow;
@@ -21,7 +21,7 @@ use crate::rows::RowRecord;
 use crate::source::{Reading, identifier, literal, only, text};
 use crate::touched::{Attribute, Expectation, Touched};
 use crate::verifier::Expected;
-use crate::{Difference, DocumentStore, Documents, NotVerified, Snapshot, Verified, Verifier, window};
+use crate::{Difference, DocumentStore, Documents, NotVerified, Verified, Verifier, window};
 
 /// Rows that are read in one snapshot: at first, and at most.
 const CHUNK: (usize, usize) = (200, 5_000);

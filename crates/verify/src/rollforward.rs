@@ -1,4 +1,6 @@
-use crate::{From, Log, NotVerified, Snapshot};
+use change::Snapshot;
+
+use crate::{From, Log, NotVerified};
 use worker::LogRecord;
 
 /// The one way through the log: from the window's beginning forwards, a stretch at a time, each record once.

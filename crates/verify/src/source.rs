@@ -1,12 +1,12 @@
 use std::time::Duration;
 
-use change::{Lsn, TableSchema};
+use change::{Lsn, Snapshot, TableSchema};
 use tokio::runtime::Handle;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row, SimpleQueryMessage, SimpleQueryRow};
 
-use crate::{NotVerified, Snapshot};
+use crate::NotVerified;
 
 /// Writes a few bytes of WAL, so that a source on which nothing happens has something to send: its insert LSN may stand
 /// after the last byte that was sent (behind the header of the next page, say). The reader passes over messages of this

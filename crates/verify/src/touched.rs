@@ -5,10 +5,10 @@
 
 use std::collections::HashMap;
 
-use change::{Encoding, Field, Op, key};
+use change::{Encoding, Field, Op, Snapshot, key};
 
+use crate::NotVerified;
 use crate::rows::{Datum, RowRecord};
-use crate::{NotVerified, Snapshot};
 
 /// Images that are kept, in bytes of their values; of rows beyond that only the keys are, and they are looked at again.
 const MAX_IMAGE_BYTES: usize = 64 << 20;

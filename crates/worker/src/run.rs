@@ -152,8 +152,9 @@ struct Worker<'a> {
     open: Option<(Lsn, Kind)>,
     /// The last change taken.
     last: Option<Position>,
-    /// A store that is being filled is ready when it has come to this offset.
-    ready_at: Option<i64>,
+    /// A store that is being filled is ready when it has come to this offset and this LSN. The offset alone would not do:
+    /// rows that a snapshot read are newer than the LSN at which they stand in the log.
+    ready_at: Option<(i64, Lsn)>,
     /// Records that could not be applied and are left out.
     skipped: BTreeSet<i64>,
     back_off: Duration,
@@ -283,13 +284,16 @@ impl<'a> Worker<'a> {
             ));
         };
         let unit = (position.lsn, position.kind);
+        // On an idle source several rounds of a snapshot stand at one LSN, their ordinals going on.
+        let again = |last: Position| {
+            self.open.is_none()
+                && unit == (last.lsn, last.kind)
+                && (last.kind != Kind::Round || position == last)
+        };
         if self.open.is_some_and(|open| open != unit) {
             return Err(poison(format!("{position} begins while the unit before it has no end mark")));
         }
-        if self
-            .last
-            .is_some_and(|last| position < last || (self.open.is_none() && unit == (last.lsn, last.kind)))
-        {
+        if self.last.is_some_and(|last| position < last || again(last)) {
             return Err(poison(format!("{position} comes after {}", self.last.unwrap_or(position))));
         }
         self.open = Some(unit);
@@ -339,7 +343,10 @@ impl<'a> Worker<'a> {
     /// Takes the ledger's LSN when the log up to the ledger's offset was taken.
     fn follow_ledger(&mut self, feed: &mut dyn Feed) -> Result<(), Failure> {
         let Some(progress) = feed.progress()? else { return Ok(()) };
-        self.ready_at.get_or_insert(progress.log_end);
+        // Until every table has been read there is nothing to catch up with (h28).
+        if progress.snapshot.is_none() {
+            self.ready_at.get_or_insert((progress.log_end, progress.end_lsn));
+        }
         if progress.log_end <= self.next_offset {
             self.lsn = self.lsn.max(progress.end_lsn);
         }
@@ -347,7 +354,7 @@ impl<'a> Worker<'a> {
     }
 
     fn moves(&self) -> Vec<Option<Move>> {
-        let caught_up = self.ready_at.is_some_and(|at| self.next_offset >= at);
+        let caught_up = self.ready_at.is_some_and(|(at, lsn)| self.next_offset >= at && self.lsn >= lsn);
         let move_of = |from: &Checkpoint| {
             let mut to = Checkpoint {
                 next_offset: self.next_offset,

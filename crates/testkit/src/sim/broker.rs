@@ -7,7 +7,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use change::{LedgerEntry, Progress, RecordBatch, SchemaRef, TableSchema, Timeline, header};
+use change::{
+    LedgerEntry, Lsn, Progress, RecordBatch, SchemaRef, Snapshot, SnapshotProgress, TableSchema, Timeline,
+    header,
+};
 use relay::{Ledger, PublishError, Publisher};
 use worker::{Feed, FeedError, FeedEvent, GroupOffset, LogBatch, LogState};
 
@@ -39,10 +42,12 @@ pub(crate) struct Broker {
     ledger: BTreeMap<Vec<u8>, Vec<u8>>,
     epoch: u64,
     group: Option<GroupOffset>,
+    /// From this offset and LSN on the log has been complete, as far as the ledger says.
+    complete_from: Option<(i64, Lsn)>,
 }
 
 impl Broker {
-    pub(crate) fn new(progress: Progress) -> Self {
+    pub(crate) fn new(progress: Progress, table: LedgerEntry) -> Self {
         let first = Record {
             key: Vec::new(),
             value: Vec::new(),
@@ -51,9 +56,10 @@ impl Broker {
         let entry = LedgerEntry::Progress(progress);
         Broker {
             slots: vec![Slot::Committed(first), Slot::Hidden],
-            ledger: BTreeMap::from([(entry.key().into_bytes(), entry.value())]),
+            ledger: [entry, table].map(|entry| (entry.key().into_bytes(), entry.value())).into(),
             epoch: 0,
             group: None,
+            complete_from: None,
         }
     }
 
@@ -75,6 +81,18 @@ impl Broker {
         }
         self.slots.push(Slot::Hidden);
         self.ledger.extend(ledger.into_iter().map(|entry| (entry.key().into_bytes(), entry.value())));
+        let progress = self.progress();
+        self.complete_from = match progress {
+            Some(Progress { snapshot: None, log_end, end_lsn, .. }) => {
+                self.complete_from.or(Some((log_end, end_lsn)))
+            }
+            _ => None,
+        };
+    }
+
+    /// From where on the log holds a table whole; `None` while it does not.
+    pub(crate) fn complete_from(&self, table: u32) -> Option<(i64, Lsn)> {
+        self.complete_from.filter(|_| self.read_ledger().tables.contains_key(&table))
     }
 
     fn data_end(&self) -> i64 {
@@ -98,16 +116,17 @@ impl Broker {
         }
     }
 
-    fn read_ledger(&self) -> (Option<Progress>, BTreeMap<SchemaRef, TableSchema>) {
-        let (mut progress, mut schemas) = (None, BTreeMap::new());
+    fn read_ledger(&self) -> Ledger {
+        let mut ledger = Ledger::default();
         for (key, value) in &self.ledger {
             match LedgerEntry::decode(key, value).expect("the simulator wrote it") {
-                LedgerEntry::Progress(newer) => progress = Some(newer),
-                LedgerEntry::Schema(at, schema) => drop(schemas.insert(at, schema)),
+                LedgerEntry::Progress(progress) => ledger.progress = Some(progress),
+                LedgerEntry::Schema(at, schema) => drop(ledger.schemas.insert(at, schema)),
+                LedgerEntry::Table(at, table) => drop(ledger.tables.insert(at, table)),
                 LedgerEntry::Slot(_) => {}
             }
         }
-        (progress, schemas)
+        ledger
     }
 }
 
@@ -137,10 +156,10 @@ impl Publisher for SimPublisher {
         broker.epoch += 1;
         self.epoch = broker.epoch;
         broker.abort();
-        let (progress, schemas) = broker.read_ledger();
-        let log = progress.as_ref().map(|progress| progress.log.clone());
-        let log_end = broker.slots.len() as i64;
-        Ok(Ledger { progress, slot: None, schemas, log, log_end })
+        let mut ledger = broker.read_ledger();
+        ledger.log = ledger.progress.as_ref().map(|progress| progress.log.clone());
+        ledger.log_end = broker.slots.len() as i64;
+        Ok(ledger)
     }
 
     fn send(&mut self, batch: &RecordBatch, count: usize) -> Result<(), PublishError> {
@@ -154,17 +173,11 @@ impl Publisher for SimPublisher {
         Ok(())
     }
 
-    fn commit(
-        &mut self,
-        schemas: &[(SchemaRef, TableSchema)],
-        progress: &mut Progress,
-    ) -> Result<(), PublishError> {
+    fn commit(&mut self, entries: &[LedgerEntry], progress: &mut Progress) -> Result<(), PublishError> {
         self.fail()?;
         let mut broker = self.broker.borrow_mut();
         progress.log_end = broker.data_end();
-        let schemas = schemas.iter().map(|(at, schema)| LedgerEntry::Schema(*at, schema.clone()));
-        let entries = schemas.chain([LedgerEntry::Progress(progress.clone())]).collect();
-        broker.commit(entries);
+        broker.commit([entries, &[LedgerEntry::Progress(progress.clone())]].concat());
         drop(broker);
         // It took effect, and the producer does not learn of it.
         if self.faults.strike() { Err(PublishError::Unavailable("simulated".into())) } else { Ok(()) }
@@ -233,8 +246,9 @@ impl Feed for SimFeed {
         if let Some(schema) = self.schemas.get(&version) {
             return Ok(schema.clone());
         }
-        let (_, schemas) = self.broker.borrow().read_ledger();
-        let schema = schemas.get(&version).expect("a schema is in the ledger before its first row").clone();
+        let ledger = self.broker.borrow().read_ledger();
+        let schema =
+            ledger.schemas.get(&version).expect("a schema is in the ledger before its first row").clone();
         Ok(self.schemas.entry(version).or_insert(Arc::new(schema)).clone())
     }
 
@@ -251,16 +265,17 @@ impl Feed for SimFeed {
 }
 
 /// The progress that a setup writes.
-pub(crate) fn first_progress() -> Progress {
+pub(crate) fn first_progress(consistent_point: Lsn, genesis: Snapshot) -> Progress {
     Progress {
         log: "simulated".into(),
         generation: 1,
-        end_lsn: change::Lsn(1000),
+        end_lsn: consistent_point,
         position: change::Position::START,
         split: None,
         log_end: 1,
         timeline: Timeline { system_id: "1".into(), timeline: 1 },
         beat: (0, String::new()),
+        snapshot: Some(SnapshotProgress { genesis: Some(genesis), ..SnapshotProgress::default() }),
         time_ms: 0,
     }
 }

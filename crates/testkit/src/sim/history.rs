@@ -1,25 +1,100 @@
 //! The source's write-ahead log, made as it goes, and the tables as they were after each transaction.
+//!
+//! A transaction is in the log as soon as it commits and visible to others only some time later, in any order, but
+//! before anybody can touch what it touched (it holds its locks until then). Its xid says nothing of the order either.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use change::{Collation, Column, Lsn, ReplicaIdentity, TableSchema};
+use change::{Collation, Column, Lsn, ReplicaIdentity, Snapshot, TableSchema};
 use rand::Rng;
 use rand::rngs::StdRng;
 
 /// Rows by table and id.
 pub(crate) type Tables = BTreeMap<(u32, i64), String>;
 
-/// The tables' relation ids.
+/// The tables' relation ids. The first has REPLICA IDENTITY FULL and a key that anybody can compare. The second is
+/// published later, has the default identity, a key that only the server can compare, and values stored out of line.
 pub(crate) const TABLES: [u32; 2] = [16384, 16385];
 
 /// One row's change.
 #[derive(Clone, Debug)]
 pub(crate) enum RowEdit {
-    Insert { table: u32, id: i64, value: String },
-    Update { table: u32, old: (i64, String), new: (i64, String) },
-    Delete { table: u32, id: i64, value: String },
-    Truncate { tables: Vec<u32> },
+    Insert {
+        table: u32,
+        id: i64,
+        value: String,
+    },
+    Update {
+        table: u32,
+        old: (i64, String),
+        new: (i64, String),
+    },
+    Delete {
+        table: u32,
+        id: i64,
+        value: String,
+    },
+    Truncate {
+        tables: Vec<u32>,
+    },
     Message,
+    /// The second table enters the publication.
+    Publish,
+}
+
+impl RowEdit {
+    fn tables(&self) -> &[u32] {
+        match self {
+            RowEdit::Insert { table, .. } | RowEdit::Update { table, .. } | RowEdit::Delete { table, .. } => {
+                std::slice::from_ref(table)
+            }
+            RowEdit::Truncate { tables } => tables,
+            RowEdit::Message | RowEdit::Publish => &[],
+        }
+    }
+
+    pub(crate) fn touches(&self, table: u32) -> bool {
+        self.tables().contains(&table)
+    }
+
+    /// What of it is streamed when these tables are published.
+    pub(crate) fn published(&self, published: &[u32]) -> Option<RowEdit> {
+        match self {
+            RowEdit::Truncate { tables } => {
+                let tables: Vec<u32> = tables.iter().copied().filter(|t| published.contains(t)).collect();
+                (!tables.is_empty()).then_some(RowEdit::Truncate { tables })
+            }
+            edit if edit.tables().iter().all(|table| published.contains(table)) => Some(edit.clone()),
+            _ => None,
+        }
+    }
+
+    /// What the edit locks: rows by table and id, or the whole table.
+    fn locks(&self) -> Vec<(u32, Option<i64>)> {
+        match self {
+            RowEdit::Insert { table, id, .. } | RowEdit::Delete { table, id, .. } => {
+                vec![(*table, Some(*id))]
+            }
+            RowEdit::Update { table, old, new } => vec![(*table, Some(old.0)), (*table, Some(new.0))],
+            RowEdit::Truncate { tables } => tables.iter().map(|table| (*table, None)).collect(),
+            RowEdit::Message => Vec::new(),
+            RowEdit::Publish => vec![(TABLES[1], None)],
+        }
+    }
+
+    /// Does it to the tables.
+    fn apply(&self, tables: &mut Tables) {
+        match self {
+            RowEdit::Insert { table, id, value } => drop(tables.insert((*table, *id), value.clone())),
+            RowEdit::Update { table, old, new } => {
+                tables.remove(&(*table, old.0));
+                tables.insert((*table, new.0), new.1.clone());
+            }
+            RowEdit::Delete { table, id, .. } => drop(tables.remove(&(*table, *id))),
+            RowEdit::Truncate { tables: truncated } => tables.retain(|(t, _), _| !truncated.contains(t)),
+            RowEdit::Message | RowEdit::Publish => {}
+        }
+    }
 }
 
 /// One entry of the WAL that decoding yields.
@@ -29,6 +104,8 @@ pub(crate) enum Entry {
         commit_lsn: Lsn,
         end_lsn: Lsn,
         xid: u32,
+        /// Whether the second table was published by then.
+        published: bool,
         edits: Vec<RowEdit>,
     },
     Message {
@@ -48,15 +125,30 @@ pub(crate) struct History {
     /// The tables after the transaction whose commit record starts at the key.
     states: BTreeMap<Lsn, Tables>,
     tables: Tables,
+    /// Whether the second table is published.
+    pub(crate) published: bool,
+    /// The next transaction id, those of transactions that run, and what the committed ones hold locked that others do
+    /// not see yet.
     xid: u32,
+    running: Vec<u32>,
+    invisible: BTreeMap<u32, BTreeSet<(u32, Option<i64>)>>,
     next_id: i64,
 }
 
 impl History {
     pub(crate) fn new() -> Self {
         let states = BTreeMap::from([(Lsn::ZERO, Tables::new())]);
-        let (entries, tables) = (Vec::new(), Tables::new());
-        History { entries, end: Lsn(1000), states, tables, xid: 700, next_id: 1 }
+        History {
+            entries: Vec::new(),
+            end: Lsn(1000),
+            states,
+            tables: Tables::new(),
+            published: false,
+            xid: 700,
+            running: Vec::new(),
+            invisible: BTreeMap::new(),
+            next_id: 1,
+        }
     }
 
     /// The tables with everything that committed below `lsn`.
@@ -69,6 +161,44 @@ impl History {
         &self.tables
     }
 
+    /// The tables with everything that a snapshot sees.
+    pub(crate) fn seen_by(&self, snapshot: &Snapshot) -> Tables {
+        let mut tables = Tables::new();
+        for entry in &self.entries {
+            if let Entry::Transaction { xid, edits, .. } = entry
+                && snapshot.saw(*xid)
+            {
+                edits.iter().for_each(|edit| edit.apply(&mut tables));
+            }
+        }
+        tables
+    }
+
+    /// What others see now; with `committed`, what they would see if all that has committed were visible.
+    pub(crate) fn snapshot(&self, committed: bool) -> Snapshot {
+        let mut open = self.running.clone();
+        if !committed {
+            open.extend(self.invisible.keys());
+        }
+        let last = (700..self.xid).rev().find(|xid| !open.contains(xid));
+        let xmax = last.map_or(700, |last| last + 1);
+        open.retain(|xid| *xid < xmax);
+        open.sort_unstable();
+        let xmin = open.first().copied().unwrap_or(xmax);
+        let list: Vec<String> = open.iter().map(u32::to_string).collect();
+        format!("{xmin}:{xmax}:{}", list.join(",")).parse().expect("a snapshot")
+    }
+
+    /// Some of what has committed becomes visible.
+    pub(crate) fn reveal(&mut self, rng: &mut StdRng) {
+        self.invisible.retain(|_, _| rng.random_bool(0.3));
+    }
+
+    /// All of it does.
+    pub(crate) fn reveal_all(&mut self) {
+        self.invisible.clear();
+    }
+
     /// Appends a few entries.
     pub(crate) fn grow(&mut self, rng: &mut StdRng) {
         for _ in 0..rng.random_range(1..6) {
@@ -77,6 +207,17 @@ impl History {
                 1 => self.message(rng),
                 _ => self.transaction(rng),
             }
+            if rng.random_bool(0.6) {
+                self.reveal(rng);
+            }
+        }
+    }
+
+    /// Publishes the second table, whose writers are locked out for that moment.
+    pub(crate) fn publish(&mut self, rng: &mut StdRng) {
+        if !self.published {
+            self.published = true;
+            self.commit(rng, vec![RowEdit::Publish]);
         }
     }
 
@@ -85,26 +226,38 @@ impl History {
         self.entries.push(Entry::Noise { end_lsn: self.end });
     }
 
-    /// The next commit record can have a message's LSN; the next message cannot.
+    /// A message has the LSN of its record's end, where the next commit record may start.
     fn message(&mut self, rng: &mut StdRng) {
-        if matches!(self.entries.last(), Some(Entry::Message { lsn }) if *lsn == self.end) {
-            self.end = Lsn(self.end.0 + 1);
-        }
+        self.end = Lsn(self.end.0 + rng.random_range(1..50));
         self.entries.push(Entry::Message { lsn: self.end });
-        if rng.random_bool(0.5) {
-            self.end = Lsn(self.end.0 + 1);
-        }
     }
 
     fn transaction(&mut self, rng: &mut StdRng) {
         let size = if rng.random_bool(0.1) { rng.random_range(10..60) } else { rng.random_range(1..6) };
         let edits = (0..size).filter_map(|_| self.edit(rng)).collect();
-        self.xid += 1;
+        self.commit(rng, edits);
+    }
+
+    fn commit(&mut self, rng: &mut StdRng, edits: Vec<RowEdit>) {
+        for _ in 0..rng.random_range(1..3) {
+            self.running.push(self.xid);
+            self.xid += 1;
+        }
+        let xid = self.running.swap_remove(rng.random_range(0..self.running.len()));
+        let locks: BTreeSet<_> = edits.iter().flat_map(RowEdit::locks).collect();
+        let meets = |held: &BTreeSet<(u32, Option<i64>)>| {
+            held.iter().any(|(table, row)| {
+                locks.iter().any(|(t, r)| table == t && (row.is_none() || r.is_none() || row == r))
+            })
+        };
+        self.invisible.retain(|_, held| !meets(held));
         let commit_lsn = Lsn(self.end.0 + if rng.random_bool(0.3) { 0 } else { rng.random_range(0..100) });
         // A commit record has a length.
         self.end = Lsn(commit_lsn.0 + rng.random_range(1..30));
         self.states.insert(commit_lsn, self.tables.clone());
-        self.entries.push(Entry::Transaction { commit_lsn, end_lsn: self.end, xid: self.xid, edits });
+        self.invisible.insert(xid, locks);
+        let published = self.published;
+        self.entries.push(Entry::Transaction { commit_lsn, end_lsn: self.end, xid, published, edits });
     }
 
     fn edit(&mut self, rng: &mut StdRng) -> Option<RowEdit> {
@@ -113,40 +266,41 @@ impl History {
         let existing: Vec<(u32, i64)> = self.tables.keys().filter(|(t, _)| *t == table).copied().collect();
         let kind = if existing.is_empty() { 0 } else { rng.random_range(0..100) };
         let pick = |rng: &mut StdRng| existing[rng.random_range(0..existing.len())].1;
-        Some(match kind {
-            0..40 => {
-                self.next_id += 1;
-                self.tables.insert((table, self.next_id), value.clone());
-                RowEdit::Insert { table, id: self.next_id, value }
+        // Below and above all ids there are, and between them: rows move into ranges that were read and out of them.
+        let mut free = |rng: &mut StdRng| {
+            self.next_id += 1;
+            loop {
+                let id = rng.random_range(-200..200 + self.next_id);
+                if !self.tables.contains_key(&(table, id)) {
+                    return id;
+                }
             }
+        };
+        let edit = match kind {
+            0..40 => RowEdit::Insert { table, id: free(rng), value },
             40..75 => {
                 let id = pick(rng);
-                let before = self.tables.remove(&(table, id))?;
-                let new_id = if rng.random_bool(0.25) {
-                    self.next_id += 1;
-                    self.next_id
-                } else {
-                    id
-                };
-                self.tables.insert((table, new_id), value.clone());
-                RowEdit::Update { table, old: (id, before), new: (new_id, value) }
+                let before = self.tables.get(&(table, id))?.clone();
+                let new_id = if rng.random_bool(0.4) { free(rng) } else { id };
+                let new = if rng.random_bool(0.4) { before.clone() } else { value };
+                RowEdit::Update { table, old: (id, before), new: (new_id, new) }
             }
             75..95 => {
                 let id = pick(rng);
-                let value = self.tables.remove(&(table, id))?;
-                RowEdit::Delete { table, id, value }
+                RowEdit::Delete { table, id, value: self.tables.get(&(table, id))?.clone() }
             }
             95..97 => {
                 let tables = if rng.random_bool(0.5) { TABLES.to_vec() } else { vec![table] };
-                self.tables.retain(|(t, _), _| !tables.contains(t));
                 RowEdit::Truncate { tables }
             }
             _ => RowEdit::Message,
-        })
+        };
+        edit.apply(&mut self.tables);
+        Some(edit)
     }
 }
 
-/// What the tables look like: an id and a text, REPLICA IDENTITY FULL.
+/// What the tables look like: an id and a text.
 pub(crate) fn schema(table: u32) -> TableSchema {
     let column = |name: &str, type_oid, type_name: &str, key, collation| Column {
         name: name.into(),
@@ -155,14 +309,16 @@ pub(crate) fn schema(table: u32) -> TableSchema {
         key,
         collation,
     };
+    let first = table == TABLES[0];
+    let (id_oid, id_type) = if first { (20, "bigint") } else { (1700, "numeric") };
     let collation = Collation { name: "C".into(), deterministic: true, bytewise: true };
     TableSchema {
         relation: table,
         schema: "public".into(),
         table: format!("t{table}"),
-        identity: ReplicaIdentity::Full,
+        identity: if first { ReplicaIdentity::Full } else { ReplicaIdentity::Default },
         columns: vec![
-            column("id", 20, "bigint", Some(1), None),
+            column("id", id_oid, id_type, Some(1), None),
             column("value", 25, "text", None, Some(collation)),
         ],
     }

@@ -1,11 +1,15 @@
 //! The source as a reader sees it: a slot on the simulated WAL.
 
 use std::cell::RefCell;
+use std::cmp::Ordering;
 use std::rc::Rc;
 use std::time::Duration;
 
-use change::{Datum, Lsn, Timeline, TupleBuf};
-use relay::{Confirmed, Heartbeat, RelayError, RowChange, Source, SourceError, SourceState, WalEvent};
+use change::{Datum, Key, Lsn, Read, Snapshot, Timeline, TupleBuf};
+use relay::{
+    Confirmed, Heartbeat, PublishedTable, ReadRequest, RelayError, Round, RoundEvent, RowChange, Source,
+    SourceError, SourceState, TABLES_CHANGED, WalEvent,
+};
 
 use super::history::{Entry, History, RowEdit, TABLES, schema};
 use super::world::Faults;
@@ -43,29 +47,42 @@ impl SimSource {
         lsn: Lsn,
         deliver: &mut dyn FnMut(WalEvent<'_>) -> Result<(), RelayError>,
     ) -> Result<(), RelayError> {
-        let row = |id: i64, value: &str| TupleBuf::new([Datum::Text(&id.to_string()), Datum::Text(value)]);
         match edit {
             RowEdit::Insert { table, id, value } => {
-                let new = row(*id, value);
+                let new = row(*id, Datum::Text(value));
                 let change = RowChange::Insert { new: new.as_tuple() };
                 deliver(WalEvent::Row { lsn, relation: *table, change })
             }
             RowEdit::Update { table, old, new } => {
-                let (old, new) = (row(old.0, &old.1), row(new.0, &new.1));
-                let change = RowChange::Update { old: Some(old.as_tuple()), new: new.as_tuple() };
+                let full = *table == TABLES[0];
+                let before = row(old.0, if full { Datum::Text(&old.1) } else { Datum::Null });
+                let value = if old.1 == new.1 { Datum::Unchanged } else { Datum::Text(&new.1) };
+                let after = row(new.0, value);
+                let old = (full || old.0 != new.0).then(|| before.as_tuple());
+                let change = RowChange::Update { old, new: after.as_tuple() };
                 deliver(WalEvent::Row { lsn, relation: *table, change })
             }
             RowEdit::Delete { table, id, value } => {
-                let old = row(*id, value);
+                let full = *table == TABLES[0];
+                let old = row(*id, if full { Datum::Text(value) } else { Datum::Null });
                 let change = RowChange::Delete { old: old.as_tuple() };
                 deliver(WalEvent::Row { lsn, relation: *table, change })
             }
             RowEdit::Truncate { tables } => deliver(WalEvent::Truncate { lsn, relations: tables }),
-            RowEdit::Message => {
-                deliver(WalEvent::Message { lsn, transactional: true, prefix: "millrace", content: b"x" })
+            RowEdit::Message | RowEdit::Publish => {
+                let prefix = if matches!(edit, RowEdit::Publish) { TABLES_CHANGED } else { "millrace" };
+                deliver(WalEvent::Message { lsn, transactional: true, prefix, content: b"x" })
             }
         }
     }
+}
+
+fn row(id: i64, value: Datum<'_>) -> TupleBuf {
+    TupleBuf::new([Datum::Text(&id.to_string()), value])
+}
+
+fn id(key: &Key) -> i64 {
+    key[0].parse().expect("a key of the simulator")
 }
 
 impl Source for SimSource {
@@ -123,7 +140,7 @@ impl Source for SimSource {
                         reply_requested: self.faults.strike_often(),
                     })?;
                 }
-                Entry::Message { lsn } if *lsn >= self.from => {
+                Entry::Message { lsn } if *lsn > self.from => {
                     deliver(WalEvent::Message {
                         lsn: *lsn,
                         transactional: false,
@@ -131,23 +148,112 @@ impl Source for SimSource {
                         content: b"m",
                     })?;
                 }
-                Entry::Transaction { commit_lsn, end_lsn, xid, edits } if *commit_lsn >= self.from => {
+                Entry::Transaction { commit_lsn, end_lsn, xid, published, edits }
+                    if *commit_lsn >= self.from =>
+                {
+                    let tables = if *published { &TABLES[..] } else { &TABLES[..1] };
                     let (commit_lsn, xid) = (*commit_lsn, *xid);
                     deliver(WalEvent::Begin { commit_lsn, commit_time_us: 0, xid })?;
                     if !self.described || self.faults.strike_often() {
                         self.described = true;
-                        TABLES.iter().try_for_each(|table| deliver(WalEvent::Relation(schema(*table))))?;
+                        tables.iter().try_for_each(|table| deliver(WalEvent::Relation(schema(*table))))?;
+                    } else if edits.iter().any(|edit| edit.touches(TABLES[1])) && *published {
+                        deliver(WalEvent::Relation(schema(TABLES[1])))?;
                     }
-                    for edit in edits {
+                    for edit in edits.iter().filter_map(|edit| edit.published(tables)) {
                         self.fail()?;
-                        self.deliver_edit(edit, commit_lsn, deliver)?;
+                        self.deliver_edit(&edit, commit_lsn, deliver)?;
                     }
                     deliver(WalEvent::Commit { commit_lsn, end_lsn: *end_lsn })?;
                 }
                 _ => {}
             }
         }
+        if self.next == server.history.entries.len() {
+            deliver(WalEvent::Keepalive { wal_end: server.history.end, reply_requested: false })?;
+        }
         Ok(arrived)
+    }
+
+    fn published(&mut self) -> Result<Vec<PublishedTable>, SourceError> {
+        self.fail()?;
+        let count = if self.server.borrow().history.published { 2 } else { 1 };
+        let table = |relation: &u32| PublishedTable {
+            relation: *relation,
+            name: format!("public.t{relation}"),
+            publication: relation + 1,
+            estimated_rows: -1,
+        };
+        Ok(TABLES[..count].iter().map(table).collect())
+    }
+
+    fn visible(&mut self) -> Result<Snapshot, SourceError> {
+        self.fail()?;
+        Ok(self.server.borrow().history.snapshot(false))
+    }
+
+    fn read(
+        &mut self,
+        tables: &[ReadRequest],
+        _: u64,
+        accept: &mut dyn FnMut(&Snapshot) -> bool,
+        deliver: &mut dyn FnMut(RoundEvent<'_>) -> Result<(), RelayError>,
+    ) -> Result<Round, RelayError> {
+        self.fail()?;
+        let (snapshot, rows, until) = {
+            let mut server = self.server.borrow_mut();
+            let snapshot = server.history.snapshot(false);
+            let rows = server.history.seen_by(&snapshot);
+            // The world goes on while a round is read.
+            self.faults.grow(&mut server.history);
+            (snapshot, rows, server.history.end)
+        };
+        if !accept(&snapshot) {
+            return Ok(Round::NotNow("simulated".into()));
+        }
+        let mut budget = self.faults.up_to(8);
+        for ReadRequest { relation, after, only_keys, keys } in tables {
+            deliver(RoundEvent::Table(schema(*relation)))?;
+            let mut give = |id: i64, value: &str| {
+                self.fail()?;
+                deliver(RoundEvent::Row(row(id, Datum::Text(value)).as_tuple()))
+            };
+            for id in keys.iter().map(id) {
+                if let Some(value) = rows.get(&(*relation, id)) {
+                    give(id, value)?;
+                }
+            }
+            let after = after.as_ref().map_or(i64::MIN, |key| id(key) + 1);
+            let mut last = None;
+            let mut range = rows.range((*relation, after)..=(*relation, i64::MAX));
+            let end = loop {
+                if *only_keys {
+                    break Read::All;
+                }
+                match (budget, range.next()) {
+                    (_, None) => break Read::All,
+                    (0, Some(_)) => {
+                        break last.map_or(Read::Nothing, |id: i64| Read::UpTo(vec![id.to_string()]));
+                    }
+                    (_, Some(((_, id), value))) => {
+                        give(*id, value)?;
+                        last = Some(*id);
+                        budget -= 1;
+                    }
+                }
+            };
+            let end = match (end, after) {
+                (Read::Nothing, after) if after > i64::MIN => Read::UpTo(vec![(after - 1).to_string()]),
+                (end, _) => end,
+            };
+            deliver(RoundEvent::End(end))?;
+        }
+        Ok(Round::Taken { snapshot, until })
+    }
+
+    fn compare(&mut self, _: u32, keys: &[Key], bound: &Key) -> Result<Vec<Ordering>, SourceError> {
+        self.fail()?;
+        Ok(keys.iter().map(|key| id(key).cmp(&id(bound))).collect())
     }
 
     fn acknowledge(&mut self, confirmed: Confirmed) -> Result<(), SourceError> {

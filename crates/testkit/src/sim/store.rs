@@ -23,6 +23,10 @@ pub(crate) type Parts = [Part; 2];
 #[derive(Clone, Debug)]
 enum Edit {
     Put(i64, String),
+    /// Another column changed; there is none, so nothing.
+    Keep(i64),
+    /// The value of a row that moved here from another id in this transaction.
+    Carry(i64, i64),
     Drop(i64),
     Clear,
 }
@@ -49,13 +53,23 @@ impl SimSink {
     }
 }
 
-fn row(json: Option<&serde_json::value::RawValue>) -> (i64, String) {
+pub(crate) fn row(json: Option<&serde_json::value::RawValue>) -> (i64, String) {
     let mut out = Vec::new();
-    fields(json.expect("a full image"), &["id", "value"], &mut out).expect("a row");
-    match (&out[0], &out[1]) {
-        (Field::Bare(id), Field::Text(value)) => (id.parse().expect("an integer"), value.to_string()),
+    fields(json.expect("an image"), &["id", "value"], &mut out).expect("a row");
+    let id = match &out[0] {
+        Field::Bare(id) => id.parse().expect("an integer"),
+        Field::Text(id) => id.parse().expect("an integer"),
         other => panic!("not the row that was written: {other:?}"),
+    };
+    match &out[1] {
+        Field::Text(value) => (id, value.to_string()),
+        _ => (id, String::new()),
     }
+}
+
+pub(crate) fn id_of(key: &[u8]) -> i64 {
+    let key: serde_json::Value = serde_json::from_slice(key).expect("a key");
+    key["id"].as_str().expect("a numeric id").parse().expect("an integer")
 }
 
 impl Sink for SimSink {
@@ -90,7 +104,11 @@ impl Sink for SimSink {
         self.staged[store].push(match event.op {
             Op::Create | Op::Read | Op::Update => {
                 let (id, value) = row(event.after);
-                Edit::Put(id, value)
+                match (change.unchanged, change.previous_key) {
+                    ([], _) => Edit::Put(id, value),
+                    (_, []) => Edit::Keep(id),
+                    (_, previous) => Edit::Carry(id_of(previous), id),
+                }
             }
             Op::Delete => Edit::Drop(row(event.before).0),
             Op::Truncate => Edit::Clear,
@@ -120,10 +138,16 @@ impl Sink for SimSink {
                 assert!(staged.is_empty(), "a store that stays has nothing staged");
                 continue;
             };
+            let mut dropped = BTreeMap::new();
             for edit in staged.drain(..) {
                 match edit {
                     Edit::Put(id, value) => drop(part.rows.insert(id, value)),
-                    Edit::Drop(id) => drop(part.rows.remove(&id)),
+                    Edit::Keep(id) => assert!(part.rows.contains_key(&id), "a row without a birth"),
+                    Edit::Carry(old, new) => {
+                        let value: &String = dropped.get(&old).expect("the row that moved was there");
+                        drop(part.rows.insert(new, value.clone()));
+                    }
+                    Edit::Drop(id) => drop(part.rows.remove(&id).map(|value| dropped.insert(id, value))),
                     Edit::Clear => part.rows.clear(),
                 }
             }

@@ -1,17 +1,18 @@
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use change::{Clock, Headers, Lsn, Position, Progress};
+use change::{Clock, Event, Headers, Kind, LedgerEntry, Lsn, Op, Position, Progress, Read, TableProgress};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use relay::{Limits, PublishError, RelayError, SourceError};
 use worker::WorkerError;
 
 use super::broker::{Broker, SimFeed, SimPublisher, first_progress};
-use super::history::{History, RowEdit, TABLES};
+use super::history::{History, TABLES, Tables};
 use super::reader::{Server, SimSource};
-use super::store::{Parts, SimSink};
+use super::store::{Parts, SimSink, id_of, row};
 
 /// How long a seed's life is.
 const ROUNDS: usize = 30;
@@ -34,6 +35,13 @@ impl Faults {
     /// A coin.
     pub(crate) fn strike_often(&self) -> bool {
         self.rng.borrow_mut().random_bool(0.3)
+    }
+
+    /// The source's clients go on, sometimes.
+    pub(crate) fn grow(&self, history: &mut History) {
+        if !self.calm.get() && self.strike_often() {
+            history.grow(&mut self.rng.borrow_mut());
+        }
     }
 
     /// Between 0 and `most`.
@@ -116,17 +124,22 @@ impl World {
             heartbeat_interval: Duration::from_millis(1),
             ..Limits::default()
         };
+        let mut history = History::new();
+        for _ in 0..rng.random_range(0..4) {
+            history.grow(&mut rng);
+        }
+        let consistent_point = history.end;
+        let progress = first_progress(consistent_point, history.snapshot(true));
+        let table = TableProgress::new("public.first".into(), TABLES[0] + 1, Read::Nothing);
+        let table = LedgerEntry::Table(TABLES[0], table);
         let faults = Faults { rng: Rc::new(RefCell::new(rng)), calm: Rc::new(Cell::new(false)) };
-        let server = Server {
-            history: History::new(),
-            confirmed_flush: Lsn(1000),
-            heartbeat: relay::Heartbeat::default(),
-        };
+        let server =
+            Server { history, confirmed_flush: consistent_point, heartbeat: relay::Heartbeat::default() };
         World {
             faults,
             clock: SimClock(Cell::new(0)),
             server: Rc::new(RefCell::new(server)),
-            broker: Rc::new(RefCell::new(Broker::new(first_progress()))),
+            broker: Rc::new(RefCell::new(Broker::new(progress, table))),
             parts: Rc::default(),
             backups: vec![Parts::default()],
             limits,
@@ -134,8 +147,12 @@ impl World {
     }
 
     fn round(&mut self) {
-        match self.faults.up_to(9) {
+        match self.faults.up_to(11) {
             0..=2 => self.server.borrow_mut().history.grow(&mut self.faults.rng.borrow_mut()),
+            10 => self.server.borrow_mut().history.reveal(&mut self.faults.rng.borrow_mut()),
+            11 if self.faults.strike_often() => {
+                self.server.borrow_mut().history.publish(&mut self.faults.rng.borrow_mut());
+            }
             3..=5 => self.relay(1 + self.faults.up_to(30) as u32),
             6..=8 => self.worker(1 + self.faults.up_to(30) as u32),
             _ => self.meddle(),
@@ -159,9 +176,11 @@ impl World {
         let control = Countdown(Cell::new(polls + 1));
         let names = ("sim", "app");
         match relay::run(&mut source, &mut publisher, &self.clock, &control, names, &self.limits) {
-            Ok(())
-            | Err(RelayError::Source(SourceError::Unavailable(_)))
-            | Err(RelayError::Publish(PublishError::Unavailable(_))) => {}
+            Ok(()) => {}
+            Err(
+                RelayError::Source(SourceError::Unavailable(_))
+                | RelayError::Publish(PublishError::Unavailable(_)),
+            ) if !self.faults.calm.get() => {}
             Err(error) => panic!("the reader ended: {error}"),
         }
         assert!(self.server.borrow().confirmed_flush <= self.durable(), "acknowledged before it was durable");
@@ -177,7 +196,9 @@ impl World {
     /// A worker's life of so many polls.
     fn worker(&self, polls: u32) {
         let server = self.server.clone();
-        let observe = Rc::new(move |parts: &Parts| check_prefix(&server.borrow().history, parts));
+        let complete_from = TABLES.map(|table| self.broker.borrow().complete_from(table));
+        let observe =
+            Rc::new(move |parts: &Parts| check_prefix(&server.borrow().history, parts, complete_from));
         let mut sink = SimSink::new(self.parts.clone(), self.faults.clone(), observe);
         let mut feed = SimFeed::new(self.broker.clone(), self.faults.clone());
         let control = Countdown(Cell::new(polls + 1));
@@ -190,77 +211,105 @@ impl World {
     /// Without further faults everything arrives, once.
     fn settle(&mut self) {
         self.faults.calm.set(true);
+        self.server.borrow_mut().history.reveal_all();
         self.relay(PATIENCE);
         self.worker(PATIENCE);
         self.check_log();
+        let complete_from = TABLES.map(|table| self.broker.borrow().complete_from(table));
         let server = self.server.borrow();
+        assert!(complete_from[0].is_some() && complete_from[1].is_some() == server.history.published);
         let parts = self.parts.borrow();
+        check_prefix(&server.history, &parts, complete_from);
         for (part, table) in parts.iter().zip(TABLES) {
-            let expected: Vec<_> = server
-                .history
-                .now()
-                .iter()
-                .filter(|((t, _), _)| *t == table)
-                .map(|((_, id), v)| (id, v))
-                .collect();
-            assert_eq!(part.rows.iter().collect::<Vec<_>>(), expected, "table {table} at the end");
+            assert_eq!(
+                part.rows,
+                published(&server.history, server.history.now(), table),
+                "table {table} at the end"
+            );
             let checkpoint = part.checkpoint.as_ref().expect("a checkpoint");
             assert!(checkpoint.ready, "caught up, so ready");
         }
     }
 
-    /// The log holds every event of the history once, in order.
+    /// In the log every row is born once, changes and dies only while it lives, and what is left is what the source has.
     fn check_log(&self) {
-        let mut positions: Vec<Position> = Vec::new();
         let broker = self.broker.borrow();
-        for (_, record) in broker.committed_from(1) {
+        let server = self.server.borrow();
+        let mut rows = Tables::new();
+        let mut last: Option<(Position, bool)> = None;
+        let mut buried = Tables::new();
+        for (offset, record) in broker.committed_from(1) {
             let mut headers = Headers::default();
             record.headers.iter().for_each(|(name, value)| headers.read(name, value).expect("our headers"));
-            positions.push(headers.position.expect("every record has one"));
-        }
-        let mut expected: Vec<Position> = Vec::new();
-        let server = self.server.borrow();
-        for entry in &server.history.entries {
-            match entry {
-                super::history::Entry::Noise { .. } => {}
-                super::history::Entry::Message { lsn } => {
-                    expected.push(Position { lsn: *lsn, kind: change::Kind::Message, ordinal: 0 });
+            let position = headers.position.expect("every record has one");
+            if let Some((last, ended)) = last {
+                let order = if ended { position > last } else { position >= last };
+                assert!(order, "{position} after {last}");
+                let same = (position.lsn, position.kind) == (last.lsn, last.kind);
+                assert!(
+                    same != ended || (same && ended && position.kind == Kind::Round),
+                    "a unit ends with its mark"
+                );
+            }
+            last = Some((position, headers.commit.is_some()));
+            let Some(schema) = headers.schema else { continue };
+            let event = Event::decode(&record.value).expect("an envelope");
+            let table = schema.relation;
+            match event.op {
+                Op::Create | Op::Read => {
+                    let (id, mut value) = row(event.after);
+                    if !headers.unchanged.is_empty() {
+                        let previous = (table, id_of(headers.previous_key));
+                        value = buried.get(&previous).expect("the row that moved was there").clone();
+                    }
+                    assert_eq!(rows.insert((table, id), value), None, "born twice: {table} {id} at {offset}");
                 }
-                super::history::Entry::Transaction { commit_lsn, edits, .. } => {
-                    for (ordinal, edit) in edits.iter().enumerate() {
-                        let position = Position {
-                            lsn: *commit_lsn,
-                            kind: change::Kind::Transaction,
-                            ordinal: ordinal as u64,
-                        };
-                        expected.extend(std::iter::repeat_n(position, records_of(edit)));
+                Op::Update => {
+                    let (id, value) = row(event.after);
+                    let known = rows.get_mut(&(table, id)).expect("changed without a birth");
+                    if headers.unchanged.is_empty() {
+                        *known = value;
                     }
                 }
+                Op::Delete => {
+                    let id = row(event.before).0;
+                    let value = rows.remove(&(table, id)).expect("died without a birth");
+                    buried.insert((table, id), value);
+                }
+                Op::Truncate => rows.retain(|(t, _), _| *t != table),
+                Op::Message => {}
             }
         }
-        assert_eq!(positions, expected, "the log is the history");
+        for table in TABLES {
+            let found: BTreeMap<i64, String> =
+                rows.iter().filter(|((t, _), _)| *t == table).map(|((_, id), v)| (*id, v.clone())).collect();
+            assert_eq!(
+                found,
+                published(&server.history, server.history.now(), table),
+                "the log's table {table}"
+            );
+        }
     }
 }
 
-fn records_of(edit: &RowEdit) -> usize {
-    match edit {
-        RowEdit::Update { old, new, .. } if old.0 != new.0 => 2,
-        RowEdit::Truncate { tables } => tables.len(),
-        RowEdit::Message => 0,
-        _ => 1,
+/// A table's rows, where it is published.
+fn published(history: &History, tables: &Tables, table: u32) -> BTreeMap<i64, String> {
+    if table == TABLES[1] && !history.published {
+        return BTreeMap::new();
     }
+    tables.iter().filter(|((t, _), _)| *t == table).map(|((_, id), value)| (*id, value.clone())).collect()
 }
 
-/// What the store shows is what the source was at the LSN that the store claims.
-fn check_prefix(history: &History, parts: &Parts) {
-    for (part, table) in parts.iter().zip(TABLES) {
+/// What a store shows that has come to where the log became complete is what the source was at the LSN that the store
+/// claims; before, it is not ready (h28).
+fn check_prefix(history: &History, parts: &Parts, complete_from: [Option<(i64, Lsn)>; 2]) {
+    for ((part, table), complete_from) in parts.iter().zip(TABLES).zip(complete_from) {
         let Some(checkpoint) = &part.checkpoint else { continue };
-        let expected: Vec<_> = history
-            .at(checkpoint.lsn)
-            .iter()
-            .filter(|((t, _), _)| *t == table)
-            .map(|((_, id), value)| (id, value))
-            .collect();
-        assert_eq!(part.rows.iter().collect::<Vec<_>>(), expected, "table {table} at {}", checkpoint.lsn);
+        if complete_from.is_some_and(|(at, lsn)| checkpoint.next_offset >= at && checkpoint.lsn >= lsn) {
+            let expected = published(history, history.at(checkpoint.lsn), table);
+            assert_eq!(part.rows, expected, "table {table} at {}", checkpoint.lsn);
+        } else {
+            assert!(!checkpoint.ready || table == TABLES[1] || history.published, "ready before all is read");
+        }
     }
 }

@@ -1,4 +1,7 @@
+use std::fmt;
 use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Which transactions a snapshot saw: `pg_current_snapshot()`.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -33,7 +36,39 @@ impl FromStr for Snapshot {
     }
 }
 
+impl fmt::Display for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:", self.xmin, self.xmax)?;
+        for (place, xid) in self.in_progress.iter().enumerate() {
+            write!(f, "{}{xid}", if place == 0 { "" } else { "," })?;
+        }
+        Ok(())
+    }
+}
+
+impl Serialize for Snapshot {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Snapshot {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 impl Snapshot {
+    /// Whether every transaction that had ended for `other` had ended for this one.
+    pub fn sees_all_of(&self, other: &Snapshot) -> bool {
+        let open_for_other = |xid: &u64| other.in_progress.binary_search(xid).is_ok();
+        // Where not every one of them is open for `other`, the first few tell.
+        let beyond = (self.xmax..other.xmax).take(other.in_progress.len() + 1);
+        let here = self.in_progress.iter().copied().filter(|xid| *xid < other.xmax);
+        here.chain(beyond).all(|xid| open_for_other(&xid))
+    }
+
     /// Whether the snapshot saw the effects of a *committed* transaction, given its 32-bit xid.
     pub fn saw(&self, xid: u32) -> bool {
         let xid = self.extend(xid);
@@ -86,10 +121,21 @@ mod tests {
     }
 
     #[test]
+    fn h21_one_snapshot_sees_all_that_another_sees() {
+        let sees = |a: &str, b: &str| snapshot(a).sees_all_of(&snapshot(b));
+        assert!(sees("100:100:", "100:100:") && sees("105:105:", "100:103:101"));
+        assert!(!sees("100:100:", "101:101:"), "100 had ended for the other only");
+        assert!(sees("100:100:", "100:101:100"), "it is open for both");
+        assert!(!sees("99:104:99", "104:104:") && sees("99:104:99", "99:104:99,101"));
+        assert!(!sees("100:100:", "100:1000000000000:100"), "and that is quickly found");
+    }
+
+    #[test]
     fn other_text_is_refused() {
         for text in ["", "1", "1:2", "a:b:", "1:2:x", "1:2:3;4", "-1:2:"] {
             assert!(text.parse::<Snapshot>().is_err(), "{text}");
         }
-        assert_eq!(snapshot("1:9:5,3").in_progress, [3, 5]);
+        assert_eq!(snapshot("1:9:5,3").to_string(), "1:9:3,5");
+        assert_eq!(snapshot("7:7:").to_string(), "7:7:");
     }
 }

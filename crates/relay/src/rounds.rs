@@ -1,0 +1,226 @@
+//! When a round of a snapshot is read, and how it gets into the log.
+
+use std::time::Duration;
+
+use change::{Key, Read, TableProgress};
+
+use crate::run::Relay;
+use crate::snapshot::{Answers, ReadPiece};
+use crate::{Control, Publisher, ReadRequest, RelayError, Round, RoundEvent, Source, SourceError};
+
+/// Tables that one round reads at most: each is a lock.
+const TABLES_MAX: usize = 16;
+/// For so long the stream pauses for transactions to become visible that it has told of already.
+const PROBE: Duration = Duration::from_secs(1);
+/// Between two looks at what is visible.
+const PROBE_INTERVAL: Duration = Duration::from_millis(5);
+/// After a round that could not be read the stream goes on for so long: doubled from the first to the last.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+
+/// When the next round may be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace {
+    next_us: i64,
+    back_off: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Pace { next_us: i64::MIN, back_off: BACK_OFF.0 }
+    }
+}
+
+impl Relay<'_> {
+    /// Brings what is published in line with what is known: tables may have come or gone.
+    pub(crate) fn reconcile(&mut self, source: &mut dyn Source, whole: bool) -> Result<(), RelayError> {
+        let published = source.published()?;
+        self.assembler.reading.reconcile(&published, whole)?;
+        self.assembler.tables_changed = false;
+        Ok(())
+    }
+
+    /// Whether a round should be read as soon as the stream stands between two transactions.
+    fn round_due(&mut self) -> bool {
+        let end_lsn = self.assembler.reach().end_lsn;
+        self.assembler.between()
+            && self.assembler.reading.active()
+            && self.assembler.reading.caught_up(end_lsn)
+            && self.assembler.reading.pending().next().is_some()
+            && self.clock.now_us() >= self.pace.next_us
+    }
+
+    /// Reads a round, if it is time for one.
+    pub(crate) fn round(
+        &mut self,
+        source: &mut dyn Source,
+        publisher: &mut dyn Publisher,
+        control: &dyn Control,
+    ) -> Result<(), RelayError> {
+        if self.assembler.between() && (self.assembler.tables_changed || self.assembler.reading.has_unknown())
+        {
+            self.reconcile(source, false)?;
+        }
+        if !self.round_due() {
+            return Ok(());
+        }
+        if self.waiting_since.is_some() {
+            self.commit(publisher, control)?;
+        }
+        if !self.visible(source, control)? {
+            return Ok(());
+        }
+        let begun_us = self.clock.now_us();
+        let requests: Vec<ReadRequest> =
+            self.assembler.reading.pending().take(TABLES_MAX).map(request).collect();
+        match self.read(source, publisher, &requests)? {
+            (Round::NotNow(reason), _) => self.give_way(reason, control),
+            (Round::Taken { snapshot, until }, pieces) => {
+                let bytes: u64 = pieces.iter().map(|piece| piece.bytes).sum();
+                self.assembler.end_round();
+                self.assembler.reading.round(snapshot, until, pieces);
+                self.commit(publisher, control)?;
+                control.read(&mut self.assembler.reading.tables());
+                self.pace = Pace::default();
+                if let Some(rate) = self.limits.snapshot_rate {
+                    let earned = u128::from(bytes) * 1_000_000 / u128::from(rate.max(1));
+                    self.pace.next_us = begun_us.saturating_add(i64::try_from(earned).unwrap_or(i64::MAX));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits, the stream pausing, until every transaction that it told of is visible (h20). Where that takes long, the
+    /// stream goes on first.
+    fn visible(&mut self, source: &mut dyn Source, control: &dyn Control) -> Result<bool, RelayError> {
+        let begun_us = self.clock.now_us();
+        loop {
+            let snapshot = source.visible()?;
+            if self.assembler.reading.accepts(&snapshot) {
+                return Ok(true);
+            }
+            if control.stop() {
+                return Ok(false);
+            }
+            if self.since(begun_us) >= PROBE {
+                let reason = "waiting for transactions that are in the log already to become visible: they wait for a \
+                              synchronous standby (synchronous_standby_names)";
+                self.give_way(reason.to_owned(), control);
+                return Ok(false);
+            }
+            self.clock.sleep(PROBE_INTERVAL);
+        }
+    }
+
+    fn give_way(&mut self, reason: String, control: &dyn Control) {
+        control.snapshot_waits(&reason);
+        self.assembler.reading.waits(Some(reason));
+        let wait = self.pace.back_off;
+        self.pace.next_us = self.clock.now_us().saturating_add(wait.as_micros() as i64);
+        self.pace.back_off = (wait * 2).min(BACK_OFF.1);
+    }
+
+    /// Reads rows into the open Kafka transaction.
+    fn read(
+        &mut self,
+        source: &mut dyn Source,
+        publisher: &mut dyn Publisher,
+        requests: &[ReadRequest],
+    ) -> Result<(Round, Vec<ReadPiece>), RelayError> {
+        let mut position = self.assembler.begin_round();
+        let mut pieces = Vec::new();
+        // The table whose rows come now.
+        let mut current = None;
+        let mut reading = std::mem::take(&mut self.assembler.reading);
+        let stale: Vec<u32> =
+            reading.pending().filter(|(_, table)| table.stale).map(|(relation, _)| relation).collect();
+        let now_us = self.clock.now_us();
+        let round = source.read(
+            requests,
+            self.limits.round_bytes,
+            &mut |snapshot| reading.accepts(snapshot),
+            &mut |event| {
+                match event {
+                    RoundEvent::Table(schema) => {
+                        let relation = schema.relation;
+                        let piece = ReadPiece { relation, read: Read::Nothing, rows: 0, bytes: 0 };
+                        let encoder = self.assembler.round_table(&schema)?;
+                        if stale.contains(&relation) {
+                            self.assembler.round_row(&encoder, position, None, now_us)?;
+                            position.ordinal += 1;
+                        }
+                        current = Some((encoder, piece));
+                    }
+                    RoundEvent::Row(row) => {
+                        let Some((encoder, piece)) = &mut current else { return Err(out_of_order()) };
+                        self.assembler.round_row(encoder, position, Some(row), now_us)?;
+                        position.ordinal += 1;
+                        piece.rows += 1;
+                        piece.bytes += row.as_bytes().len() as u64;
+                        if self.assembler.ready().0.byte_len() >= self.limits.send_bytes {
+                            self.send(publisher)?;
+                        }
+                    }
+                    RoundEvent::End(read) => {
+                        let Some((_, piece)) = current.take() else { return Err(out_of_order()) };
+                        pieces.push(ReadPiece { read, ..piece });
+                    }
+                }
+                Ok(())
+            },
+        );
+        self.assembler.reading = reading;
+        Ok((round?, pieces))
+    }
+
+    /// Has Postgres compare the keys that only it can compare, and takes in the events that waited for it.
+    pub(crate) fn decide(
+        &mut self,
+        source: &mut dyn Source,
+        publisher: &mut dyn Publisher,
+        control: &dyn Control,
+    ) -> Result<(), RelayError> {
+        while !self.deferred.is_empty() {
+            let mut answers = Answers::new();
+            // Older answers would hide keys that the new ones must have.
+            self.assembler.reading.answered(Answers::new());
+            for (relation, keys) in self.deferred.keys(|event| self.assembler.undecided(event)) {
+                let bounds: Vec<Key> = self.assembler.reading.bounds(relation).cloned().collect();
+                for bound in bounds {
+                    let orderings = source.compare(relation, &keys, &bound)?;
+                    let answer =
+                        |(key, ordering): (&Key, _)| ((relation, key.clone(), bound.clone()), ordering);
+                    answers.extend(keys.iter().zip(orderings).map(answer));
+                }
+            }
+            self.assembler.reading.answered(answers);
+            let mut deferred = std::mem::take(&mut self.deferred);
+            let moved = deferred.drain(|event| {
+                let decided = self.assembler.decided(&event);
+                if decided {
+                    self.take(event, publisher, control)?;
+                }
+                Ok::<_, RelayError>(decided)
+            })?;
+            self.deferred = deferred;
+            if !moved {
+                let what = "the server did not say how a row's key compares".to_owned();
+                return Err(SourceError::Unavailable(what).into());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn request((relation, table): (u32, &TableProgress)) -> ReadRequest {
+    let (after, only_keys) = match &table.read {
+        Read::UpTo(key) => (Some(key.clone()), false),
+        Read::All => (None, true),
+        Read::Nothing | Read::Removed => (None, false),
+    };
+    ReadRequest { relation, after, only_keys, keys: table.owed.clone() }
+}
+
+fn out_of_order() -> RelayError {
+    SourceError::Unavailable("the source reads rows of no table".to_owned()).into()
+}

@@ -1,0 +1,387 @@
+//! Rows that were there before the stream: which streamed changes belong into the log while tables are being read.
+//!
+//! A table is read in rounds, in the order of its key, while its changes stream. A *round* is one short snapshot S of
+//! Postgres, taken while the stream pauses between two transactions; it reads the keys from where the last round ended
+//! up to some key, and its rows are published as births (`r`) in exactly one Kafka transaction, whose ledger record
+//! holds S, the range, and an LSN below which everything that S saw has its commit record (the insert LSN, read
+//! after S was taken). Until the stream has come to that LSN the round is the *window*.
+//!
+//! # What is published
+//!
+//! A change of transaction T to the key k, streamed while its table is read up to b:
+//!
+//! | k | T | the change is |
+//! | --- | --- | --- |
+//! | above b | | left out: a later round reads what becomes of the row |
+//! | in the window's range | seen by S | left out: its effect is in the rows read |
+//! | in the window's range | not seen by S | published |
+//! | at most b, not in the window's range | | published |
+//!
+//! # Why every row is born once, and nothing is lost
+//!
+//! Take a row of the key k, and the round, with its snapshot S, that reads k's range.
+//!
+//! 1. *Before the round* all changes to k are left out. The round is taken only if S saw every transaction of which a
+//!    change was left out ([`Reading::accepts`], h20). A commit reaches the stream before other sessions see it, and
+//!    long before while a synchronous standby is missing, so this is a real condition: those transactions are kept,
+//!    in the ledger too, until some snapshot has seen them.
+//! 2. *The round* publishes the row as S saw it, or nothing if there is none.
+//! 3. *After it* the changes of transactions that S saw are left out and those of others are published. Every
+//!    transaction committed before the window's LSN is judged by S itself; none after it was seen by S.
+//!
+//! So the log holds k's row as of S, then each change that S did not see, in order: nothing twice, nothing missing.
+//! What was committed before the slot existed is in no stream; the first round must see all that the snapshot exported
+//! with the slot saw (h21). A table published later was locked against writers for that moment (h22), so whatever
+//! was written before is visible to every snapshot after it.
+//!
+//! A change of the key is a death and a birth, each judged by its own key. Where only the birth is published it is
+//! the row's first appearance in the log, so it must be whole: a value that Postgres did not send (unchanged TOAST) is
+//! nowhere then. Such a key is *owed*: it counts as not read, and the next round reads it by itself (h27).
+//!
+//! A TRUNCATE is published always (h23). If the window's snapshot saw it, the rows that the round read were born
+//! after it and would die by it in the log: the table starts over. Else nothing of the table is alive after it, and
+//! what is published from then on is complete up to b as before.
+//!
+//! *Invariant:* a decision depends on nothing but what the ledger holds and the stream says; so a restart, which
+//! replays the stream from the ledger's end, decides alike.
+
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use change::{
+    Key, LedgerEntry, Lsn, NEW_LOG, Piece, Read, Refusal, Snapshot, SnapshotProgress, TableProgress, Window,
+};
+
+use crate::{Ledger, PublishedTable};
+
+mod order;
+
+pub(crate) use order::KeyOrder;
+
+/// Owed keys of a table at most: beyond, the table starts over.
+const OWED_MAX: usize = 10_000;
+
+/// What becomes of a streamed change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Verdict {
+    /// It belongs into the log.
+    Publish,
+    /// A round has read its effect, or will.
+    LeaveOut,
+}
+
+/// How a key compares with the bound up to which a table was read, where only Postgres can tell.
+pub(crate) type Answers = HashMap<(u32, Key, Key), Ordering>;
+
+/// The state of the snapshot: what the ledger holds of it, and what the stream has changed since.
+#[derive(Debug, Default)]
+pub(crate) struct Reading {
+    tables: BTreeMap<u32, TableProgress>,
+    genesis: Option<Snapshot>,
+    unseen: BTreeSet<u32>,
+    window: Option<Window>,
+    /// Why there is no round, for whoever looks.
+    waiting: Option<String>,
+    active: bool,
+    /// Tables whose progress the ledger does not have yet.
+    changed: BTreeSet<u32>,
+    /// The ledger's snapshot progress is not what it should be, and nothing else may bring a commit about.
+    dirty: bool,
+    /// What Postgres said about keys that only it can compare.
+    answers: Answers,
+}
+
+impl Reading {
+    pub(crate) fn new(ledger: &Ledger) -> Self {
+        let mut reading = Reading { tables: ledger.tables.clone(), ..Reading::default() };
+        let progress = ledger.progress.as_ref().and_then(|progress| progress.snapshot.clone());
+        if let Some(SnapshotProgress { genesis, unseen, window, waiting }) = progress {
+            reading.genesis = genesis;
+            reading.unseen = unseen.into_iter().collect();
+            reading.window = window;
+            reading.waiting = waiting;
+        }
+        reading.note_active();
+        reading
+    }
+
+    /// Whether anything is to be read, or the window is open. While not, every change is published.
+    pub(crate) fn active(&self) -> bool {
+        self.active
+    }
+
+    fn note_active(&mut self) {
+        let partly = |table: &TableProgress| table.pending() || table.read == Read::Removed;
+        self.active = self.window.is_some() || self.tables.values().any(partly);
+    }
+
+    /// Whether the log holds every table whole.
+    pub(crate) fn complete(&self) -> bool {
+        self.window.is_none() && !self.tables.values().any(TableProgress::pending)
+    }
+
+    /// Whether the ledger must be told, however idle the stream is.
+    pub(crate) fn dirty(&self) -> bool {
+        self.dirty || !self.changed.is_empty()
+    }
+
+    /// What the ledger is to hold; `None` for a complete log.
+    pub(crate) fn progress(&self) -> Option<SnapshotProgress> {
+        (!self.complete()).then(|| SnapshotProgress {
+            genesis: self.genesis.clone(),
+            unseen: self.unseen.iter().copied().collect(),
+            window: self.window.clone(),
+            waiting: self.waiting.clone(),
+        })
+    }
+
+    /// The tables' records that the ledger does not have yet.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = LedgerEntry> {
+        self.changed.iter().filter_map(|at| Some(LedgerEntry::Table(*at, self.tables.get(at)?.clone())))
+    }
+
+    /// The ledger has it all now.
+    pub(crate) fn committed(&mut self) {
+        self.changed.clear();
+        self.dirty = false;
+        if self.complete() {
+            self.unseen.clear();
+            self.genesis = None;
+            self.answers = Answers::new();
+        }
+    }
+
+    /// Every table, for displays.
+    pub(crate) fn tables(&self) -> impl Iterator<Item = &TableProgress> {
+        self.tables.values()
+    }
+
+    /// Compares what is published with what is known. `whole`: the log was begun by a version that demanded empty
+    /// tables, so that those it does not know are complete.
+    pub(crate) fn reconcile(&mut self, published: &[PublishedTable], whole: bool) -> Result<(), Refusal> {
+        for PublishedTable { relation, name, publication, estimated_rows } in published {
+            let begin = |read, stale| TableProgress {
+                estimated_rows: *estimated_rows,
+                stale,
+                ..TableProgress::new(name.clone(), *publication, read)
+            };
+            match self.tables.get_mut(relation) {
+                None => {
+                    let read = if whole { Read::All } else { Read::Nothing };
+                    self.tables.insert(*relation, begin(read, false));
+                }
+                Some(known) if known.read == Read::Removed => *known = begin(Read::Nothing, true),
+                Some(known) if known.publication == 0 => {
+                    known.publication = *publication;
+                    known.estimated_rows = *estimated_rows;
+                }
+                Some(known) if known.publication != *publication => {
+                    let what = format!(
+                        "table {name} was taken out of the publication and put back: what changed meanwhile is not in the log"
+                    );
+                    return Err(Refusal::new(what, NEW_LOG));
+                }
+                Some(_) => continue,
+            }
+            self.changed.insert(*relation);
+        }
+        for (relation, table) in &mut self.tables {
+            let gone = !published.iter().any(|found| found.relation == *relation);
+            if gone && table.read != Read::Removed {
+                table.read = Read::Removed;
+                table.owed.clear();
+                self.changed.insert(*relation);
+                if let Some(window) = &mut self.window {
+                    window.pieces.retain(|piece| piece.relation != *relation);
+                }
+            }
+        }
+        self.note_active();
+        Ok(())
+    }
+
+    /// The stream tells of a table: one that nobody has told of before was published while we ran.
+    pub(crate) fn announced(&mut self, relation: u32, name: &str) {
+        if !self.tables.contains_key(&relation) {
+            self.tables.insert(relation, TableProgress::new(name.to_owned(), 0, Read::Nothing));
+            self.changed.insert(relation);
+            self.note_active();
+        }
+    }
+
+    /// Whether some table has not been looked at by [`reconcile`](Self::reconcile).
+    pub(crate) fn has_unknown(&self) -> bool {
+        self.tables.values().any(|table| table.publication == 0)
+    }
+
+    /// Whether every change of the table is published, whatever its key.
+    pub(crate) fn settled(&self, relation: u32) -> bool {
+        let whole = |table: &TableProgress| table.read == Read::All && table.owed.is_empty();
+        self.tables.get(&relation).is_some_and(whole) && self.piece(relation).is_none()
+    }
+
+    /// Whether [`judge`](Self::judge) needs no more answers for this key.
+    pub(crate) fn decided(&self, relation: u32, order: &KeyOrder, key: &Key) -> bool {
+        self.bounds(relation).all(|bound| self.compare(relation, order, key, bound).is_some())
+    }
+
+    /// The keys up to which the table was read, now and before the window's round.
+    pub(crate) fn bounds(&self, relation: u32) -> impl Iterator<Item = &Key> {
+        let now = self.tables.get(&relation).map(|table| &table.read);
+        let before = self.piece(relation).map(|(_, piece)| &piece.after);
+        [now, before].into_iter().flatten().filter_map(|read| match read {
+            Read::UpTo(key) => Some(key),
+            _ => None,
+        })
+    }
+
+    fn compare(&self, relation: u32, order: &KeyOrder, key: &Key, bound: &Key) -> Option<Ordering> {
+        let asked = || self.answers.get(&(relation, key.clone(), bound.clone())).copied();
+        order.compare(key, bound).or_else(asked)
+    }
+
+    /// What becomes of a change to the row `key` by the transaction `xid`; `None` before it is
+    /// [`decided`](Self::decided).
+    pub(crate) fn judge(
+        &self,
+        relation: u32,
+        order: &KeyOrder,
+        key: Option<&Key>,
+        xid: u32,
+    ) -> Option<Verdict> {
+        let publish = |yes| Some(if yes { Verdict::Publish } else { Verdict::LeaveOut });
+        let Some(table) = self.tables.get(&relation) else { return publish(false) };
+        if key.is_some_and(|key| table.owed.contains(key)) {
+            return publish(false);
+        }
+        let bound = match self.piece(relation) {
+            Some((snapshot, piece)) => {
+                let seen = snapshot.saw(xid);
+                if key.is_some_and(|key| piece.keys.contains(key)) {
+                    return publish(!seen);
+                }
+                if seen { &piece.after } else { &table.read }
+            }
+            None => &table.read,
+        };
+        match (bound, key) {
+            (Read::All, _) => publish(true),
+            (Read::Nothing | Read::Removed, _) | (Read::UpTo(_), None) => publish(false),
+            (Read::UpTo(bound), Some(key)) => publish(self.compare(relation, order, key, bound)?.is_le()),
+        }
+    }
+
+    fn piece(&self, relation: u32) -> Option<(&Snapshot, &Piece)> {
+        let window = self.window.as_ref()?;
+        let piece = window.pieces.iter().find(|piece| piece.relation == relation)?;
+        Some((&window.snapshot, piece))
+    }
+
+    /// What Postgres said; kept until the next answers.
+    pub(crate) fn answered(&mut self, answers: Answers) {
+        self.answers = answers;
+    }
+
+    /// A change of this transaction was left out.
+    pub(crate) fn left_out(&mut self, xid: u32) {
+        self.unseen.insert(xid);
+    }
+
+    /// A row came to this key without a value that is nowhere in the log.
+    pub(crate) fn owe(&mut self, relation: u32, key: Key) {
+        let Some(table) = self.tables.get_mut(&relation) else { return };
+        self.changed.insert(relation);
+        if table.owed.len() < OWED_MAX {
+            table.owed.push(key);
+        } else {
+            table.stale = true;
+            self.start_over(relation);
+        }
+        self.note_active();
+    }
+
+    /// A TRUNCATE by this transaction is being published.
+    pub(crate) fn truncated(&mut self, relation: u32, xid: u32) {
+        if self.piece(relation).is_some_and(|(snapshot, _)| snapshot.saw(xid)) {
+            self.start_over(relation);
+        }
+        if self.tables.get(&relation).is_some_and(TableProgress::pending) {
+            self.unseen.insert(xid);
+        }
+    }
+
+    /// Nothing of the table counts as read any more. What the log holds of it is ended by a `t`: that of a TRUNCATE, or
+    /// for a stale table the one with which its next round begins.
+    fn start_over(&mut self, relation: u32) {
+        let Some(table) = self.tables.get_mut(&relation) else { return };
+        table.read = Read::Nothing;
+        table.owed.clear();
+        (table.rows, table.bytes) = (0, 0);
+        self.changed.insert(relation);
+        if let Some(window) = &mut self.window {
+            window.pieces.retain(|piece| piece.relation != relation);
+        }
+        self.note_active();
+    }
+
+    /// The stream has come to `end_lsn`; closes the window that ends there. Gives whether none is open.
+    pub(crate) fn caught_up(&mut self, end_lsn: Lsn) -> bool {
+        if self.window.as_ref().is_some_and(|window| window.until <= end_lsn) {
+            self.window = None;
+            self.dirty = true;
+            self.note_active();
+        }
+        self.window.is_none()
+    }
+
+    /// Takes note of what a snapshot saw; gives whether a round may be read under it.
+    pub(crate) fn accepts(&mut self, snapshot: &Snapshot) -> bool {
+        self.unseen.retain(|xid| !snapshot.saw(*xid));
+        if self.genesis.as_ref().is_some_and(|genesis| snapshot.sees_all_of(genesis)) {
+            self.genesis = None;
+        }
+        self.unseen.is_empty() && self.genesis.is_none()
+    }
+
+    /// Says why there is no round, or that there is one.
+    pub(crate) fn waits(&mut self, reason: Option<String>) {
+        if self.waiting != reason {
+            self.waiting = reason;
+            self.dirty = true;
+        }
+    }
+
+    /// The tables of which something is to be read, in the order in which to read them.
+    pub(crate) fn pending(&self) -> impl Iterator<Item = (u32, &TableProgress)> {
+        self.tables.iter().filter(|(_, table)| table.pending()).map(|(at, table)| (*at, table))
+    }
+
+    /// The rows of a round are in the log's open transaction.
+    pub(crate) fn round(&mut self, snapshot: Snapshot, until: Lsn, pieces: Vec<ReadPiece>) {
+        let mut window = Window { snapshot, until, pieces: Vec::new() };
+        for ReadPiece { relation, read, rows, bytes } in pieces {
+            let Some(table) = self.tables.get_mut(&relation) else { continue };
+            table.rows += rows;
+            table.bytes += bytes;
+            table.stale = false;
+            let after = std::mem::replace(&mut table.read, read);
+            let keys = std::mem::take(&mut table.owed);
+            window.pieces.push(Piece { relation, after, keys });
+            self.changed.insert(relation);
+        }
+        self.window = Some(window);
+        self.waiting = None;
+        self.dirty = true;
+        self.note_active();
+    }
+}
+
+/// What a round read of a table.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct ReadPiece {
+    pub(crate) relation: u32,
+    /// How far the table is read now.
+    pub(crate) read: Read,
+    pub(crate) rows: u64,
+    pub(crate) bytes: u64,
+}
