@@ -122,6 +122,9 @@ pub struct TableProgress {
     pub bytes: u64,
     /// Rows that Postgres estimated; negative for unknown.
     pub estimated_rows: i64,
+    /// When its first round was read, milliseconds since the epoch; 0 before.
+    #[serde(default)]
+    pub begun_ms: i64,
 }
 
 impl TableProgress {
@@ -136,6 +139,7 @@ impl TableProgress {
             rows: 0,
             bytes: 0,
             estimated_rows: -1,
+            begun_ms: 0,
         }
     }
 
@@ -185,7 +189,7 @@ pub enum SlotState {
         /// The slot's consistent point.
         consistent_point: Lsn,
         /// `pg_current_snapshot()` under the snapshot exported with the slot.
-        snapshot: String,
+        snapshot: Snapshot,
     },
 }
 

@@ -91,6 +91,7 @@ impl Process {
             publication: pipeline.publication(),
             tables: self.config.postgres.tables.iter().map(table).collect(),
             role: self.source()?.user().to_owned(),
+            keyless_bytes: self.config.snapshot.keyless_bytes,
         })
     }
 

@@ -104,7 +104,7 @@ pub(crate) async fn in_recovery(client: &Client, target: &Target) -> Result<bool
     row.and_then(|row| row.try_get(0)).map_err(|error| ConnectionError::from_client(target, &error))
 }
 
-async fn connect_to(target: &Target) -> Result<Client, ConnectionError> {
+pub(crate) async fn connect_to(target: &Target) -> Result<Client, ConnectionError> {
     let tls = Tls::new(&target.ssl)?;
     let mut last = ConfigError::Malformed("no way to connect".into()).into();
     for encrypt in attempts(target.ssl.mode) {

@@ -247,6 +247,8 @@ async fn schema_usable(client: &Client, schema: &str) -> Result<bool, Error> {
 pub struct Publication {
     /// Tables of the plan that it lacks.
     pub missing: Vec<Table>,
+    /// Tables that it has and the plan has not, as SQL.
+    pub surplus: Vec<String>,
     /// Everything else that is wrong with it.
     pub findings: Vec<Finding>,
 }
@@ -297,13 +299,7 @@ async fn members(
         let (oid, table): (u32, String) = (row.get("oid"), row.get("name"));
         present.push(oid);
         if !wanted.iter().any(|(_, wanted)| *wanted == Some(oid)) {
-            found.findings.push(Finding::wrong(
-                format!(
-                    "publication {} has table {table}, which is not in `postgres.tables`",
-                    plan.publication
-                ),
-                format!("ALTER PUBLICATION {name} DROP TABLE {table}; -- or add it to `postgres.tables`"),
-            ));
+            found.surplus.push(table);
         } else if row.get("filtered") || row.get("cut") {
             found.findings.push(Finding::wrong(
                 format!("publication {} holds back rows or columns of {table}", plan.publication),
@@ -359,29 +355,32 @@ pub async fn slot(client: &Client, name: &str) -> Result<Option<Slot>, Error> {
     Ok(Some(Slot { active: row.get("active"), wrong }))
 }
 
-/// Which of the plan's tables hold rows that this connection sees. Millrace cannot yet take in rows that were
-/// there before the pipeline.
-pub async fn filled(client: &Client, tables: &[Table]) -> Result<Vec<Table>, Error> {
-    let mut filled = Vec::new();
+/// Tables without a key that are larger than a round may be: nothing tells one part of them from another, so that they
+/// are read in one piece (h25).
+pub async fn too_large(client: &Client, plan: &Plan, tables: &[Table]) -> Result<Vec<Finding>, Error> {
+    const SIZE: &str = "SELECT pg_table_size(c.oid), c.relreplident = 'f' AND NOT EXISTS (
+            SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate)
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2";
+    let mut findings = Vec::new();
     for table in tables {
-        // ONLY: a child of an inheritance tree is another table.
-        let row =
-            client.query_one(&format!("SELECT EXISTS (SELECT FROM ONLY {})", table.quoted()), &[]).await?;
-        if row.get(0) {
-            filled.push(table.clone());
+        let Some(row) = client.query_opt(SIZE, &[&table.schema, &table.name]).await? else { continue };
+        let (bytes, keyless): (i64, bool) = (row.get(0), row.get(1));
+        if keyless && bytes.unsigned_abs() > plan.keyless_bytes {
+            findings.push(Finding::wrong(
+                format!(
+                    "table {table} has no primary key and {} MB: its rows can only be read in one piece, for which all \
+                     other changes wait",
+                    bytes >> 20
+                ),
+                format!(
+                    "ALTER TABLE {} ADD PRIMARY KEY (...); -- or allow it: [snapshot] keyless_mb = {}",
+                    table.quoted(),
+                    (bytes >> 20) + 1
+                ),
+            ));
         }
     }
-    Ok(filled)
-}
-
-/// What is said of a table that should be empty.
-pub fn not_empty(table: &Table) -> Finding {
-    Finding::wrong(
-        format!("table {table} already has rows, and this version streams only what comes after setup"),
-        format!(
-            "set the pipeline up while {table} is empty: move the rows away, run `millrace setup`, insert them again"
-        ),
-    )
+    Ok(findings)
 }
 
 /// Whether the heartbeat table stands and the running role may use it.

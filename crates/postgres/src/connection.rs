@@ -38,6 +38,7 @@ pub(crate) const SESSION: &[(&str, &str)] = &[
     ("idle_in_transaction_session_timeout", "0"),
     ("idle_session_timeout", "0"),
     ("row_security", "off"),
+    ("standard_conforming_strings", "on"),
     ("synchronous_commit", "on"),
 ];
 

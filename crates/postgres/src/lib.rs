@@ -9,6 +9,7 @@
 //! | [`catalog`] | SQL connections, and tables as rows of the stream need them |
 //! | [`check`] | what must hold before a pipeline can be set up
 //! | [`setup`] | making it: publication, heartbeat table, slot
+//! | `rounds`, `copy` | chunks of tables under a shared snapshot
 //! | [`source`] | all of it as the relay's `Source` |
 //!
 //! *Invariant:* nothing here decides what is in the log; the relay does. Nothing acknowledges but what it was told.
@@ -19,10 +20,12 @@ pub mod check;
 pub mod config;
 pub mod connection;
 mod conninfo;
+mod copy;
 mod error;
 mod passfile;
 pub mod plan;
 mod preconditions;
+mod rounds;
 pub mod setup;
 pub mod source;
 mod stream;
@@ -32,3 +35,10 @@ pub use config::Config;
 pub use connection::ReplicationConnection;
 pub use error::{ConnectionError, ServerError};
 pub use source::{PostgresSource, SourceOptions};
+
+/// Writes a few bytes of WAL, so that a source on which nothing happens has something to send: its insert LSN may stand
+/// after the last byte that was sent (behind the header of the next page, say). The reader passes over messages of this
+/// prefix. Flushed at the source, and not waiting for a synchronous standby, which may be missing. One statement, so
+/// that no failure leaves a transaction open.
+pub const NUDGE: &str = "SELECT pg_catalog.set_config('synchronous_commit', 'local', true), \
+                         pg_catalog.pg_logical_emit_message(true, 'millrace', '')";

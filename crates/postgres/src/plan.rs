@@ -20,7 +20,7 @@ impl Table {
     }
 
     /// Its object id, where it exists.
-    pub(crate) async fn oid(&self, client: &Client) -> Result<Option<u32>, Error> {
+    pub async fn oid(&self, client: &Client) -> Result<Option<u32>, Error> {
         const OID: &str = "SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
             WHERE n.nspname = $1 AND c.relname = $2";
         Ok(client.query_opt(OID, &[&self.schema, &self.name]).await?.map(|row| row.get(0)))
@@ -46,6 +46,8 @@ pub struct Plan {
     pub tables: Vec<Table>,
     /// The role that runs it.
     pub role: String,
+    /// Size up to which a table without a key is read in one piece.
+    pub keyless_bytes: u64,
 }
 
 /// A name as SQL.

@@ -3,16 +3,15 @@
 //! Order matters, and each step can be repeated. The publication stands before the slot: decoding uses the
 //! catalog as of each change, so a slot that is older than its publication would fail on the first one. Tables
 //! enter the publication under a lock that keeps writers out (h22): a transaction that had already written the
-//! table would stream only what it writes afterwards. And because rows may be committed between the publication
-//! and the slot, the tables are looked at once more *as of the snapshot exported with the slot* (h21): what that
-//! snapshot sees is never streamed, what it does not see always is.
+//! table would stream only what it writes afterwards. The snapshot exported with the slot tells what is never streamed
+//! (h21); the ledger keeps it, and the first round of the reader's snapshot must see all of it.
 
 use std::time::Duration;
 
-use change::{Lsn, Refusal, Timeline};
-use relay::SourceError;
+use change::{Lsn, Refusal, Snapshot, Timeline};
+use relay::{PublishedTable, SourceError, TABLES_CHANGED};
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Error, IsolationLevel, Transaction};
+use tokio_postgres::{Client, Error, IsolationLevel};
 
 use crate::plan::{Plan, Table, quote, quote_literal};
 use crate::{ConnectionError, ReplicationConnection, check};
@@ -112,7 +111,13 @@ pub fn publication_sql(plan: &Plan, tables: &[Table], exists: bool) -> Vec<Strin
         format!("SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"),
         format!("LOCK TABLE {list} IN SHARE ROW EXCLUSIVE MODE"),
         publish,
+        announcement(),
     ]
+}
+
+/// Tells a running reader, in the stream, that the publication has changed.
+fn announcement() -> String {
+    format!("SELECT pg_logical_emit_message(true, {}, '')", quote_literal(TABLES_CHANGED))
 }
 
 /// Everything but the slot, for a DBA to read or to run. `missing` are the tables that the publication lacks.
@@ -123,7 +128,7 @@ pub fn script(plan: &Plan, missing: &[Table], publication_exists: bool) -> Strin
     }
     script.push_str("COMMIT;\n");
     if !missing.is_empty() {
-        script.push_str("-- The tables must be empty. The lock keeps out transactions that have already written them.\nBEGIN;\n");
+        script.push_str("-- The lock keeps out transactions that have already written the tables.\nBEGIN;\n");
         for statement in publication_sql(plan, missing, publication_exists) {
             script.push_str(&format!("{statement};\n"));
         }
@@ -173,7 +178,7 @@ async fn role_can_beat(admin: &Client, plan: &Plan) -> Result<bool, Error> {
     Ok(admin.query_one(RIGHTS, &[&plan.role]).await?.get(0))
 }
 
-/// Brings `tables` into the publication, which is made when there is none; refuses tables that are not empty.
+/// Brings `tables` into the publication, which is made when there is none.
 pub async fn publish(
     admin: &mut Client,
     plan: &Plan,
@@ -181,8 +186,6 @@ pub async fn publish(
     exists: bool,
 ) -> Result<(), SetupError> {
     let doing = format!("cannot bring the tables into publication {}", plan.publication);
-    // A policy must not hide a row from the question whether there is one (h14).
-    admin.batch_execute("SET row_security = off").await.map_err(SetupError::at(&doing))?;
     for attempt in 1..=LOCK_TRIES {
         match publish_once(admin, plan, tables, exists).await {
             Ok(()) => return Ok(()),
@@ -210,18 +213,28 @@ async fn publish_once(
     let doing = format!("cannot bring the tables into publication {}", plan.publication);
     let at = || SetupError::at(&doing);
     let transaction = admin.transaction().await.map_err(at())?;
-    let statements = publication_sql(plan, tables, exists);
-    let (publish, locks) = statements.split_last().expect("publication_sql gives three statements");
-    for statement in locks {
-        transaction.batch_execute(statement).await.map_err(at())?;
+    for statement in publication_sql(plan, tables, exists) {
+        transaction.batch_execute(&statement).await.map_err(at())?;
     }
-    let filled = check::filled(transaction.client(), tables).await.map_err(at())?;
-    if let Some(table) = filled.first() {
-        let finding = check::not_empty(table);
-        return Err(Refusal::new(finding.what, finding.remedy).into());
-    }
-    transaction.batch_execute(publish).await.map_err(at())?;
     transaction.commit().await.map_err(at())
+}
+
+/// Takes tables out of the publication, given as SQL; what the log holds of them goes no further.
+pub async fn withdraw(admin: &mut Client, plan: &Plan, tables: &[String]) -> Result<(), SetupError> {
+    let doing = format!("cannot take tables out of publication {}", plan.publication);
+    let at = || SetupError::at(&doing);
+    let transaction = admin.transaction().await.map_err(at())?;
+    let drop = format!("ALTER PUBLICATION {} DROP TABLE {}", quote(&plan.publication), tables.join(", "));
+    for statement in [drop, announcement()] {
+        transaction.batch_execute(&statement).await.map_err(at())?;
+    }
+    transaction.commit().await.map_err(at())
+}
+
+/// The tables that the publication has.
+pub async fn published(admin: &Client, plan: &Plan) -> Result<Vec<PublishedTable>, SetupError> {
+    let published = crate::rounds::published(admin, &plan.publication).await;
+    published.map_err(SetupError::at("cannot read the publication"))
 }
 
 /// Drops the slot where it exists. Refuses while a reader holds it.
@@ -270,7 +283,7 @@ pub struct NewSlot {
     /// Every transaction that commits from here on is streamed.
     pub consistent_point: Lsn,
     /// `pg_current_snapshot()` under the snapshot exported with the slot.
-    pub snapshot: String,
+    pub snapshot: Snapshot,
     /// The server.
     pub timeline: Timeline,
 }
@@ -280,32 +293,15 @@ fn create_slot_command(plan: &Plan) -> String {
     format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput EXPORT_SNAPSHOT", quote(&plan.slot))
 }
 
-/// Makes the slot. Refuses, and drops it again, when the snapshot exported with it sees rows in the tables:
-/// they would never be streamed. `replication` is a connection of the running role.
-///
-/// The tables are locked ACCESS SHARE before the slot exists (h24): a rewrite between the snapshot and the look
-/// would show its rows to nobody who looks under the older snapshot. The locking transaction has no xid, so the
-/// slot does not wait for it.
+/// Makes the slot. `replication` is a connection of the running role.
 pub async fn create_slot(
     replication: &mut ReplicationConnection,
     admin: &mut Client,
     plan: &Plan,
 ) -> Result<NewSlot, SetupError> {
     let (timeline, _) = replication.identify_system().await?;
-    let at = || SetupError::at("cannot look at the tables under the slot's snapshot");
-    let transaction =
-        admin.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true);
-    let transaction = transaction.start().await.map_err(at())?;
-    let list: Vec<String> = plan.tables.iter().map(|table| format!("ONLY {}", table.quoted())).collect();
-    let lock = format!(
-        "SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'; LOCK TABLE {} IN ACCESS SHARE MODE",
-        list.join(", ")
-    );
-    transaction.batch_execute(&lock).await.map_err(at())?;
     let (consistent_point, name) = slot_and_snapshot(replication, plan).await?;
-    let looked = look_under(&transaction, &name, &plan.tables).await;
-    let ended = transaction.rollback().await.map_err(at());
-    match looked.and_then(|snapshot| ended.map(|()| snapshot)) {
+    match look_under(admin, &name).await {
         Ok(snapshot) => Ok(NewSlot { consistent_point, snapshot, timeline }),
         Err(error) => {
             drop_slot(admin, &plan.slot).await?;
@@ -337,22 +333,18 @@ async fn slot_and_snapshot(
     }
 }
 
-/// Under the exported snapshot: that the tables are empty, and what the snapshot sees.
-async fn look_under(
-    transaction: &Transaction<'_>,
-    name: &str,
-    tables: &[Table],
-) -> Result<String, SetupError> {
-    let at = || SetupError::at("cannot look at the tables under the slot's snapshot");
+/// What the exported snapshot sees.
+async fn look_under(admin: &mut Client, name: &str) -> Result<Snapshot, SetupError> {
+    let at = || SetupError::at("cannot look under the slot's snapshot");
+    let transaction =
+        admin.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true);
+    let transaction = transaction.start().await.map_err(at())?;
     let import = format!("SET TRANSACTION SNAPSHOT {}", quote_literal(name));
     transaction.batch_execute(&import).await.map_err(at())?;
-    let filled = check::filled(transaction.client(), tables).await.map_err(at())?;
-    if let Some(table) = filled.first() {
-        let finding = check::not_empty(table);
-        return Err(Refusal::new(finding.what, finding.remedy).into());
-    }
     let row = transaction.query_one("SELECT pg_current_snapshot()::text", &[]).await.map_err(at())?;
-    Ok(row.get(0))
+    transaction.rollback().await.map_err(at())?;
+    let text: String = row.get(0);
+    text.parse().map_err(|error| SetupError::Unavailable(format!("{error}")))
 }
 
 /// What the heartbeat table holds for this pipeline: the count and the random text of the last beat.

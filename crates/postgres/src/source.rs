@@ -7,13 +7,17 @@
 //! At the border: events come in the server's order, each row after the relation that describes it, and nothing is
 //! filtered. What cannot be understood is refused, never skipped.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use change::{Lsn, NEW_LOG, Refusal, Timeline, Tuple};
+use change::{Key, Lsn, NEW_LOG, Refusal, Snapshot, Timeline, Tuple};
 use pgoutput::Message;
-use relay::{Confirmed, Heartbeat, RelayError, RowChange, Source, SourceError, SourceState, WalEvent};
+use relay::{
+    Confirmed, Heartbeat, PublishedTable, ReadRequest, RelayError, Round, RoundEvent, RowChange, Source,
+    SourceError, SourceState, WalEvent,
+};
 use tokio::runtime::Handle;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
@@ -24,6 +28,7 @@ use crate::config::{Config, Target};
 use crate::connection::ReplicationConnection;
 use crate::error::ConnectionError;
 use crate::preconditions::{self, Slot};
+use crate::rounds::{self, Rounds};
 use crate::stream::{Frame, ReplicationStream};
 use crate::tls::Tls;
 
@@ -38,6 +43,12 @@ const TAKE_OVER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How often to look whether it has let go.
 const TAKE_OVER_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How long asynchronous commits may take to become durable, how often to look, and after what time to write something
+/// that is flushed at once: on an idle server the insert LSN may stand behind the header of a page not yet begun.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(30);
+const FLUSH_INTERVAL: Duration = Duration::from_millis(2);
+const FLUSH_NUDGE: Duration = Duration::from_millis(20);
 
 /// Work of one `poll`, after which acknowledgements get their turn.
 const POLL_WORK: Duration = Duration::from_millis(10);
@@ -65,6 +76,8 @@ pub struct SourceOptions {
     pub publication: String,
     /// The configured tables, `schema.table`; each must be in the publication.
     pub tables: Vec<String>,
+    /// Connections that read a snapshot at a time.
+    pub snapshot_connections: usize,
 }
 
 /// A primary server, a slot on it, and the stream once it has begun.
@@ -80,14 +93,17 @@ pub struct PostgresSource {
     relations: HashMap<u32, usize>,
     /// The relations of one TRUNCATE; kept for its memory.
     truncated: Vec<u32>,
+    rounds: Rounds,
 }
 
 impl PostgresSource {
     /// Connects for SQL. Its methods must be called from a thread that is not one of `runtime`'s.
     pub fn connect(runtime: &Handle, config: &Config, options: SourceOptions) -> Result<Self, SourceError> {
         let (client, target) = runtime.block_on(catalog::connect_primary(config))?;
+        let tls = Tls::new(&target.ssl).map_err(ConnectionError::from)?;
         let source = PostgresSource {
             runtime: runtime.clone(),
+            rounds: Rounds::new(tls),
             target,
             options,
             client,
@@ -127,6 +143,31 @@ impl PostgresSource {
             return Refusal::new(what, "run `millrace setup`").into();
         }
         ConnectionError::from_client(&self.target, error).into()
+    }
+
+    fn flush_lsn(&self) -> Result<Lsn, SourceError> {
+        let flush = "SELECT pg_catalog.pg_current_wal_flush_lsn()::text";
+        let row = self.query(self.client.query_one(flush, &[]))?;
+        let text: String = row.try_get(0).map_err(|error| self.failed(&error))?;
+        text.parse().map_err(|error| SourceError::Unavailable(format!("{error}")))
+    }
+
+    /// Waits until the WAL is durable up to `lsn` (h12): a snapshot sees what committed asynchronously, and after a
+    /// crash of the server that never was.
+    fn wait_for_flush(&self, lsn: Lsn) -> Result<(), SourceError> {
+        let begun = Instant::now();
+        let mut nudged = false;
+        while self.flush_lsn()? < lsn {
+            if begun.elapsed() >= FLUSH_TIMEOUT {
+                let what = format!("the server's WAL is not flushed up to {lsn} within {FLUSH_TIMEOUT:?}");
+                return Err(SourceError::Unavailable(what));
+            }
+            if begun.elapsed() >= FLUSH_NUDGE && !std::mem::replace(&mut nudged, true) {
+                self.query(self.client.batch_execute(crate::NUDGE))?;
+            }
+            self.runtime.block_on(async { tokio::time::sleep(FLUSH_INTERVAL).await });
+        }
+        Ok(())
     }
 
     fn slot(&self) -> Result<(Slot, Lsn), SourceError> {
@@ -288,10 +329,7 @@ impl Source for PostgresSource {
             },
             None => Heartbeat::default(),
         };
-        let flush = "SELECT pg_catalog.pg_current_wal_flush_lsn()::text";
-        let row = self.query(self.client.query_one(flush, &[]))?;
-        let text: String = row.try_get(0).map_err(|error| self.failed(&error))?;
-        let flush_lsn = text.parse().map_err(|error| SourceError::Unavailable(format!("{error}")))?;
+        let flush_lsn = self.flush_lsn()?;
         Ok(SourceState { confirmed_flush, flush_lsn, timeline, switch_point, heartbeat })
     }
 
@@ -357,6 +395,34 @@ impl Source for PostgresSource {
             }
             wait = Duration::ZERO;
         }
+    }
+
+    fn published(&mut self) -> Result<Vec<PublishedTable>, SourceError> {
+        self.query(rounds::published(&self.client, &self.options.publication))
+    }
+
+    fn visible(&mut self) -> Result<Snapshot, SourceError> {
+        self.runtime.block_on(rounds::visible(&self.client))
+    }
+
+    fn read(
+        &mut self,
+        tables: &[ReadRequest],
+        bytes: u64,
+        accept: &mut dyn FnMut(&Snapshot) -> bool,
+        deliver: &mut dyn FnMut(RoundEvent<'_>) -> Result<(), RelayError>,
+    ) -> Result<Round, RelayError> {
+        let connections = self.options.snapshot_connections;
+        self.runtime.block_on(self.rounds.connect(&self.target, connections))?;
+        let round = rounds::read(&self.runtime, &mut self.rounds, tables, bytes, accept, deliver)?;
+        if let Round::Taken { until, .. } = &round {
+            self.wait_for_flush(*until)?;
+        }
+        Ok(round)
+    }
+
+    fn compare(&mut self, relation: u32, keys: &[Key], bound: &Key) -> Result<Vec<Ordering>, SourceError> {
+        self.runtime.block_on(rounds::compare(&self.client, relation, keys, bound))
     }
 
     fn acknowledge(&mut self, confirmed: Confirmed) -> Result<(), SourceError> {

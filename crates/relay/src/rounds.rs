@@ -77,7 +77,7 @@ impl Relay<'_> {
             (Round::Taken { snapshot, until }, pieces) => {
                 let bytes: u64 = pieces.iter().map(|piece| piece.bytes).sum();
                 self.assembler.end_round();
-                self.assembler.reading.round(snapshot, until, pieces);
+                self.assembler.reading.round(snapshot, until, pieces, begun_us.div_euclid(1000));
                 self.commit(publisher, control)?;
                 control.read(&mut self.assembler.reading.tables());
                 self.pace = Pace::default();

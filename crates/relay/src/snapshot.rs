@@ -357,13 +357,16 @@ impl Reading {
     }
 
     /// The rows of a round are in the log's open transaction.
-    pub(crate) fn round(&mut self, snapshot: Snapshot, until: Lsn, pieces: Vec<ReadPiece>) {
+    pub(crate) fn round(&mut self, snapshot: Snapshot, until: Lsn, pieces: Vec<ReadPiece>, begun_ms: i64) {
         let mut window = Window { snapshot, until, pieces: Vec::new() };
         for ReadPiece { relation, read, rows, bytes } in pieces {
             let Some(table) = self.tables.get_mut(&relation) else { continue };
             table.rows += rows;
             table.bytes += bytes;
             table.stale = false;
+            if table.begun_ms == 0 {
+                table.begun_ms = begun_ms;
+            }
             let after = std::mem::replace(&mut table.read, read);
             let keys = std::mem::take(&mut table.owed);
             window.pieces.push(Piece { relation, after, keys });

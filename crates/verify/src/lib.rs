@@ -42,5 +42,5 @@ pub mod window;
 pub use counter::{Counter, Measure};
 pub use documents::Index;
 pub use ports::{CounterStore, DocumentStore, Documents, From, Log, Observer, StoreError};
-pub use source::{NUDGE, Source};
+pub use source::Source;
 pub use verifier::{Difference, NotVerified, Verified, Verifier};

@@ -8,13 +8,6 @@ use tokio_postgres::{Client, Row, SimpleQueryMessage, SimpleQueryRow};
 
 use crate::NotVerified;
 
-/// Writes a few bytes of WAL, so that a source on which nothing happens has something to send: its insert LSN may stand
-/// after the last byte that was sent (behind the header of the next page, say). The reader passes over messages of this
-/// prefix. Flushed at the source, and not waiting for a synchronous standby, which may be missing. One statement, so
-/// that no failure leaves a transaction open.
-pub const NUDGE: &str = "SELECT pg_catalog.set_config('synchronous_commit', 'local', true), \
-                         pg_catalog.pg_logical_emit_message(true, 'millrace', '')";
-
 /// Postgres, asked by SQL over one connection that has Millrace's session settings (TimeZone UTC, DateStyle ISO,
 /// row_security off), so that values look as they do in the log.
 pub struct Source {
@@ -100,9 +93,9 @@ impl Source {
         Ok(reading)
     }
 
-    /// See [`NUDGE`].
+    /// See [`postgres::NUDGE`].
     pub(crate) fn nudge(&self) {
-        if let Err(error) = self.try_rows(NUDGE) {
+        if let Err(error) = self.try_rows(postgres::NUDGE) {
             // Not needed where others write.
             tracing::debug!(%error, "the source could not be woken up");
         }

@@ -3,8 +3,8 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use change::{
-    ChangeStamp, Column, Encoder, Kind, Lsn, Op, Position, Progress, RecordBatch, ReplicaIdentity, SchemaRef,
-    TableSchema, Timeline, TupleBuf,
+    ChangeStamp, Column, Encoder, Kind, LedgerEntry, Lsn, Op, Position, Progress, RecordBatch,
+    ReplicaIdentity, SchemaRef, TableSchema, Timeline, TupleBuf,
 };
 use change::{Datum, header};
 use kafka::{Connection, Names, SetupRecord, SetupWriter, ensure_topics};
@@ -73,6 +73,11 @@ pub(crate) fn large(size: usize) -> RecordBatch {
 
 pub(crate) const VERSION: SchemaRef = SchemaRef { relation: 16384, version: 1 };
 
+/// The ledger's record of it.
+pub(crate) fn described() -> LedgerEntry {
+    LedgerEntry::Schema(VERSION, schema())
+}
+
 pub(crate) fn schema() -> TableSchema {
     let column =
         Column { name: "id".into(), type_oid: 20, type_name: "bigint".into(), key: Some(1), collation: None };
@@ -111,6 +116,7 @@ pub(crate) fn progress(end: u64) -> Progress {
         log_end: -1,
         timeline: Timeline { system_id: "7".into(), timeline: 1 },
         beat: (1, "nonce".into()),
+        snapshot: None,
         time_ms: 0,
     }
 }

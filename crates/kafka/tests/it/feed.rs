@@ -19,7 +19,7 @@ fn published(connection: &Connection, names: &Names, rows_: std::ops::Range<u64>
     publisher.open().unwrap();
     let count = rows_.end - rows_.start;
     publisher.send(&rows(rows_.start, count), count as usize).unwrap();
-    publisher.commit(&[(VERSION, schema())], &mut progress(rows_.end)).unwrap();
+    publisher.commit(&[described()], &mut progress(rows_.end)).unwrap();
     publisher
 }
 

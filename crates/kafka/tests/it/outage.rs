@@ -22,7 +22,7 @@ fn a_killed_broker_loses_nothing_and_an_absent_one_is_reported_in_time() {
     let mut publisher = KafkaPublisher::new(patient.clone(), names.clone());
     publisher.open().unwrap();
     publisher.send(&rows(0, 10), 10).unwrap();
-    publisher.commit(&[(VERSION, schema())], &mut progress(10)).unwrap();
+    publisher.commit(&[described()], &mut progress(10)).unwrap();
     let mut feed = KafkaFeed::open(&patient, &names, &names.group("counters", None)).unwrap();
     until_assigned(&mut feed);
     feed.seek(0).unwrap();

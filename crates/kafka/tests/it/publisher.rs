@@ -97,7 +97,7 @@ fn the_ledger_comes_back_as_it_was_written() {
     assert_eq!(publisher.open().unwrap().slot, Some(intent.clone()));
     let (mut first, mut second) = (progress(5), progress(9));
     publisher.send(&rows(0, 2), 2).unwrap();
-    publisher.commit(&[(VERSION, schema())], &mut first).unwrap();
+    publisher.commit(&[described()], &mut first).unwrap();
     publisher.commit(&[], &mut second).unwrap();
 
     let read = read_ledger(&connection, &names, ReadUntil::Committed).unwrap();

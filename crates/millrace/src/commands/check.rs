@@ -43,8 +43,8 @@ fn of_pipeline(process: &Process, client: &Client, generation: Option<u32>) -> R
         let what = format!("pipeline {} is not set up yet", plan.pipeline);
         let mut findings = vec![Finding::advice(what, "millrace setup")];
         // An error is a table that is missing or unreadable, which was said above.
-        let filled = process.runtime.block_on(check::filled(client, &plan.tables)).unwrap_or_default();
-        findings.extend(filled.iter().map(check::not_empty));
+        let large = process.runtime.block_on(check::too_large(client, &plan, &plan.tables));
+        findings.extend(large.unwrap_or_default());
         return Ok(vec![Section { about: "pipeline", findings }]);
     };
     let names = Names::new(&plan.pipeline, generation)?;

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::time::Instant;
 
-use change::Progress;
+use change::{Progress, TableProgress};
 use kafka::{KafkaPublisher, Names};
 use postgres::{PostgresSource, SourceOptions};
 use relay::{Control, PublishError, RelayError};
@@ -23,6 +23,7 @@ pub(crate) fn run(service: &Service, takeover: bool) -> Outcome {
         metrics: ReaderMetrics::new(&service.telemetry),
         takeover: Cell::new(takeover),
         unsettled: Cell::new(false),
+        reading: Cell::new(false),
     };
     let mut supervisor = Supervisor::new();
     loop {
@@ -63,6 +64,7 @@ fn attempt(service: &Service, watch: &Watch<'_>) -> Result<(), RelayError> {
         slot: plan.slot.clone(),
         publication: plan.publication.clone(),
         tables: plan.tables.iter().map(ToString::to_string).collect(),
+        snapshot_connections: process.config.snapshot.connections,
     };
     let mut source = PostgresSource::connect(process.runtime.handle(), &config, options)?;
     let mut publisher = KafkaPublisher::new(kafka, names);
@@ -78,6 +80,8 @@ struct Watch<'a> {
     takeover: Cell<bool>,
     /// Whether the next commit is the first since the relay had to begin again.
     unsettled: Cell<bool>,
+    /// Whether tables were being read at the last commit.
+    reading: Cell<bool>,
 }
 
 impl Control for Watch<'_> {
@@ -102,5 +106,23 @@ impl Control for Watch<'_> {
         if self.service.telemetry.tell(PART, true, "streaming") || self.unsettled.take() {
             tracing::info!(lsn = %progress.end_lsn, "streaming");
         }
+        let reading = progress.snapshot.is_some();
+        if self.reading.replace(reading) && !reading {
+            tracing::info!("the snapshot is complete");
+        }
+    }
+
+    fn read(&self, tables: &mut dyn Iterator<Item = &TableProgress>) {
+        for table in tables {
+            self.metrics.read(table);
+            if table.pending() {
+                let (rows, estimated) = (table.rows, table.estimated_rows);
+                tracing::info!(table = table.name, rows, estimated, "reading");
+            }
+        }
+    }
+
+    fn snapshot_waits(&self, reason: &str) {
+        tracing::warn!(reason, "the snapshot waits");
     }
 }

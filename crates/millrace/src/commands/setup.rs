@@ -15,13 +15,16 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
-use change::{Clock, LedgerEntry, NEW_LOG, Position, Progress, Refusal, SlotIntent, SlotState};
+use change::{
+    Clock, LedgerEntry, NEW_LOG, Position, Progress, Read, Refusal, SlotIntent, SlotState, SnapshotProgress,
+    TableProgress,
+};
 use kafka::{Connection, Names, RangeReader, ReadUntil, SetupRecord, SetupWriter, Start};
 use postgres::ReplicationConnection;
 use postgres::check::{self, Finding, Verdict};
 use postgres::plan::{Plan, Table};
 use postgres::setup::{self as source, NewSlot, SetupError};
-use relay::Ledger;
+use relay::{Ledger, PublishedTable};
 use tokio_postgres::Client;
 use worker::LogBatch;
 
@@ -54,9 +57,15 @@ pub(crate) fn execute(process: &Process, dry_run: bool) -> Outcome {
     let ledger = kafka::read_ledger(&kafka, &names, ReadUntil::Committed)?;
     let step = process.runtime.block_on(next_step(&admin, &plan, &ledger))?;
     process.runtime.block_on(source::make_heartbeat(&mut admin, &plan))?;
-    process.runtime.block_on(make_publication(&mut admin, &plan, &ledger))?;
+    let added = process.runtime.block_on(make_publication(&mut admin, &plan, &ledger))?;
     match step {
-        Step::Complete => println!("pipeline {} is set up", plan.pipeline),
+        Step::Complete => {
+            println!("pipeline {} is set up", plan.pipeline);
+            if !added.is_empty() {
+                let names: Vec<String> = added.iter().map(ToString::to_string).collect();
+                println!("published, and to be read by the reader: {}", names.join(", "));
+            }
+        }
         Step::MakeSlot => match make_log(process, &kafka, &names, &plan, &mut admin)? {
             Some(NewSlot { consistent_point, .. }) => {
                 println!("pipeline {} is set up: slot {} at {consistent_point}", plan.pipeline, plan.slot);
@@ -148,30 +157,56 @@ fn decide(ledger: &Ledger, slot_exists: bool, slot: &str) -> Result<Step, Refusa
     }
 }
 
-/// Makes the publication, or adds the tables that it lacks; refuses one that is wrong in any other way, and a table that
-/// the log knows: it was dropped and made anew, or taken out for a while, and what became of its rows is in no log.
-async fn make_publication(admin: &mut Client, plan: &Plan, ledger: &Ledger) -> Result<(), Failure> {
+/// Makes the publication, or brings its tables in line with the configuration, and gives the tables that are new in it.
+/// Refuses one that is wrong in any other way, and a table that the log knows: it was dropped and made anew, or taken
+/// out behind our back, and what became of its rows is in no log.
+pub(crate) async fn make_publication(
+    admin: &mut Client,
+    plan: &Plan,
+    ledger: &Ledger,
+) -> Result<Vec<Table>, Failure> {
     let found = check::publication(admin, plan).await;
     let found =
         found.map_err(|error| SetupError::Failed { doing: "cannot read the publication".into(), error })?;
-    let (missing, exists) = match found {
-        None => (plan.tables.clone(), false),
-        Some(publication) if publication.findings.is_empty() => (publication.missing, true),
+    let (missing, surplus, exists) = match found {
+        None => (plan.tables.clone(), Vec::new(), false),
+        Some(publication) if publication.findings.is_empty() => {
+            (publication.missing, publication.surplus, true)
+        }
         Some(publication) => {
             let refusal = |finding: Finding| Refusal::new(finding.what, finding.remedy);
             return Err(publication.findings.into_iter().map(refusal).collect::<Vec<_>>().into());
         }
     };
-    let known =
-        |table: &&Table| ledger.schemas.values().any(|schema| schema.full_name() == table.to_string());
-    if let Some(table) = missing.iter().find(known) {
-        let what = format!("the log holds rows of an earlier table {table}, which is not published any more");
-        return Err(Refusal::new(what, NEW_LOG).into());
+    let large = check::too_large(admin, plan, &missing).await;
+    let large =
+        large.map_err(|error| SetupError::Failed { doing: "cannot look at the tables".into(), error })?;
+    demand(vec![Section { about: "tables", findings: large }])?;
+    for table in &missing {
+        let oid = table.oid(admin).await;
+        let oid = oid.map_err(|error| SetupError::Failed { doing: format!("cannot find {table}"), error })?;
+        refuse_stranger(ledger, table, oid)?;
     }
     if !missing.is_empty() {
         source::publish(admin, plan, &missing, exists).await?;
     }
-    Ok(())
+    if !surplus.is_empty() {
+        source::withdraw(admin, plan, &surplus).await?;
+        println!("taken out of the publication: {}", surplus.join(", "));
+    }
+    Ok(missing)
+}
+
+/// Refuses a table that the log knows, unless it is the same one, and the reader has taken note that it was taken out.
+fn refuse_stranger(ledger: &Ledger, table: &Table, oid: Option<u32>) -> Result<(), Refusal> {
+    let schemas = ledger.schemas.iter().filter(|(_, schema)| schema.full_name() == table.to_string());
+    let removed = |relation| ledger.tables.get(&relation).is_some_and(|table| table.read == Read::Removed);
+    let mut relations = schemas.map(|(at, _)| at.relation);
+    if relations.all(|relation| Some(relation) == oid && removed(relation)) {
+        return Ok(());
+    }
+    let what = format!("the log holds rows of an earlier table {table}, which is not published any more");
+    Err(Refusal::new(what, NEW_LOG))
 }
 
 /// The log's first record, the slot, and the ledger's first progress; `None` when they are there after all.
@@ -213,15 +248,24 @@ fn make_log(
         log_end: after_header(kafka, names)?,
         timeline: slot.timeline.clone(),
         beat: process.runtime.block_on(source::read_heartbeat(admin, plan))?,
+        snapshot: Some(SnapshotProgress {
+            genesis: Some(slot.snapshot.clone()),
+            ..SnapshotProgress::default()
+        }),
         time_ms: SystemClock(Stop::default()).now_us().div_euclid(1000),
     };
     let created =
         SlotState::Created { consistent_point: slot.consistent_point, snapshot: slot.snapshot.clone() };
-    writer.write(&[
-        intent(created),
-        SetupRecord::Ledger(LedgerEntry::Progress(progress)),
-        SetupRecord::CurrentGeneration,
-    ])?;
+    let mut records = vec![intent(created)];
+    for PublishedTable { relation, name, publication, estimated_rows } in
+        process.runtime.block_on(source::published(admin, plan))?
+    {
+        let unread = TableProgress { estimated_rows, ..TableProgress::new(name, publication, Read::Nothing) };
+        records.push(SetupRecord::Ledger(LedgerEntry::Table(relation, unread)));
+    }
+    records.push(SetupRecord::Ledger(LedgerEntry::Progress(progress)));
+    records.push(SetupRecord::CurrentGeneration);
+    writer.write(&records)?;
     Ok(Some(slot))
 }
 
@@ -262,9 +306,10 @@ mod tests {
             log_end: 1,
             timeline: Timeline { system_id: "1".into(), timeline: 1 },
             beat: (0, String::new()),
+            snapshot: None,
             time_ms: 0,
         };
-        let created = SlotState::Created { consistent_point: Lsn(1), snapshot: "1:1:".into() };
+        let created = SlotState::Created { consistent_point: Lsn(1), snapshot: "1:1:".parse().unwrap() };
         let decided = |progress: Option<&Progress>, state: Option<SlotState>, exists| {
             let slot = state.map(|state| SlotIntent { slot: "s".into(), state });
             decide(&Ledger { progress: progress.cloned(), slot, ..Ledger::default() }, exists, "s").ok()

@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use change::Lsn;
+use change::{Lsn, TableProgress};
 use comfy_table::{ContentArrangement, Table, presets};
 use kafka::{Connection, KafkaError, Names, RangeReader, ReadUntil, Start};
 use postgres::setup::SetupError;
@@ -104,6 +104,60 @@ struct Log {
     end: i64,
     #[serde(flatten)]
     lag: Lag,
+    /// While tables are being read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    snapshot: Option<Snapshot>,
+}
+
+/// Tables that are being read.
+#[derive(Serialize)]
+struct Snapshot {
+    /// Why it does not go on, where it does not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waiting: Option<String>,
+    tables: Vec<Reading>,
+}
+
+/// How far a table has been read.
+#[derive(Serialize)]
+pub(crate) struct Reading {
+    pub(crate) table: String,
+    pub(crate) rows: u64,
+    pub(crate) bytes: u64,
+    /// Absent where Postgres has no estimate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) estimated_rows: Option<u64>,
+    /// At the pace so far.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) seconds_left: Option<f64>,
+}
+
+impl Reading {
+    pub(crate) fn of(table: &TableProgress) -> Self {
+        let estimated_rows = u64::try_from(table.estimated_rows).ok();
+        let left = estimated_rows.map(|estimated| estimated.saturating_sub(table.rows));
+        let paced = (table.rows > 0 && table.begun_ms > 0).then(|| seconds_since(table.begun_ms));
+        Reading {
+            table: table.name.clone(),
+            rows: table.rows,
+            bytes: table.bytes,
+            estimated_rows,
+            seconds_left: paced.zip(left).map(|(spent, left)| spent * left as f64 / table.rows as f64),
+        }
+    }
+
+    /// For people.
+    pub(crate) fn describe(&self) -> String {
+        let mut text = format!("{} rows", self.rows);
+        if let Some(estimated) = self.estimated_rows {
+            text.push_str(&format!(" of about {}", estimated.max(self.rows)));
+        }
+        text.push_str(&format!(", {}", bytes(self.bytes)));
+        if let Some(left) = self.seconds_left {
+            text.push_str(&format!(", about {left:.0} s left"));
+        }
+        text
+    }
 }
 
 #[derive(Serialize)]
@@ -187,7 +241,10 @@ fn log(kafka: &Connection, names: &Names, head: Option<Lsn>) -> Result<Log, Fail
     let lag_bytes = head.map(|head| head.bytes_since(progress.end_lsn));
     let lag_seconds = lag_bytes.map(|bytes| if bytes == 0 { 0.0 } else { seconds_since(progress.time_ms) });
     let lag = Lag { lag_bytes, lag_seconds };
-    Ok(Log { topic: names.log(), published: progress.end_lsn, end: progress.log_end, lag })
+    let pending = ledger.tables.values().filter(|table| table.pending());
+    let tables = pending.map(Reading::of).collect();
+    let snapshot = progress.snapshot.map(|snapshot| Snapshot { waiting: snapshot.waiting, tables });
+    Ok(Log { topic: names.log(), published: progress.end_lsn, end: progress.log_end, lag, snapshot })
 }
 
 /// Bytes behind the head, and the age of the first change that the store does not have.
@@ -245,6 +302,9 @@ fn print(report: &Report) {
         Seen::Here(log) => {
             let state = format!("{} up to offset {}", log.topic, log.end);
             add(&mut lines, "log: published", Some(log.published), log.lag, state);
+            if let Some(snapshot) = &log.snapshot {
+                snapshot_lines(&mut lines, snapshot);
+            }
         }
         Seen::Not { problem } => {
             lines.add_row(["log", "-", "", "", problem]);
@@ -262,6 +322,14 @@ fn print(report: &Report) {
         add(&mut lines, &store.store, store.lsn, *lag, state);
     }
     print_table(&lines);
+}
+
+fn snapshot_lines(lines: &mut Table, snapshot: &Snapshot) {
+    let state = snapshot.waiting.as_deref().unwrap_or("tables are being read; no store is ready before");
+    lines.add_row(["snapshot", "", "", "", state]);
+    for reading in &snapshot.tables {
+        lines.add_row([&format!("  {}", reading.table), "", "", "", &reading.describe()]);
+    }
 }
 
 fn source_lines(lines: &mut Table, source: &Source) {

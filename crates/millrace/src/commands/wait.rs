@@ -56,7 +56,7 @@ pub(crate) fn execute(
             && nudged.is_none_or(|last| last.elapsed() >= NUDGE)
         {
             nudged = Some(Instant::now());
-            match within(process, left, client.batch_execute(verify::NUDGE)) {
+            match within(process, left, client.batch_execute(postgres::NUDGE)) {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::debug!(%error, "the source could not be woken up"),
                 Err(_) => tracing::debug!("the source did not answer in time"),

@@ -50,6 +50,7 @@ pub(crate) struct Config {
     pub(crate) counters: Vec<CounterConfig>,
     pub(crate) search: Option<SearchConfig>,
     pub(crate) reader: ReaderConfig,
+    pub(crate) snapshot: SnapshotConfig,
     pub(crate) telemetry: TelemetryConfig,
 }
 
@@ -97,6 +98,11 @@ pub(crate) struct RedisConfig {
     pub(crate) prefix: String,
 }
 
+/// Connections that read a snapshot at a time, where nothing is configured.
+const SNAPSHOT_CONNECTIONS: usize = 2;
+/// Size up to which a table without a key is read in one piece, likewise.
+const KEYLESS_MB: u64 = 1024;
+
 /// `[counters.NAME]`.
 #[derive(Clone, Debug)]
 pub(crate) struct CounterConfig {
@@ -122,6 +128,15 @@ pub(crate) struct ReaderConfig {
     pub(crate) limits: Limits,
     /// A log that cannot be written for this long: give up the slot, so that Postgres can shut down (h11).
     pub(crate) outage_limit: Duration,
+}
+
+/// `[snapshot]`: how tables are read that had rows before the pipeline, beside what is in [`Limits`].
+#[derive(Clone, Debug)]
+pub(crate) struct SnapshotConfig {
+    /// Connections that read at a time.
+    pub(crate) connections: usize,
+    /// Size up to which a table without a key is read in one piece.
+    pub(crate) keyless_bytes: u64,
 }
 
 /// `[telemetry.listen]`: where each process serves `/health` and `/metrics`.
@@ -174,7 +189,8 @@ fn read(mut root: Section, mistakes: &Mistakes) -> Option<Config> {
     let redis = root.optional_section("redis").map(redis);
     let counters = root.optional_section("counters").map(|s| counters(s, tables, mistakes));
     let search = root.optional_section("search").map(|s| search(s, tables, mistakes));
-    let reader = reader(root.section("reader"));
+    let mut reader = reader(root.section("reader"));
+    let snapshot = snapshot(root.section("snapshot"), &mut reader.limits);
     let telemetry = telemetry(root.section("telemetry"), mistakes);
     if counters.as_ref().is_some_and(|list| !list.is_empty()) && redis.is_none() {
         root.section("redis").missing("url", "\"redis://127.0.0.1:6379/0\"");
@@ -188,6 +204,7 @@ fn read(mut root: Section, mistakes: &Mistakes) -> Option<Config> {
         counters: counters.unwrap_or_default(),
         search: search.flatten(),
         reader,
+        snapshot,
         telemetry,
     })
 }
@@ -390,6 +407,18 @@ fn reader(mut section: Section) -> ReaderConfig {
         milliseconds(&mut section, "outage_limit_ms", 1_000..=3_600_000, Duration::from_secs(30));
     section.finish();
     ReaderConfig { limits, outage_limit }
+}
+
+fn snapshot(mut section: Section, limits: &mut Limits) -> SnapshotConfig {
+    let mut number = |key, range| section.integer(key, range).map(|found| found.value.unsigned_abs());
+    if let Some(kb) = number("round_kb", 1..=1_048_576) {
+        limits.round_bytes = kb << 10;
+    }
+    limits.snapshot_rate = number("rate_kb", 1..=i64::MAX >> 10).map(|kb| kb << 10);
+    let connections = number("connections", 1..=16).map_or(SNAPSHOT_CONNECTIONS, |n| n as usize);
+    let keyless_bytes = number("keyless_mb", 1..=1_048_576).unwrap_or(KEYLESS_MB) << 20;
+    section.finish();
+    SnapshotConfig { connections, keyless_bytes }
 }
 
 fn telemetry(mut section: Section, mistakes: &Mistakes) -> TelemetryConfig {

@@ -5,7 +5,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 
-use change::{Lsn, Progress};
+use change::{Lsn, Progress, TableProgress};
 use worker::Checkpoint;
 
 use super::{Telemetry, lock};
@@ -17,6 +17,16 @@ pub(crate) struct ReaderMetrics {
     records: Counter,
     transactions: Counter,
     restarts: Counter,
+    snapshot_rows: Family<TableLabel, Gauge>,
+    snapshot_bytes: Family<TableLabel, Gauge>,
+    snapshot_estimated_rows: Family<TableLabel, Gauge>,
+    snapshot_pending: Family<TableLabel, Gauge>,
+}
+
+/// Labels of a table's numbers.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct TableLabel {
+    table: String,
 }
 
 impl ReaderMetrics {
@@ -27,8 +37,20 @@ impl ReaderMetrics {
             records: Counter::default(),
             transactions: Counter::default(),
             restarts: Counter::default(),
+            snapshot_rows: Family::default(),
+            snapshot_bytes: Family::default(),
+            snapshot_estimated_rows: Family::default(),
+            snapshot_pending: Family::default(),
         };
         let mut registry = lock(&telemetry.registry);
+        for (name, help, family) in [
+            ("rows", "rows of the table that its snapshot has read", &metrics.snapshot_rows),
+            ("bytes", "bytes of their values", &metrics.snapshot_bytes),
+            ("estimated_rows", "rows that Postgres estimates; -1: unknown", &metrics.snapshot_estimated_rows),
+            ("pending", "1 while rows of the table are still to be read", &metrics.snapshot_pending),
+        ] {
+            registry.register(format!("reader_snapshot_{name}"), help, family.clone());
+        }
         registry.register(
             "reader_lsn_bytes",
             "the log is Postgres up to this LSN, as a number",
@@ -54,6 +76,15 @@ impl ReaderMetrics {
         self.records.inc_by(records);
         self.transactions.inc();
         self.streaming.set(1);
+    }
+
+    pub(crate) fn read(&self, table: &TableProgress) {
+        let label = TableLabel { table: table.name.clone() };
+        let whole = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        self.snapshot_rows.get_or_create(&label).set(whole(table.rows));
+        self.snapshot_bytes.get_or_create(&label).set(whole(table.bytes));
+        self.snapshot_estimated_rows.get_or_create(&label).set(table.estimated_rows);
+        self.snapshot_pending.get_or_create(&label).set(i64::from(table.pending()));
     }
 
     pub(crate) fn standing_by(&self) {

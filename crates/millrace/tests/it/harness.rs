@@ -91,6 +91,16 @@ impl Pipeline {
         fs::write(self.config(), text).expect("our directory");
     }
 
+    /// Writes a configuration of these tables (a list of quoted names), and no stores.
+    pub(crate) fn configure_tables(&self, tables: &str, extra: &str) {
+        let text = format!(
+            "pipeline = \"mailbox\"\n[postgres]\nurl = \"{}\"\ntables = [{tables}]\n[kafka]\nbootstrap = \"{}\"\n{extra}",
+            self.postgres.url("app"),
+            self.kafka.bootstrap(),
+        );
+        fs::write(self.config(), text).expect("our directory");
+    }
+
     fn config(&self) -> PathBuf {
         self.directory.path().join("millrace.toml")
     }

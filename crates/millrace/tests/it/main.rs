@@ -8,5 +8,6 @@ mod harness;
 mod mailbox;
 mod mirror;
 mod reader;
+mod snapshot;
 mod tidy;
 mod verify;

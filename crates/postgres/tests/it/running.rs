@@ -1,11 +1,10 @@
 //! A running reader and its server: acknowledgements, signs of life, shutdown.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use change::{Clock, Lsn, Position, Progress, RecordBatch, SchemaRef, TableSchema};
+use change::{Clock, LedgerEntry, Lsn, Position, Progress, RecordBatch};
 use postgres::PostgresSource;
 use postgres::connection::ReplicationConnection;
 use relay::{Control, Ledger, Limits, PublishError, Publisher, RelayError, Source};
@@ -23,10 +22,8 @@ impl Publisher for Nowhere {
     fn open(&mut self) -> Result<Ledger, PublishError> {
         Ok(Ledger {
             progress: Some(self.progress.clone()),
-            slot: None,
-            schemas: BTreeMap::new(),
             log: Some(self.progress.log.clone()),
-            log_end: 0,
+            ..Ledger::default()
         })
     }
 
@@ -34,11 +31,7 @@ impl Publisher for Nowhere {
         Ok(())
     }
 
-    fn commit(
-        &mut self,
-        _: &[(SchemaRef, TableSchema)],
-        progress: &mut Progress,
-    ) -> Result<(), PublishError> {
+    fn commit(&mut self, _: &[LedgerEntry], progress: &mut Progress) -> Result<(), PublishError> {
         while self.away.load(Ordering::Relaxed) {
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -94,6 +87,7 @@ fn run_relay(server: &Postgres) -> Running {
             log_end: 0,
             timeline,
             beat: (0, String::new()),
+            snapshot: None,
             time_ms: 0,
         };
         let mut publisher = Nowhere { progress, away: log_away };

@@ -39,6 +39,7 @@ pub(crate) fn options(tables: &[&str]) -> SourceOptions {
         slot: "millrace_t_1".into(),
         publication: "millrace_t".into(),
         tables: tables.iter().map(|table| table.to_string()).collect(),
+        snapshot_connections: 2,
     }
 }
 

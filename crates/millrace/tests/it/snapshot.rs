@@ -1,0 +1,389 @@
+//! Tables that had rows before the pipeline, read while they change; and an oracle that shares no code with Millrace: a
+//! second Postgres, subscribed to the same publication by Postgres' own logical replication.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use serde_json::Value;
+use testkit::services::{Kafka, Postgres, Session};
+
+use crate::harness::{Pipeline, Role, SOON, soon, text};
+use crate::mailbox::{Traffic, fill_points};
+
+/// What stands for a value that was not sent; the header `millrace.unchanged` says so.
+const UNAVAILABLE: &str = "__debezium_unavailable_value";
+
+/// Tables with every kind of key; each has the columns `id` (or two) and `v`, and what is said.
+const TABLES: [(&str, &str); 9] = [
+    ("t_big", "id bigint PRIMARY KEY, v text"),
+    ("t_text", "id text COLLATE \"en-x-icu\" PRIMARY KEY, v text"),
+    ("t_c", "id text COLLATE \"C\" PRIMARY KEY, v text"),
+    ("t_uuid", "id uuid PRIMARY KEY, v text"),
+    ("t_num", "id numeric PRIMARY KEY, v text"),
+    ("t_pair", "v text, id varchar(20), part date, PRIMARY KEY (part, id)"),
+    ("t_toast", "id int PRIMARY KEY, v text, n int"),
+    ("t_index", "pk int PRIMARY KEY, id int NOT NULL UNIQUE, v text"),
+    ("t_none", "id int, v text"),
+];
+
+/// What is done to the tables beside their columns.
+const FINISH: &str = "
+    ALTER TABLE t_none REPLICA IDENTITY FULL;
+    ALTER TABLE t_index REPLICA IDENTITY USING INDEX t_index_id_key;
+    ALTER TABLE t_toast ALTER v SET STORAGE EXTERNAL;
+    ALTER TABLE t_c ADD gone int;
+    ALTER TABLE t_c DROP gone;
+    ALTER TABLE t_c ADD twice text GENERATED ALWAYS AS (v || v) STORED;
+    ALTER TABLE t_c REPLICA IDENTITY FULL;";
+
+fn make_tables(postgres: &Postgres) {
+    let sql: String =
+        TABLES.iter().map(|(name, columns)| format!("CREATE TABLE {name} ({columns});")).collect();
+    postgres.sql("app", &(sql + FINISH));
+}
+
+/// One random statement, on one of the first so many tables.
+fn statement(rng: &mut StdRng, tables: usize) -> String {
+    let (table, _) = TABLES[rng.random_range(0..tables)];
+    let n = rng.random_range(-40..40);
+    let m = rng.random_range(-40..40);
+    let key = |n: i32| match table {
+        "t_text" | "t_c" => format!("'{}k\\{n}'", if n % 2 == 0 { "" } else { "Ä" }),
+        "t_uuid" => format!("md5('{n}')::uuid"),
+        "t_num" => format!("{n}.50"),
+        _ => n.to_string(),
+    };
+    let at = |n: i32| match table {
+        "t_pair" => format!("part = date '2025-01-01' + {} AND id = 'i{n}'", n / 8),
+        _ => format!("id = {}", key(n)),
+    };
+    let value = match table {
+        "t_toast" => format!("repeat('{}', 3000)", rng.random_range(0..10)),
+        _ if rng.random_bool(0.1) => "NULL".to_owned(),
+        _ => format!("E'v\\t{}\\n\\\\'", rng.random_range(0..1000)),
+    };
+    let insert = match table {
+        "t_pair" => format!("(part, id, v) VALUES (date '2025-01-01' + {}, 'i{n}', {value})", n / 8),
+        "t_index" => format!("(pk, id, v) VALUES ({m}, {n}, {value})"),
+        _ => format!("(id, v) VALUES ({}, {value})", key(n)),
+    };
+    let conflict = if table == "t_none" { "" } else { "ON CONFLICT DO NOTHING" };
+    match rng.random_range(0..20) {
+        0..9 => format!("INSERT INTO {table} {insert} {conflict};"),
+        9..12 => format!("UPDATE {table} SET v = {value} WHERE {};", at(n)),
+        12 if table == "t_toast" => format!("UPDATE t_toast SET n = {m} WHERE {};", at(n)),
+        12..16 => {
+            let (set, new) = match table {
+                "t_pair" => {
+                    let part = format!("part = date '2025-01-01' + {}", m / 8);
+                    (part.clone(), format!("{part} AND id = 'i{n}'"))
+                }
+                _ => (format!("id = {}", key(m)), at(m)),
+            };
+            format!(
+                "UPDATE {table} SET {set} WHERE {} AND NOT EXISTS (SELECT FROM {table} o WHERE {new});",
+                at(n)
+            )
+        }
+        19 if rng.random_bool(0.15) => format!("TRUNCATE {table};"),
+        _ => format!("DELETE FROM {table} WHERE {};", at(n)),
+    }
+}
+
+/// Connections that change the tables until told to stop.
+struct Changes {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<u64>>,
+}
+
+impl Changes {
+    fn start(postgres: &Postgres, seed: u64, connections: u64, asynchronous: bool) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut config = tokio_postgres::Config::new();
+        config.host_path(postgres.socket_dir()).port(postgres.port()).user("postgres").dbname("app");
+        let threads = (0..connections).map(|connection| {
+            let (stop, config) = (stop.clone(), config.clone());
+            let mut rng = StdRng::seed_from_u64(seed * 100 + connection);
+            std::thread::spawn(move || {
+                let mut committed = 0;
+                let mut session = None;
+                while !stop.load(Ordering::Relaxed) {
+                    let Some(open) = session.take().or_else(|| Session::connect(&config).ok()) else {
+                        std::thread::sleep(Duration::from_millis(50));
+                        continue;
+                    };
+                    let mut sql = String::from("BEGIN;");
+                    if asynchronous && rng.random_bool(0.5) {
+                        sql += "SET LOCAL synchronous_commit = off;";
+                    }
+                    for _ in 0..rng.random_range(1..5) {
+                        sql += &statement(&mut rng, TABLES.len());
+                    }
+                    sql += if rng.random_bool(0.1) { "ROLLBACK" } else { "COMMIT" };
+                    match open.try_sql(&sql) {
+                        Ok(_) => committed += 1,
+                        Err(error) if error.is_closed() || error.as_db_error().is_none() => continue,
+                        Err(error) => {
+                            let code = error.code().map_or("", |code| code.code());
+                            // A deadlock, a key that is taken: of such a history's nature.
+                            assert!(["40P01", "23505", "57P01", "57P03"].contains(&code), "{sql}: {error:?}");
+                            drop(open.try_sql("ROLLBACK"));
+                        }
+                    }
+                    session = Some(open);
+                    std::thread::sleep(Duration::from_millis(rng.random_range(0..3)));
+                }
+                committed
+            })
+        });
+        Changes { threads: threads.collect(), stop }
+    }
+
+    fn stop(self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.threads.into_iter().map(|thread| thread.join().expect("changes do not panic")).sum()
+    }
+}
+
+/// A second Postgres with the same tables, filled by Postgres itself.
+struct Subscriber {
+    postgres: Postgres,
+}
+
+impl Subscriber {
+    fn start(source: &Postgres) -> Self {
+        let postgres = Postgres::start();
+        postgres.sql("postgres", "CREATE DATABASE app");
+        make_tables(&postgres);
+        let create = format!(
+            "CREATE SUBSCRIPTION oracle CONNECTION 'host=127.0.0.1 port={} user=postgres dbname=app' \
+             PUBLICATION millrace_mailbox",
+            source.port()
+        );
+        postgres.sql("app", &create);
+        Subscriber { postgres }
+    }
+
+    /// Tables that were published since are taken in too.
+    fn refresh(&self) {
+        self.postgres.sql("app", "ALTER SUBSCRIPTION oracle REFRESH PUBLICATION");
+    }
+
+    /// Waits until it has everything that the source has committed.
+    fn catch_up(&self, source: &Postgres) {
+        let head = source.value("app", "SELECT pg_current_wal_insert_lsn()");
+        let copied = "SELECT count(*) FROM pg_subscription_rel WHERE srsubstate <> 'r'";
+        soon("the subscriber has copied every table", || self.postgres.value("app", copied) == "0");
+        source.sql("app", "SELECT pg_logical_emit_message(true, 'oracle', '')");
+        let confirmed = format!(
+            "SELECT confirmed_flush_lsn >= '{head}' FROM pg_replication_slots WHERE slot_name = 'oracle'"
+        );
+        soon("the subscriber has caught up", || source.value("app", &confirmed) == "t");
+    }
+}
+
+/// A table's rows as text, sorted.
+fn rows(postgres: &Postgres, table: &str) -> Vec<String> {
+    let columns = columns(table).join(", ");
+    let mut rows: Vec<String> = postgres
+        .sql("app", &format!("SELECT {columns} FROM {table}"))
+        .into_iter()
+        .map(|row| row.into_iter().map(|v| v.unwrap_or_else(|| "null".into())).collect::<Vec<_>>().join("|"))
+        .collect();
+    rows.sort();
+    rows
+}
+
+fn columns(table: &str) -> Vec<&'static str> {
+    match table {
+        "t_pair" => vec!["part", "id", "v"],
+        "t_toast" => vec!["id", "v", "n"],
+        "t_index" => vec!["pk", "id", "v"],
+        _ => vec!["id", "v"],
+    }
+}
+
+/// Replays the log from its beginning, as any other program could. Panics when a row is born twice, or changes or dies
+/// without a birth.
+fn replay(kafka: &Kafka) -> BTreeMap<String, Vec<String>> {
+    let printed = kafka.tool(
+        "org.apache.kafka.tools.consumer.ConsoleConsumer",
+        &[
+            "--bootstrap-server",
+            &kafka.bootstrap(),
+            "--topic",
+            "millrace.mailbox.1",
+            "--from-beginning",
+            "--timeout-ms",
+            "5000",
+            "--isolation-level",
+            "read_committed",
+            "--formatter-property",
+            "print.key=true",
+            "--formatter-property",
+            "print.headers=true",
+        ],
+    );
+    let mut tables: BTreeMap<String, BTreeMap<String, Vec<Value>>> = BTreeMap::new();
+    let mut buried: BTreeMap<(String, String), Value> = BTreeMap::new();
+    for line in printed.lines().filter(|line| line.contains("millrace.position:")) {
+        let mut parts = line.splitn(3, '\t');
+        let (headers, key, value) = (parts.next().unwrap(), parts.next().unwrap(), parts.next().unwrap());
+        let value: Value = serde_json::from_str(value).unwrap_or_else(|e| panic!("{e}: {line}"));
+        let op = value["op"].as_str().unwrap();
+        if op == "m" {
+            continue;
+        }
+        let name = value["source"]["table"].as_str().unwrap().to_owned();
+        let keyless = name == "t_none";
+        let table = tables.entry(name.clone()).or_default();
+        // A table without a key is a bag of rows.
+        let key_of = |image: &Value| if keyless { image.to_string() } else { key.to_owned() };
+        match op {
+            "c" | "r" => {
+                let mut row = value["after"].clone();
+                if headers.contains("millrace.unchanged:") {
+                    let from = headers.split("millrace.previous_key:").nth(1).expect("a row that moved");
+                    let old = &buried[&(name.clone(), from.to_owned())];
+                    fill(&mut row, old);
+                }
+                let living = table.entry(key_of(&row)).or_default();
+                assert!(keyless || living.is_empty(), "born twice: {line}");
+                living.push(row);
+            }
+            "u" => {
+                let before = key_of(&value["before"]);
+                let living = table.get_mut(&before).filter(|rows| !rows.is_empty());
+                let old = living.unwrap_or_else(|| panic!("changed without a birth: {line}")).pop().unwrap();
+                let mut row = value["after"].clone();
+                if headers.contains("millrace.unchanged:") {
+                    fill(&mut row, &old);
+                }
+                table.entry(key_of(&row)).or_default().push(row);
+            }
+            "d" => {
+                let before = key_of(&value["before"]);
+                let living = table.get_mut(&before).filter(|rows| !rows.is_empty());
+                let old = living.unwrap_or_else(|| panic!("died without a birth: {line}")).pop().unwrap();
+                buried.insert((name, key.to_owned()), old);
+            }
+            "t" => table.clear(),
+            other => panic!("{other}"),
+        }
+    }
+    let sorted = |(name, rows): (String, BTreeMap<String, Vec<Value>>)| {
+        let line = |row: &Value| {
+            let value = |column: &&str| text(&row[*column]).trim_end_matches('Z').to_owned();
+            columns(&name).iter().map(value).collect::<Vec<_>>().join("|")
+        };
+        let mut lines: Vec<String> = rows.values().flatten().map(line).collect();
+        lines.sort();
+        (name.clone(), lines)
+    };
+    tables.into_iter().map(sorted).collect()
+}
+
+/// Puts the old values where a new row has none.
+fn fill(row: &mut Value, old: &Value) {
+    for (name, value) in row.as_object_mut().unwrap() {
+        if value == UNAVAILABLE {
+            *value = old[name].clone();
+        }
+    }
+}
+
+/// A pipeline over the tables, `[snapshot] round_kb` as small as it goes unless `extra` says otherwise.
+fn configure(pipeline: &Pipeline, tables: usize, extra: &str) {
+    let names: Vec<String> = TABLES[..tables].iter().map(|(name, _)| format!("\"public.{name}\"")).collect();
+    pipeline.configure_tables(&names.join(", "), extra);
+}
+
+fn snapshot_is_complete(pipeline: &Pipeline) -> bool {
+    let status: Value = serde_json::from_str(&pipeline.succeed(&["status", "--json"])).unwrap();
+    status["log"]["published"].is_string() && status["log"]["snapshot"].is_null()
+}
+
+/// After the histories: the log replayed from its first record is what Postgres' own subscriber has.
+fn assert_log_equals(pipeline: &Pipeline, subscriber: &Subscriber, tables: usize) {
+    subscriber.catch_up(&pipeline.postgres);
+    let head = pipeline.postgres.value("app", "SELECT pg_current_wal_insert_lsn()");
+    pipeline.postgres.sql("app", "SELECT pg_logical_emit_message(true, 'oracle', '')");
+    soon("the log has everything", || {
+        let status: Value = serde_json::from_str(&pipeline.succeed(&["status", "--json"])).unwrap();
+        let published = text(&status["log"]["published"]);
+        pipeline.postgres.value("app", &format!("SELECT pg_lsn '{published}' > '{head}'")) == "t"
+    });
+    let mut replayed = replay(&pipeline.kafka);
+    for (table, _) in &TABLES[..tables] {
+        let expected = rows(&subscriber.postgres, table);
+        assert_eq!(rows(&pipeline.postgres, table), expected, "the oracle's own {table}");
+        assert_eq!(replayed.remove(*table).unwrap_or_default(), expected, "{table} in the log");
+    }
+}
+
+#[test]
+fn the_log_replayed_from_its_beginning_is_what_postgres_own_subscriber_has() {
+    let seed = std::env::var("MILLRACE_SNAPSHOT_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
+    eprintln!("replay with MILLRACE_SNAPSHOT_SEED={seed}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut pipeline = Pipeline::new();
+    make_tables(&pipeline.postgres);
+    let changes = Changes::start(&pipeline.postgres, seed, 4, true);
+    std::thread::sleep(Duration::from_millis(1500));
+    // All but the last two; those come while everything runs.
+    let first = TABLES.len() - 2;
+    configure(&pipeline, first, "[snapshot]\nround_kb = 1\n");
+    pipeline.succeed(&["setup"]);
+    let subscriber = Subscriber::start(&pipeline.postgres);
+    pipeline.spawn(Role::Reader);
+    for round in 0..6 {
+        std::thread::sleep(Duration::from_millis(rng.random_range(100..1200)));
+        if rng.random_bool(0.7) {
+            pipeline.restart(Role::Reader);
+        } else {
+            pipeline.postgres.kill();
+            pipeline.postgres.restart();
+        }
+        eprintln!("crash {round}");
+        if round == 2 {
+            configure(&pipeline, TABLES.len(), "[snapshot]\nround_kb = 1\n");
+            pipeline.succeed(&["setup"]);
+            subscriber.refresh();
+        }
+    }
+    soon("the snapshot is complete", || {
+        pipeline.assert_alive();
+        snapshot_is_complete(&pipeline)
+    });
+    std::thread::sleep(Duration::from_millis(500));
+    let committed = changes.stop();
+    eprintln!("{committed} transactions");
+    assert!(committed > 200, "there were changes: {committed}");
+    assert_log_equals(&pipeline, &subscriber, TABLES.len());
+}
+
+/// The mailbox is full when the pipeline comes, and its users go on.
+#[test]
+fn a_full_mailbox_gets_its_stores_while_it_is_used() {
+    let mut pipeline = Pipeline::new();
+    fill_points(&pipeline.postgres);
+    let before = Traffic::start(&pipeline.postgres, 7, 3);
+    soon("there are mails", || pipeline.postgres.value("app", "SELECT count(*) > 200 FROM emails") == "t");
+    before.stop();
+    let traffic = Traffic::start(&pipeline.postgres, 8, 3);
+    pipeline.configure("[snapshot]\nround_kb = 16\n");
+    pipeline.succeed(&["setup"]);
+    let mut process = pipeline.process(&["run"], "run");
+    pipeline.succeed(&["wait", "--timeout", "90s"]);
+    let verified = pipeline.succeed(&["verify", "--json"]);
+    assert_eq!(verified.matches("\"differences\":0").count(), 6, "{verified}");
+    traffic.stop();
+    pipeline.assert_stores_equal();
+    process.signal("TERM");
+    assert!(process.wait(SOON).success(), "{}", pipeline.log("run"));
+}

@@ -1,0 +1,559 @@
+//! Reads rounds of a snapshot: chunks of tables in the order of their keys, by COPY, under one snapshot that several
+//! connections share.
+//!
+//! Every connection has the tables' locks before the snapshot is taken or imported (h24): a TRUNCATE or a rewrite in
+//! between would show an older snapshot an empty table. The locks are ACCESS SHARE, as SELECT's are, and last for the
+//! round. A chunk is read ahead of what the relay takes, within bounds, so that several connections work at a time; but
+//! rows are given in order, and a round that turns out larger than it should be ends after any of its rows.
+
+use std::cmp::Ordering;
+use std::collections::HashMap;
+use std::pin::pin;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use change::{Key, Lsn, Read, Snapshot, TableSchema};
+use relay::{PublishedTable, ReadRequest, RelayError, Round, RoundEvent, SourceError};
+use tokio::sync::mpsc;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, Error};
+
+use crate::catalog;
+use crate::config::Target;
+use crate::copy::RowReader;
+use crate::plan::{quote, quote_literal};
+use crate::tls::Tls;
+
+/// How long a round waits for a table's lock: a statement that rewrites it holds it, or waits for it before us.
+const LOCK_TIMEOUT: &str = "2s";
+/// How long a connection may take to end its part of a round.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
+/// Rows are handed over in pieces of this size.
+const PIECE_BYTES: usize = 256 << 10;
+/// Pieces of a chunk that may wait to be taken.
+const PIECES_AHEAD: usize = 64;
+/// Rows of a chunk where nothing is known of their size.
+const ROWS_FIRST: u64 = 1_000;
+/// Rows of a chunk at most.
+const ROWS_MAX: u64 = 1_000_000;
+/// A round ends after so many times the bytes that it should have.
+const OVERRUN: u64 = 2;
+
+const PUBLISHED: &str = "
+SELECT g.relid, n.nspname || '.' || c.relname, coalesce(r.oid, p.oid), c.reltuples::int8
+FROM pg_catalog.pg_publication p
+JOIN LATERAL pg_catalog.pg_get_publication_tables(p.pubname) g ON true
+JOIN pg_catalog.pg_class c ON c.oid = g.relid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = g.relid
+WHERE p.pubname = $1 ORDER BY g.relid";
+
+const NAME: &str = "
+SELECT n.nspname::text, c.relname::text
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1";
+
+/// Type and collation of columns ($2, in this order) of relation $1, as SQL.
+const KEY: &str = "
+SELECT pg_catalog.format_type(a.atttypid, a.atttypmod),
+       pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.collname)
+FROM unnest($2::text[]) WITH ORDINALITY AS g (name, place)
+JOIN pg_catalog.pg_attribute a ON a.attrelid = $1 AND a.attname = g.name
+LEFT JOIN pg_catalog.pg_collation c ON c.oid = a.attcollation
+LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.collnamespace
+ORDER BY g.place";
+
+/// Connections for rounds, and what earlier rounds have taught.
+pub(crate) struct Rounds {
+    tls: Tls,
+    clients: Vec<Client>,
+    /// Bytes of a row on average, by table.
+    row_bytes: HashMap<u32, u64>,
+}
+
+/// What a round reads of one table.
+struct Table {
+    relation: u32,
+    /// `ONLY "public"."emails"`
+    sql: String,
+}
+
+/// The tables that the publication has.
+pub(crate) async fn published(client: &Client, publication: &str) -> Result<Vec<PublishedTable>, Error> {
+    let rows = client.query(PUBLISHED, &[&publication]).await?;
+    let table = |row: &tokio_postgres::Row| {
+        Ok(PublishedTable {
+            relation: row.try_get(0)?,
+            name: row.try_get(1)?,
+            publication: row.try_get(2)?,
+            estimated_rows: row.try_get(3)?,
+        })
+    };
+    rows.iter().map(table).collect()
+}
+
+/// What is visible to a statement that begins now.
+pub(crate) async fn visible(client: &Client) -> Result<Snapshot, SourceError> {
+    let row = client.query_one("SELECT pg_catalog.pg_current_snapshot()::text", &[]).await;
+    let row = row.map_err(|error| failed("cannot take a snapshot", &error))?;
+    parse(row.get(0))
+}
+
+/// How keys of a table compare with `bound`, told by the key columns' own operators and collations.
+pub(crate) async fn compare(
+    client: &Client,
+    relation: u32,
+    keys: &[Key],
+    bound: &Key,
+) -> Result<Vec<Ordering>, SourceError> {
+    let at = |error: &Error| failed(&format!("cannot compare keys of relation {relation}"), error);
+    let Some(name) = client.query_opt(NAME, &[&relation]).await.map_err(|e| at(&e))? else {
+        return Err(SourceError::Unavailable(format!("relation {relation} was dropped while it was read")));
+    };
+    let (schema, table): (String, String) = (name.get(0), name.get(1));
+    let found = catalog::table_schema(client, &schema, &table).await.map_err(|e| at(&e))?;
+    let names: Vec<String> =
+        found.iter().flat_map(|schema| schema.key_columns().map(|column| column.name.clone())).collect();
+    let types = client.query(KEY, &[&relation, &names]).await.map_err(|e| at(&e))?;
+    if types.len() != bound.len() {
+        let what = format!("the key of {schema}.{table} was changed while the table was read");
+        return Err(SourceError::Unavailable(what));
+    }
+    let mut arrays = Vec::new();
+    let (mut left, mut right) = (Vec::new(), Vec::new());
+    for (place, (row, bound)) in types.iter().zip(bound).enumerate() {
+        let (type_name, collation): (String, Option<String>) = (row.get(0), row.get(1));
+        let collate = collation.map(|name| format!(" COLLATE {name}")).unwrap_or_default();
+        left.push(format!("k.c{place}::{type_name}{collate}"));
+        right.push(format!("{}::{type_name}", quote_literal(bound)));
+        arrays.push(keys.iter().map(|key| key.get(place).map(String::as_str)).collect::<Vec<_>>());
+    }
+    let columns: Vec<String> = (0..types.len()).map(|place| format!("c{place}")).collect();
+    let parameters: Vec<String> = (1..=types.len()).map(|n| format!("${n}::text[]")).collect();
+    let query = format!(
+        "SELECT ({}) <= ({}) FROM unnest({}) WITH ORDINALITY AS k ({}, n) ORDER BY n",
+        left.join(", "),
+        right.join(", "),
+        parameters.join(", "),
+        columns.join(", ")
+    );
+    let values: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
+        arrays.iter().map(|array| array as &(dyn tokio_postgres::types::ToSql + Sync)).collect();
+    let rows = client.query(&query, &values).await.map_err(|e| at(&e))?;
+    let ordering = |row: &tokio_postgres::Row| match row.try_get(0) {
+        Ok(Some(true)) => Ok(Ordering::Less),
+        Ok(_) => Ok(Ordering::Greater),
+        Err(error) => Err(at(&error)),
+    };
+    rows.iter().map(ordering).collect()
+}
+
+impl Rounds {
+    pub(crate) fn new(tls: Tls) -> Self {
+        Rounds { tls, clients: Vec::new(), row_bytes: HashMap::new() }
+    }
+
+    /// Has so many connections to the server; fewer, but one, where it grants no more.
+    pub(crate) async fn connect(&mut self, target: &Target, count: usize) -> Result<(), SourceError> {
+        self.clients.retain(|client| !client.is_closed());
+        while self.clients.len() < count.max(1) {
+            match catalog::connect_to(target).await {
+                Ok(client) => self.clients.push(client),
+                Err(error) if self.clients.is_empty() => return Err(error.into()),
+                Err(error) => {
+                    tracing::debug!(%error, "a snapshot goes on with fewer connections");
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves the connections, with whatever runs there.
+    async fn abandon(&mut self) {
+        for client in std::mem::take(&mut self.clients) {
+            let cancel = client.cancel_token();
+            let cancelled = tokio::time::timeout(END_TIMEOUT, cancel.cancel_query(self.tls.clone())).await;
+            if !matches!(cancelled, Ok(Ok(()))) {
+                tracing::debug!("a chunk could not be cancelled; its connection ends with it");
+            }
+        }
+    }
+
+    /// Begins a round: locks, then the snapshot, then the others join it. `Err(reason)` where a lock is not to be had.
+    async fn begin(&self, tables: &[Table]) -> Result<Result<Begun, String>, SourceError> {
+        let list: Vec<&str> = tables.iter().map(|table| table.sql.as_str()).collect();
+        let begin = format!(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'; \
+             LOCK TABLE {} IN ACCESS SHARE MODE",
+            list.join(", ")
+        );
+        for client in &self.clients {
+            if let Err(error) = client.batch_execute(&begin).await {
+                return match error.code() {
+                    Some(&SqlState::LOCK_NOT_AVAILABLE) => {
+                        Ok(Err(format!("waiting for the lock of {}", list.join(", "))))
+                    }
+                    Some(&SqlState::UNDEFINED_TABLE) => Ok(Err("a table was dropped".into())),
+                    _ => Err(failed("cannot lock the tables to read", &error)),
+                };
+            }
+        }
+        let Some((leader, followers)) = self.clients.split_first() else {
+            return Err(SourceError::Unavailable("there is no connection to read tables with".into()));
+        };
+        let at = |error: &Error| failed("cannot take a snapshot", error);
+        let taken = "SELECT pg_catalog.pg_current_snapshot()::text, pg_catalog.pg_export_snapshot()";
+        let row = leader.query_one(taken, &[]).await.map_err(|e| at(&e))?;
+        let snapshot = parse(row.get(0))?;
+        let import = format!("SET TRANSACTION SNAPSHOT {}", quote_literal(row.get(1)));
+        for follower in followers {
+            follower.batch_execute(&import).await.map_err(|e| at(&e))?;
+        }
+        let row = leader.query_one("SELECT pg_catalog.pg_current_wal_insert_lsn()::text", &[]).await;
+        let until: String = row.map_err(|e| at(&e))?.get(0);
+        let until = until.parse().map_err(|error| SourceError::Unavailable(format!("{error}")))?;
+        Ok(Ok(Begun { snapshot, until }))
+    }
+
+    /// Ends the round's transactions. What still runs there is ended with its connection.
+    async fn end(&mut self) {
+        let mut kept = Vec::new();
+        for client in std::mem::take(&mut self.clients) {
+            let ended = tokio::time::timeout(END_TIMEOUT, client.batch_execute("ROLLBACK")).await;
+            if matches!(ended, Ok(Ok(()))) {
+                kept.push(client);
+            }
+        }
+        self.clients = kept;
+    }
+}
+
+struct Begun {
+    snapshot: Snapshot,
+    until: Lsn,
+}
+
+/// A part of a table that one connection reads.
+struct Chunk {
+    pieces: mpsc::Receiver<Result<Bytes, Error>>,
+    /// Rows that it was limited to; with fewer the table has ended.
+    limit: Option<u64>,
+}
+
+/// What the caller of [`read`] is told.
+pub(crate) type Deliver<'a> = &'a mut dyn FnMut(RoundEvent<'_>) -> Result<(), RelayError>;
+
+/// Reads a round; see [`relay::Source::read`]. Called on a thread that is not the runtime's.
+pub(crate) fn read(
+    runtime: &tokio::runtime::Handle,
+    rounds: &mut Rounds,
+    requests: &[ReadRequest],
+    budget: u64,
+    accept: &mut dyn FnMut(&Snapshot) -> bool,
+    deliver: Deliver<'_>,
+) -> Result<Round, RelayError> {
+    let taken = read_all(runtime, rounds, requests, budget, accept, deliver);
+    if taken.is_err() {
+        runtime.block_on(rounds.abandon());
+    }
+    runtime.block_on(rounds.end());
+    taken
+}
+
+fn read_all(
+    runtime: &tokio::runtime::Handle,
+    rounds: &mut Rounds,
+    requests: &[ReadRequest],
+    budget: u64,
+    accept: &mut dyn FnMut(&Snapshot) -> bool,
+    deliver: Deliver<'_>,
+) -> Result<Round, RelayError> {
+    let tables = runtime.block_on(names(rounds, requests))?;
+    if tables.len() < requests.len() {
+        return Ok(Round::NotNow("a table was dropped".into()));
+    }
+    let Begun { snapshot, until } = match runtime.block_on(rounds.begin(&tables))? {
+        Ok(begun) => begun,
+        Err(reason) => return Ok(Round::NotNow(reason)),
+    };
+    if !accept(&snapshot) {
+        return Ok(Round::NotNow("waiting for a transaction to become visible".into()));
+    }
+    let mut bytes = 0;
+    for (table, request) in tables.iter().zip(requests) {
+        if bytes >= budget && bytes > 0 {
+            break;
+        }
+        let mut reading = TableReading { runtime, rounds, table, budget: (budget - bytes).max(1), bytes: 0 };
+        reading.read(request, deliver)?;
+        bytes += reading.bytes;
+    }
+    Ok(Round::Taken { snapshot, until })
+}
+
+/// The tables as SQL; fewer than asked for when one was dropped.
+async fn names(rounds: &Rounds, requests: &[ReadRequest]) -> Result<Vec<Table>, SourceError> {
+    let Some(client) = rounds.clients.first() else { return Ok(Vec::new()) };
+    let mut tables = Vec::new();
+    for ReadRequest { relation, .. } in requests {
+        let row = client.query_opt(NAME, &[relation]).await;
+        if let Some(row) = row.map_err(|error| failed("cannot look a table up", &error))? {
+            // ONLY: children of an inheritance tree are tables of their own.
+            let sql = format!("ONLY {}.{}", quote(row.get(0)), quote(row.get(1)));
+            tables.push(Table { relation: *relation, sql });
+        }
+    }
+    Ok(tables)
+}
+
+struct TableReading<'a> {
+    runtime: &'a tokio::runtime::Handle,
+    rounds: &'a mut Rounds,
+    table: &'a Table,
+    budget: u64,
+    bytes: u64,
+}
+
+impl TableReading<'_> {
+    fn read(&mut self, request: &ReadRequest, deliver: Deliver<'_>) -> Result<(), RelayError> {
+        let schema = self.runtime.block_on(self.schema())?;
+        let places = schema.key_places();
+        let key: Vec<String> = schema.key_columns().map(|column| quote(&column.name)).collect();
+        let columns: Vec<String> = schema.columns.iter().map(|column| quote(&column.name)).collect();
+        let select = format!("SELECT {} FROM {}", columns.join(", "), self.table.sql);
+        let count = columns.len();
+        deliver(RoundEvent::Table(schema))?;
+        if !request.keys.is_empty() && !key.is_empty() {
+            let list: Vec<String> = request.keys.iter().map(row_of).collect();
+            let sql = format!("{select} WHERE {} IN ({})", row(&key), list.join(", "));
+            let mut chunk = self.chunk(0, sql, None);
+            self.rows(&mut chunk, count, &[], u64::MAX, deliver)?;
+        }
+        let end = if request.only_keys {
+            Read::All
+        } else if key.is_empty() {
+            // Nothing tells one part of it from another (h25).
+            let mut chunk = self.chunk(0, select, None);
+            self.rows(&mut chunk, count, &[], u64::MAX, deliver)?;
+            Read::All
+        } else {
+            self.range(&select, &key, &places, count, request.after.as_ref(), deliver)?
+        };
+        deliver(RoundEvent::End(end))
+    }
+
+    async fn schema(&self) -> Result<TableSchema, SourceError> {
+        let at = |error: &Error| failed("cannot describe a table", error);
+        let leader = &self.rounds.clients[0];
+        let gone = || SourceError::Unavailable(format!("table {} was dropped", self.table.sql));
+        let name = leader.query_opt(NAME, &[&self.table.relation]).await.map_err(|e| at(&e))?;
+        let name = name.ok_or_else(gone)?;
+        let schema = catalog::table_schema(leader, name.get(0), name.get(1)).await.map_err(|e| at(&e))?;
+        schema.filter(|schema| schema.relation == self.table.relation).ok_or_else(gone)
+    }
+
+    /// Reads the keys after `after` in chunks, one per connection.
+    fn range(
+        &mut self,
+        select: &str,
+        key: &[String],
+        places: &[usize],
+        columns: usize,
+        after: Option<&Key>,
+        deliver: Deliver<'_>,
+    ) -> Result<Read, RelayError> {
+        let connections = self.rounds.clients.len() as u64;
+        let known = self.rounds.row_bytes.get(&self.table.relation);
+        let rows =
+            known.map_or(ROWS_FIRST, |each| (self.budget / connections / each.max(&1)).clamp(1, ROWS_MAX));
+        let borders = self.runtime.block_on(self.borders(key, after, rows, connections - 1))?;
+        let mut lower = after.cloned();
+        let mut chunks = Vec::new();
+        let uppers = borders.into_iter().map(Some).chain([None]);
+        for (place, upper) in uppers.enumerate() {
+            let bound = |operator: &str, bound: &Key| format!("{} {operator} {}", row(key), row_of(bound));
+            let bounds: Vec<String> = lower
+                .iter()
+                .map(|lower| bound(">", lower))
+                .chain(upper.iter().map(|upper| bound("<=", upper)))
+                .collect();
+            let limit = upper.is_none().then_some(rows);
+            let sql = format!(
+                "{select}{}{} ORDER BY {}{}",
+                if bounds.is_empty() { "" } else { " WHERE " },
+                bounds.join(" AND "),
+                key.join(", "),
+                limit.map(|rows| format!(" LIMIT {rows}")).unwrap_or_default()
+            );
+            lower = upper;
+            chunks.push(self.chunk(place, sql, limit));
+        }
+        let most = self.budget.saturating_mul(OVERRUN);
+        let mut last = after.cloned();
+        for mut chunk in chunks {
+            let (count, key, whole) = self.rows(&mut chunk, columns, places, most, deliver)?;
+            last = key.or(last);
+            if !whole {
+                // The rows are larger than those before; what the other connections read is read again.
+                self.runtime.block_on(self.rounds.abandon());
+                break;
+            }
+            if chunk.limit.is_some_and(|limit| count < limit) {
+                return Ok(Read::All);
+            }
+        }
+        Ok(last.map_or(Read::Nothing, Read::UpTo))
+    }
+
+    /// The keys that divide what is to be read among the connections: every so many rows, as far as there are.
+    async fn borders(
+        &self,
+        key: &[String],
+        after: Option<&Key>,
+        rows: u64,
+        count: u64,
+    ) -> Result<Vec<Key>, SourceError> {
+        let mut borders: Vec<Key> = Vec::new();
+        while (borders.len() as u64) < count {
+            let lower = borders.last().or(after);
+            let texts: Vec<String> = key.iter().map(|column| format!("{column}::text")).collect();
+            let sql = format!(
+                "COPY (SELECT {} FROM {}{} ORDER BY {} OFFSET {} LIMIT 1) TO STDOUT",
+                key.join(", "),
+                self.table.sql,
+                lower.map(|lower| format!(" WHERE {} > {}", row(key), row_of(lower))).unwrap_or_default(),
+                key.join(", "),
+                rows - 1
+            );
+            let line = copy_line(&self.rounds.clients[0], &sql).await;
+            let Some(line) = line.map_err(|error| failed("cannot divide a table", &error))? else { break };
+            let mut reader = RowReader::default();
+            let tuple = reader.read(&line, texts.len()).map_err(|error| unreadable(&error))?;
+            let key = tuple.as_tuple().iter().map(text).collect::<Option<Key>>();
+            borders.push(key.ok_or_else(|| SourceError::Unavailable("a key is null".into()))?);
+        }
+        Ok(borders)
+    }
+
+    /// Begins to read on one of the connections.
+    fn chunk(&self, place: usize, select: String, limit: Option<u64>) -> Chunk {
+        let (sender, pieces) = mpsc::channel(PIECES_AHEAD);
+        let client = &self.rounds.clients[place];
+        let sql = format!("COPY ({select}) TO STDOUT");
+        // The request is on its way before the task is spawned; the stream owns what it needs.
+        let request = self.runtime.block_on(client.copy_out(sql.as_str()));
+        self.runtime.spawn(async move {
+            if let Err(error) = pump(request, &sender).await {
+                // The receiver may be gone, and then nobody cares.
+                let _ = sender.send(Err(error)).await;
+            }
+        });
+        Chunk { pieces, limit }
+    }
+
+    /// Gives the rows of a chunk. Returns their number, the last one's key, and whether these were all.
+    fn rows(
+        &mut self,
+        chunk: &mut Chunk,
+        columns: usize,
+        key: &[usize],
+        most: u64,
+        deliver: Deliver<'_>,
+    ) -> Result<(u64, Option<Key>, bool), RelayError> {
+        let mut reader = RowReader::default();
+        let (mut rows, mut last) = (0, None);
+        let begun = self.bytes;
+        while let Some(piece) = chunk.pieces.blocking_recv() {
+            let piece = piece.map_err(|error| failed("cannot read a table", &error))?;
+            let mut lines = piece.split(|byte| *byte == b'\n').peekable();
+            while let Some(line) = lines.next() {
+                if lines.peek().is_none() {
+                    // After the last line's end.
+                    break;
+                }
+                let tuple = reader.read(line, columns).map_err(|error| unreadable(&error))?.as_tuple();
+                deliver(RoundEvent::Row(tuple))?;
+                rows += 1;
+                self.bytes += line.len() as u64;
+                let over = self.bytes >= most;
+                if !key.is_empty() && (over || lines.peek().is_some_and(|rest| rest.is_empty())) {
+                    last = key.iter().map(|place| text(tuple.iter().nth(*place)?)).collect();
+                }
+                if over {
+                    self.learn(rows, self.bytes - begun);
+                    return Ok((rows, last, false));
+                }
+            }
+        }
+        self.learn(rows, self.bytes - begun);
+        Ok((rows, last, true))
+    }
+
+    fn learn(&mut self, rows: u64, bytes: u64) {
+        if let Some(each) = bytes.checked_div(rows) {
+            self.rounds.row_bytes.insert(self.table.relation, each.max(1));
+        }
+    }
+}
+
+/// Collects rows into pieces, each of whole lines.
+async fn pump(
+    request: Result<tokio_postgres::CopyOutStream, Error>,
+    sender: &mpsc::Sender<Result<Bytes, Error>>,
+) -> Result<(), Error> {
+    use futures_util::StreamExt as _;
+    let mut rows = pin!(request?);
+    let mut piece = BytesMut::new();
+    while let Some(row) = rows.next().await {
+        piece.extend_from_slice(&row?);
+        if piece.len() >= PIECE_BYTES && sender.send(Ok(piece.split().freeze())).await.is_err() {
+            return Ok(());
+        }
+    }
+    if !piece.is_empty() {
+        let _ = sender.send(Ok(piece.freeze())).await;
+    }
+    Ok(())
+}
+
+/// The first line of a COPY.
+async fn copy_line(client: &Client, sql: &str) -> Result<Option<Vec<u8>>, Error> {
+    use futures_util::StreamExt as _;
+    let mut rows = pin!(client.copy_out(sql).await?);
+    let mut first = None;
+    while let Some(row) = rows.next().await {
+        let row = row?;
+        first.get_or_insert_with(|| row.strip_suffix(b"\n").unwrap_or(&row).to_vec());
+    }
+    Ok(first)
+}
+
+/// `("a", "b")`
+fn row(columns: &[String]) -> String {
+    format!("({})", columns.join(", "))
+}
+
+/// `('1', 'x')`, whose literals take the types of what they are compared with.
+fn row_of(key: &Key) -> String {
+    let literals: Vec<String> = key.iter().map(|value| quote_literal(value)).collect();
+    format!("({})", literals.join(", "))
+}
+
+fn text(datum: change::Datum<'_>) -> Option<String> {
+    match datum {
+        change::Datum::Text(text) => Some(text.to_owned()),
+        _ => None,
+    }
+}
+
+fn parse(text: &str) -> Result<Snapshot, SourceError> {
+    text.parse().map_err(|error| SourceError::Unavailable(format!("{error}")))
+}
+
+fn unreadable(error: &crate::copy::CopyError) -> SourceError {
+    SourceError::Unavailable(format!("COPY gave {error}"))
+}
+
+fn failed(doing: &str, error: &Error) -> SourceError {
+    crate::ConnectionError::from_client(doing, error).into()
+}
