@@ -1,8 +1,8 @@
 -- The publication `millrace_PIPELINE`, and the right to read its tables. After 001, and after the tables exist
 -- (the demo's are in 010). Apply as the tables' owner with CREATE on the database, or as a superuser.
 --
--- The tables must be empty. The lock keeps out transactions that have already written to them: of those, only what
--- they write afterwards would be streamed. Where it times out, apply this again.
+-- The lock keeps out transactions that have already written to the tables: of those, only what they write afterwards
+-- would be streamed. Where it times out, apply this again. Rows that are there already are read by the reader.
 
 BEGIN;
 SET LOCAL lock_timeout = '2s';

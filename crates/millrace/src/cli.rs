@@ -80,8 +80,9 @@ pub(crate) enum Command {
     /// Make what the pipeline needs: slot, publication, heartbeat table, topics.
     ///
     /// Checks every precondition first, as `millrace check` does, and changes nothing unless all of them hold.
-    /// Can be run again at any time: it continues where a killed one stopped, and adds tables that were added to
-    /// the configuration. Uses `postgres.admin_url` where that is given; the pipeline itself needs no more than
+    /// Can be run again at any time: it continues where a killed one stopped, adds tables that were added to the
+    /// configuration, and takes out those that were removed from it. Rows that the tables have already are read by the
+    /// reader, in rounds of short snapshots. Uses `postgres.admin_url` where that is given; the pipeline itself needs no more than
     /// the role of `postgres.url`, which may log in, replicate, and read the tables.
     ///
     /// A DBA who wants to do it by hand runs the SQL that --dry-run prints, but for the slot, which setup makes.
@@ -90,6 +91,21 @@ pub(crate) enum Command {
         /// Print the SQL and the topics instead of making them.
         #[arg(long)]
         dry_run: bool,
+    },
+    /// Show how far a table's rows are in the log, and bring in a table that was added to the configuration.
+    ///
+    /// Tells what it would do: how many rows and bytes there are to read, what is locked and for how long. With --yes the
+    /// table enters the publication; the running reader takes note and reads its rows in rounds while all changes flow on.
+    /// `millrace setup` does the same for every table of the configuration at once.
+    #[command(
+        after_help = "Examples:\n  millrace snapshot public.users\n  millrace snapshot public.users --yes"
+    )]
+    Snapshot {
+        /// The table: schema.table, as in `postgres.tables`.
+        table: String,
+        /// Do it.
+        #[arg(long)]
+        yes: bool,
     },
     /// Check every precondition and print each that does not hold, with its remedy.
     ///

@@ -355,6 +355,24 @@ pub async fn slot(client: &Client, name: &str) -> Result<Option<Slot>, Error> {
     Ok(Some(Slot { active: row.get("active"), wrong }))
 }
 
+/// How much a table holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Size {
+    /// Rows, as the server estimates; 0 for unknown.
+    pub rows: u64,
+    /// Bytes, TOAST included and indexes not.
+    pub bytes: u64,
+}
+
+/// How much a table holds; nothing where it does not exist.
+pub async fn size(client: &Client, table: &Table) -> Result<Size, Error> {
+    const SIZE: &str = "SELECT greatest(c.reltuples, 0)::int8, pg_table_size(c.oid)
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2";
+    let row = client.query_opt(SIZE, &[&table.schema, &table.name]).await?;
+    let number = |row: &Row, place| row.get::<_, i64>(place).unsigned_abs();
+    Ok(row.map_or(Size { rows: 0, bytes: 0 }, |row| Size { rows: number(&row, 0), bytes: number(&row, 1) }))
+}
+
 /// Tables without a key that are larger than a round may be: nothing tells one part of them from another, so that they
 /// are read in one piece (h25).
 pub async fn too_large(client: &Client, plan: &Plan, tables: &[Table]) -> Result<Vec<Finding>, Error> {

@@ -236,7 +236,7 @@ struct Begun {
 /// A part of a table that one connection reads.
 struct Chunk {
     pieces: mpsc::Receiver<Result<Bytes, Error>>,
-    /// Rows that it was limited to; with fewer the table has ended.
+    /// Its rows, unless the table ends before; `None` where nobody knows.
     limit: Option<u64>,
 }
 
@@ -377,16 +377,15 @@ impl TableReading<'_> {
                 .map(|lower| bound(">", lower))
                 .chain(upper.iter().map(|upper| bound("<=", upper)))
                 .collect();
-            let limit = upper.is_none().then_some(rows);
+            let limit = upper.is_none().then(|| format!(" LIMIT {rows}")).unwrap_or_default();
             let sql = format!(
-                "{select}{}{} ORDER BY {}{}",
+                "{select}{}{} ORDER BY {}{limit}",
                 if bounds.is_empty() { "" } else { " WHERE " },
                 bounds.join(" AND "),
                 key.join(", "),
-                limit.map(|rows| format!(" LIMIT {rows}")).unwrap_or_default()
             );
             lower = upper;
-            chunks.push(self.chunk(place, sql, limit));
+            chunks.push(self.chunk(place, sql, Some(rows)));
         }
         let most = self.budget.saturating_mul(OVERRUN);
         let mut last = after.cloned();
@@ -398,7 +397,7 @@ impl TableReading<'_> {
                 self.runtime.block_on(self.rounds.abandon());
                 break;
             }
-            if chunk.limit.is_some_and(|limit| count < limit) {
+            if count < rows {
                 return Ok(Read::All);
             }
         }
@@ -479,7 +478,7 @@ impl TableReading<'_> {
                 if !key.is_empty() && (over || lines.peek().is_some_and(|rest| rest.is_empty())) {
                     last = key.iter().map(|place| text(tuple.iter().nth(*place)?)).collect();
                 }
-                if over {
+                if over && chunk.limit != Some(rows) {
                     self.learn(rows, self.bytes - begun);
                     return Ok((rows, last, false));
                 }

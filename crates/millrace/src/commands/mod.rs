@@ -8,6 +8,7 @@ mod run;
 mod search;
 mod service;
 mod setup;
+mod snapshot;
 mod status;
 mod stores;
 mod tail;
@@ -29,6 +30,7 @@ pub(crate) fn execute(cli: Cli) -> Outcome {
     let process = Process::new(Config::load(&path, asked_for)?)?;
     match cli.command {
         Command::Setup { dry_run } => setup::execute(&process, dry_run),
+        Command::Snapshot { table, yes } => snapshot::execute(&process, &table, yes),
         Command::Check { format } => check::execute(&process, format),
         Command::Reader { takeover } => run::reader(process, takeover),
         Command::Counters { skip } => run::counters(process, skip.records),

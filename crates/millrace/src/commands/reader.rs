@@ -1,7 +1,7 @@
 //! `millrace reader`: runs the relay, and again when that can help.
 
 use std::cell::Cell;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use change::{Progress, TableProgress};
 use kafka::{KafkaPublisher, Names};
@@ -9,6 +9,7 @@ use postgres::{PostgresSource, SourceOptions};
 use relay::{Control, PublishError, RelayError};
 
 use super::service::Service;
+use super::status::Reading;
 use crate::failure::Outcome;
 use crate::stop::SystemClock;
 use crate::supervise::{Next, Supervisor};
@@ -24,6 +25,7 @@ pub(crate) fn run(service: &Service, takeover: bool) -> Outcome {
         takeover: Cell::new(takeover),
         unsettled: Cell::new(false),
         reading: Cell::new(false),
+        told: Cell::new(None),
     };
     let mut supervisor = Supervisor::new();
     loop {
@@ -73,6 +75,9 @@ fn attempt(service: &Service, watch: &Watch<'_>) -> Result<(), RelayError> {
     relay::run(&mut source, &mut publisher, &clock, watch, (&plan.pipeline, &database), limits)
 }
 
+/// A snapshot's progress is logged this often.
+const TELL_INTERVAL: Duration = Duration::from_secs(5);
+
 /// Tells the relay what the process is told, and the operators what the relay tells.
 struct Watch<'a> {
     service: &'a Service,
@@ -82,6 +87,8 @@ struct Watch<'a> {
     unsettled: Cell<bool>,
     /// Whether tables were being read at the last commit.
     reading: Cell<bool>,
+    /// When it was last told how far they have been read.
+    told: Cell<Option<Instant>>,
 }
 
 impl Control for Watch<'_> {
@@ -113,11 +120,13 @@ impl Control for Watch<'_> {
     }
 
     fn read(&self, tables: &mut dyn Iterator<Item = &TableProgress>) {
+        let now = Instant::now();
+        let due = self.told.get().is_none_or(|told| now.duration_since(told) >= TELL_INTERVAL);
         for table in tables {
             self.metrics.read(table);
-            if table.pending() {
-                let (rows, estimated) = (table.rows, table.estimated_rows);
-                tracing::info!(table = table.name, rows, estimated, "reading");
+            if due && table.pending() {
+                self.told.set(Some(now));
+                tracing::info!("reading {}: {}", table.name, Reading::of(table).describe());
             }
         }
     }

@@ -364,7 +364,7 @@ fn add(lines: &mut Table, what: &str, lsn: Option<Lsn>, lag: Lag, state: String)
 }
 
 /// As people read sizes.
-fn bytes(count: u64) -> String {
+pub(crate) fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut size = count as f64;
     let mut unit = 0;

@@ -62,11 +62,12 @@ impl Pipeline {
         pipeline
     }
 
-    /// A pipeline that is set up and runs.
+    /// A pipeline that is set up and runs, its empty tables read.
     pub(crate) fn running() -> Self {
         let mut pipeline = Self::new();
         pipeline.succeed(&["setup"]);
         ROLES.into_iter().for_each(|role| pipeline.spawn(role));
+        pipeline.succeed(&["wait", "--timeout", "90s"]);
         pipeline
     }
 

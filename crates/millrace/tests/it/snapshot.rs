@@ -223,9 +223,9 @@ fn replay(kafka: &Kafka) -> BTreeMap<String, Vec<String>> {
             "5000",
             "--isolation-level",
             "read_committed",
-            "--formatter-property",
+            "--property",
             "print.key=true",
-            "--formatter-property",
+            "--property",
             "print.headers=true",
         ],
     );
