@@ -3,6 +3,7 @@
 mod cli;
 mod commands;
 mod config;
+mod failpoint;
 mod failure;
 mod stop;
 mod supervise;

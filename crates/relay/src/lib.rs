@@ -25,7 +25,7 @@ mod source;
 
 pub use assemble::TABLES_CHANGED;
 pub use publisher::{Confirmed, Ledger, PublishError, Publisher};
-pub use run::{Control, Limits, RelayError, run};
+pub use run::{Control, Limits, RelayError, STAGES, run};
 pub use source::{
     Heartbeat, PublishedTable, ReadRequest, Round, RoundEvent, RowChange, Source, SourceError, SourceState,
     WalEvent,

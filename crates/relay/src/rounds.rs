@@ -39,14 +39,16 @@ impl Relay<'_> {
         Ok(())
     }
 
-    /// Whether a round should be read as soon as the stream stands between two transactions.
-    fn round_due(&mut self) -> bool {
+    /// Whether a round should be read, the stream standing between two transactions.
+    fn round_due(&mut self, control: &dyn Control) -> bool {
+        if !self.assembler.between() || !self.assembler.reading.active() {
+            return false;
+        }
         let end_lsn = self.assembler.reach().end_lsn;
-        self.assembler.between()
-            && self.assembler.reading.active()
-            && self.assembler.reading.caught_up(end_lsn)
-            && self.assembler.reading.pending().next().is_some()
-            && self.clock.now_us() >= self.pace.next_us
+        if self.assembler.reading.close_window(end_lsn) {
+            control.reached("window.closed");
+        }
+        self.assembler.reading.may_read() && self.clock.now_us() >= self.pace.next_us
     }
 
     /// Reads a round, if it is time for one.
@@ -60,7 +62,7 @@ impl Relay<'_> {
         {
             self.reconcile(source, false)?;
         }
-        if !self.round_due() {
+        if !self.round_due(control) {
             return Ok(());
         }
         if self.waiting_since.is_some() {
@@ -69,16 +71,19 @@ impl Relay<'_> {
         if !self.visible(source, control)? {
             return Ok(());
         }
+        control.reached("round.begun");
         let begun_us = self.clock.now_us();
         let requests: Vec<ReadRequest> =
             self.assembler.reading.pending().take(TABLES_MAX).map(request).collect();
-        match self.read(source, publisher, &requests)? {
+        match self.read(source, publisher, control, &requests)? {
             (Round::NotNow(reason), _) => self.give_way(reason, control),
             (Round::Taken { snapshot, until }, pieces) => {
                 let bytes: u64 = pieces.iter().map(|piece| piece.bytes).sum();
+                control.reached("round.read");
                 self.assembler.end_round();
                 self.assembler.reading.round(snapshot, until, pieces, begun_us.div_euclid(1000));
                 self.commit(publisher, control)?;
+                control.reached("round.committed");
                 control.read(&mut self.assembler.reading.tables());
                 self.pace = Pace::default();
                 if let Some(rate) = self.limits.snapshot_rate {
@@ -125,6 +130,7 @@ impl Relay<'_> {
         &mut self,
         source: &mut dyn Source,
         publisher: &mut dyn Publisher,
+        control: &dyn Control,
         requests: &[ReadRequest],
     ) -> Result<(Round, Vec<ReadPiece>), RelayError> {
         let mut position = self.assembler.begin_round();
@@ -155,6 +161,9 @@ impl Relay<'_> {
                         let Some((encoder, piece)) = &mut current else { return Err(out_of_order()) };
                         self.assembler.round_row(encoder, position, Some(row), now_us)?;
                         position.ordinal += 1;
+                        if piece.rows == 0 {
+                            control.reached("round.first_row");
+                        }
                         piece.rows += 1;
                         piece.bytes += row.as_bytes().len() as u64;
                         if self.assembler.ready().0.byte_len() >= self.limits.send_bytes {

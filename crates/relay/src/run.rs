@@ -87,7 +87,16 @@ pub trait Control {
     fn snapshot_waits(&self, reason: &str) {
         let _ = reason;
     }
+
+    /// The snapshot has come to one of [`STAGES`]; where tests end the process.
+    fn reached(&self, stage: &str) {
+        let _ = stage;
+    }
 }
+
+/// Where a crash would be in the middle of something, in the order in which a round comes to them.
+pub const STAGES: [&str; 6] =
+    ["round.begun", "round.first_row", "round.read", "round.committed", "window.closed", "snapshot.complete"];
 
 /// Runs the relay until it is told to stop or cannot go on: stand by, fence, check, stream.
 ///
@@ -307,6 +316,9 @@ impl<'a> Relay<'a> {
         let entries: Vec<LedgerEntry> = self.assembler.new_entries().collect();
         publisher.commit(&entries, &mut progress)?;
         self.assembler.entries_committed();
+        if self.progress.snapshot.is_some() && progress.snapshot.is_none() {
+            control.reached("snapshot.complete");
+        }
         control.committed(&progress, self.sent_records);
         self.confirmed = Some(Confirmed::after_commit(&progress));
         self.progress = progress;

@@ -324,14 +324,20 @@ impl Reading {
         self.note_active();
     }
 
-    /// The stream has come to `end_lsn`; closes the window that ends there. Gives whether none is open.
-    pub(crate) fn caught_up(&mut self, end_lsn: Lsn) -> bool {
-        if self.window.as_ref().is_some_and(|window| window.until <= end_lsn) {
+    /// The stream has come to `end_lsn`; closes the window that ends there, and gives whether there was one.
+    pub(crate) fn close_window(&mut self, end_lsn: Lsn) -> bool {
+        let caught_up = self.window.as_ref().is_some_and(|window| window.until <= end_lsn);
+        if caught_up {
             self.window = None;
             self.dirty = true;
             self.note_active();
         }
-        self.window.is_none()
+        caught_up
+    }
+
+    /// Whether there is something to read, and no window open.
+    pub(crate) fn may_read(&self) -> bool {
+        self.window.is_none() && self.tables.values().any(TableProgress::pending)
     }
 
     /// Takes note of what a snapshot saw; gives whether a round may be read under it.

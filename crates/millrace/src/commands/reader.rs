@@ -10,6 +10,7 @@ use relay::{Control, PublishError, RelayError};
 
 use super::service::Service;
 use super::status::Reading;
+use crate::failpoint;
 use crate::failure::Outcome;
 use crate::stop::SystemClock;
 use crate::supervise::{Next, Supervisor};
@@ -129,6 +130,10 @@ impl Control for Watch<'_> {
                 tracing::info!("reading {}: {}", table.name, Reading::of(table).describe());
             }
         }
+    }
+
+    fn reached(&self, stage: &str) {
+        failpoint::reached(stage);
     }
 
     fn snapshot_waits(&self, reason: &str) {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -148,6 +149,15 @@ impl Pipeline {
         let log = fs::File::options().create(true).append(true).open(self.log_path(name)).expect("a log");
         let mut command = self.command(arguments);
         Process::spawn(command.stdout(log.try_clone().expect("a second handle")).stderr(log))
+    }
+
+    /// Starts a process that dies at a stage, as `kill -9` would end it, and waits for that.
+    pub(crate) fn dies_at(&self, stage: &str, arguments: &[&str], name: &str) {
+        let log = fs::File::options().create(true).append(true).open(self.log_path(name)).expect("a log");
+        let mut command = self.command(arguments);
+        command.env("FAILPOINT", stage).stdout(log.try_clone().expect("a second handle")).stderr(log);
+        let status = Process::spawn(&mut command).wait(SOON);
+        assert_eq!(status.signal(), Some(6), "{stage}: {status}\n{}", tail(&self.log(name)));
     }
 
     fn log_path(&self, name: &str) -> PathBuf {

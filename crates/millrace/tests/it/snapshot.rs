@@ -387,3 +387,145 @@ fn a_full_mailbox_gets_its_stores_while_it_is_used() {
     process.signal("TERM");
     assert!(process.wait(SOON).success(), "{}", pipeline.log("run"));
 }
+
+/// kill -9 at every named stage, in turn, each with the rounds before and after it.
+#[test]
+fn h25_a_reader_killed_at_any_stage_of_a_snapshot_reads_nothing_twice() {
+    let mut pipeline = Pipeline::new();
+    make_tables(&pipeline.postgres);
+    let changes = Changes::start(&pipeline.postgres, 3, 2, false);
+    std::thread::sleep(Duration::from_millis(1000));
+    configure(&pipeline, TABLES.len(), "[snapshot]\nround_kb = 1\n");
+    pipeline.succeed(&["setup"]);
+    let subscriber = Subscriber::start(&pipeline.postgres);
+    for stage in relay::STAGES {
+        pipeline.dies_at(stage, &["reader"], "reader");
+        eprintln!("killed at {stage}");
+    }
+    pipeline.spawn(Role::Reader);
+    soon("the snapshot is complete", || snapshot_is_complete(&pipeline));
+    changes.stop();
+    assert_log_equals(&pipeline, &subscriber, TABLES.len());
+}
+
+/// A session that commits and waits for a standby that is not there: its change is in the stream, and nobody sees it.
+#[test]
+fn h20_the_snapshot_waits_visibly_for_a_missing_standby_and_the_stream_goes_on() {
+    let mut pipeline = Pipeline::new();
+    make_tables(&pipeline.postgres);
+    pipeline.postgres.sql("app", "INSERT INTO t_big SELECT g, repeat('old', 50) FROM generate_series(1, 500) g");
+    configure(&pipeline, 2, "[snapshot]\nround_kb = 1\n");
+    pipeline.succeed(&["setup"]);
+    let subscriber = Subscriber::start(&pipeline.postgres);
+    pipeline.dies_at("round.committed", &["reader"], "reader");
+    pipeline.postgres.sql("app", "ALTER SYSTEM SET synchronous_standby_names = 'missing'");
+    pipeline.postgres.reload();
+    let config = {
+        let mut config = tokio_postgres::Config::new();
+        config
+            .host_path(pipeline.postgres.socket_dir())
+            .port(pipeline.postgres.port())
+            .user("postgres")
+            .dbname("app");
+        config
+    };
+    let waiting = std::thread::spawn(move || {
+        let session = Session::connect(&config).expect("a session");
+        session.sql("UPDATE t_big SET v = 'new' WHERE id >= 250; INSERT INTO t_text VALUES ('x', 'y')")
+    });
+    soon("the commit waits for the standby", || {
+        let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+        pipeline.postgres.value("app", waits) != "0"
+    });
+    pipeline.spawn(Role::Reader);
+    soon("the snapshot waits visibly", || {
+        pipeline.assert_alive();
+        pipeline.succeed(&["status", "--json"]).contains("synchronous_standby_names")
+    });
+    assert!(!snapshot_is_complete(&pipeline));
+    // A reader that begins again must not have forgotten what it waits for.
+    pipeline.restart(Role::Reader);
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(!snapshot_is_complete(&pipeline));
+    // The stream goes on: what commits without waiting is in the log.
+    pipeline.postgres.sql("app", "SET synchronous_commit = local; INSERT INTO t_big VALUES (-1, 'local')");
+    let tail = ["tail", "--from-beginning", "--json", "--table", "public.t_big"];
+    let mut process = pipeline.process(&tail, "tail");
+    soon("the change is in the log", || pipeline.log("tail").contains("\"local\""));
+    process.kill();
+    pipeline.postgres.sql("app", "ALTER SYSTEM RESET synchronous_standby_names");
+    pipeline.postgres.reload();
+    waiting.join().expect("its commit ends");
+    soon("the snapshot is complete", || snapshot_is_complete(&pipeline));
+    assert_log_equals(&pipeline, &subscriber, 2);
+}
+
+/// Rows that a snapshot sees and a crash of the server undoes: they were committed asynchronously.
+#[test]
+fn h12_a_snapshot_publishes_nothing_that_a_crash_takes_back() {
+    let mut pipeline = Pipeline::new();
+    make_tables(&pipeline.postgres);
+    // So that nothing but a wait of ours makes a commit durable for a while.
+    pipeline.postgres.sql("app", "ALTER SYSTEM SET wal_writer_delay = '10s'");
+    pipeline.postgres.reload();
+    configure(&pipeline, 2, "");
+    pipeline.succeed(&["setup"]);
+    for round in 0..4 {
+        let session = pipeline.postgres.session("app");
+        session.sql("SET synchronous_commit = off");
+        for id in 0..50 {
+            session.sql(&format!("INSERT INTO t_big VALUES ({}, 'volatile')", round * 50 + id));
+        }
+        pipeline.spawn(Role::Reader);
+        std::thread::sleep(Duration::from_millis(40 * round));
+        pipeline.postgres.kill();
+        pipeline.kill(Role::Reader);
+        pipeline.postgres.restart();
+    }
+    let subscriber = Subscriber::start(&pipeline.postgres);
+    pipeline.spawn(Role::Reader);
+    soon("the snapshot is complete", || snapshot_is_complete(&pipeline));
+    assert_log_equals(&pipeline, &subscriber, 2);
+}
+
+/// A long transaction is open, a table is rewritten and truncated while the reader wants to read it.
+#[test]
+fn h24_a_table_that_is_locked_is_waited_for_while_the_stream_goes_on() {
+    let mut pipeline = Pipeline::new();
+    make_tables(&pipeline.postgres);
+    pipeline.postgres.sql("app", "INSERT INTO t_big SELECT g, repeat('old', 50) FROM generate_series(1, 300) g");
+    configure(&pipeline, 3, "[snapshot]\nround_kb = 1\n");
+    pipeline.succeed(&["setup"]);
+    let subscriber = Subscriber::start(&pipeline.postgres);
+    subscriber.catch_up(&pipeline.postgres);
+    let open = pipeline.postgres.session("app");
+    open.sql("BEGIN; INSERT INTO t_text VALUES ('of a long transaction', 'x')");
+    pipeline.dies_at("round.committed", &["reader"], "reader");
+    let truncating = pipeline.postgres.session("app");
+    truncating.sql("BEGIN; TRUNCATE t_big; INSERT INTO t_big SELECT g, 'new' FROM generate_series(1, 100) g");
+    pipeline.spawn(Role::Reader);
+    soon("the snapshot waits visibly", || {
+        pipeline.succeed(&["status", "--json"]).contains("waiting for the lock of ONLY")
+    });
+    pipeline.postgres.sql("app", "INSERT INTO t_c (id, v) VALUES ('s', 'streamed or read')");
+    truncating.sql("COMMIT");
+    soon("the snapshot is complete", || snapshot_is_complete(&pipeline));
+    open.sql("COMMIT");
+    assert_log_equals(&pipeline, &subscriber, 3);
+}
+
+#[test]
+fn h25_a_large_table_without_a_key_needs_consent() {
+    let pipeline = Pipeline::new();
+    make_tables(&pipeline.postgres);
+    let fill = "INSERT INTO t_none SELECT g, repeat('x', 1000) FROM generate_series(1, 3000) g";
+    pipeline.postgres.sql("app", fill);
+    configure(&pipeline, TABLES.len(), "[snapshot]\nkeyless_mb = 1\n");
+    let said = pipeline.refused(&["setup"]);
+    assert!(
+        said.contains("public.t_none has no primary key and 3 MB") && said.contains("keyless_mb = 4"),
+        "{said}"
+    );
+    configure(&pipeline, TABLES.len(), "[snapshot]\nkeyless_mb = 4\n");
+    pipeline.succeed(&["setup"]);
+}
