@@ -21,3 +21,8 @@ pub fn request_rebuild(directory: &Path, index: &str) -> Result<bool, SinkError>
     }
     place::request(&directory.join(index))
 }
+
+/// Whether a rebuild of an index was asked for and has not ended.
+pub fn rebuild_requested(directory: &Path, index: &str) -> bool {
+    place::copy_of(&directory.join(index)).exists()
+}

@@ -75,9 +75,7 @@ pub fn run(
     clock: &dyn Clock,
     control: &dyn Control,
 ) -> Result<(), WorkerError> {
-    let ended = drive(Role::Worker, feed, sink, clock, control);
-    control.handover().inspect(|handover| handover.lost());
-    ended
+    Worker::new(Role::Worker, clock, control).drive(feed, sink)
 }
 
 /// Builds the copies that are asked for, until all have been swapped in, or it is told to stop or cannot go on.
@@ -91,39 +89,12 @@ pub fn build(
     clock: &dyn Clock,
     control: &dyn Control,
 ) -> Result<(), WorkerError> {
-    let ended = drive(Role::Builder, feed, copies, clock, control);
-    control.handover().inspect(|handover| handover.builder_left());
-    ended
-}
-
-fn drive(
-    role: Role,
-    feed: &mut dyn Feed,
-    sink: &mut dyn Sink,
-    clock: &dyn Clock,
-    control: &dyn Control,
-) -> Result<(), WorkerError> {
-    sink.discard();
-    let mut worker = Worker::new(role, clock, control);
-    let mut batch = LogBatch::default();
-    while !control.stop() && !worker.done {
-        match feed.poll(worker.patience(), &mut batch)? {
-            FeedEvent::Assigned => worker.member = Member::Assigned,
-            FeedEvent::Revoked => worker.revoked(sink),
-            FeedEvent::Records | FeedEvent::Idle => {}
-        }
-        match worker.turn(feed, sink, &batch) {
-            Ok(()) => worker.back_off = BACK_OFF.0,
-            Err(Failure::Final(error)) => return Err(error),
-            Err(Failure::Again(reason)) => worker.again(sink, &reason),
-        }
-    }
-    worker.finish(feed, sink)
+    Worker::new(Role::Builder, clock, control).drive(feed, copies)
 }
 
 /// What the loop keeps.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Role {
+pub enum Role {
     /// The stores that readers see.
     Worker,
     /// Their copies, until they take the stores' places.
@@ -180,7 +151,8 @@ struct Table {
     wanted: bool,
 }
 
-pub(crate) struct Worker<'a> {
+/// The loop of [`run`] or [`build`], for a caller that takes its steps one by one, as the simulator does.
+pub struct Worker<'a> {
     pub(crate) role: Role,
     clock: &'a dyn Clock,
     pub(crate) control: &'a dyn Control,
@@ -195,6 +167,7 @@ pub(crate) struct Worker<'a> {
     pub(crate) given: bool,
     /// Whether nothing is left to build.
     pub(crate) done: bool,
+    batch: LogBatch,
     live: Vec<bool>,
     tables: HashMap<SchemaRef, Table>,
     /// After the last whole unit that was taken: where a commit would put the stores.
@@ -214,7 +187,8 @@ pub(crate) struct Worker<'a> {
 }
 
 impl<'a> Worker<'a> {
-    fn new(role: Role, clock: &'a dyn Clock, control: &'a dyn Control) -> Self {
+    /// A loop that has read nothing yet.
+    pub fn new(role: Role, clock: &'a dyn Clock, control: &'a dyn Control) -> Self {
         Worker {
             role,
             clock,
@@ -225,6 +199,7 @@ impl<'a> Worker<'a> {
             frozen: Vec::new(),
             given: false,
             done: false,
+            batch: LogBatch::default(),
             live: Vec::new(),
             tables: HashMap::new(),
             next_offset: 0,
@@ -237,6 +212,37 @@ impl<'a> Worker<'a> {
             checked_at: clock.now_us(),
             group_at: 0,
         }
+    }
+
+    fn drive(mut self, feed: &mut dyn Feed, sink: &mut dyn Sink) -> Result<(), WorkerError> {
+        sink.discard();
+        while !self.control.stop() && !self.done() {
+            self.step(feed, sink)?;
+        }
+        self.finish(feed, sink)
+    }
+
+    /// One poll and what follows from it. After an error nothing but a drop.
+    pub fn step(&mut self, feed: &mut dyn Feed, sink: &mut dyn Sink) -> Result<(), WorkerError> {
+        let mut batch = std::mem::take(&mut self.batch);
+        match feed.poll(self.patience(), &mut batch)? {
+            FeedEvent::Assigned => self.member = Member::Assigned,
+            FeedEvent::Revoked => self.revoked(sink),
+            FeedEvent::Records | FeedEvent::Idle => {}
+        }
+        let turned = self.turn(feed, sink, &batch);
+        self.batch = batch;
+        match turned {
+            Ok(()) => self.back_off = BACK_OFF.0,
+            Err(Failure::Final(error)) => return Err(error),
+            Err(Failure::Again(reason)) => self.again(sink, &reason),
+        }
+        Ok(())
+    }
+
+    /// Whether a builder has nothing left to build.
+    pub fn done(&self) -> bool {
+        self.done
     }
 
     /// Not at all while a commit waits for its time, so that it is not late.
@@ -505,7 +511,7 @@ impl<'a> Worker<'a> {
     }
 
     /// Commits what is whole and ends.
-    fn finish(mut self, feed: &mut dyn Feed, sink: &mut dyn Sink) -> Result<(), WorkerError> {
+    pub fn finish(mut self, feed: &mut dyn Feed, sink: &mut dyn Sink) -> Result<(), WorkerError> {
         if self.member != Member::Positioned || self.open.is_some() {
             return Ok(());
         }
@@ -518,6 +524,17 @@ impl<'a> Worker<'a> {
                 warn!(reason, "the last commit is left to the next start");
                 Ok(())
             }
+        }
+    }
+}
+
+/// However it ends: nobody knows of its stores then.
+impl Drop for Worker<'_> {
+    fn drop(&mut self) {
+        let Some(handover) = self.control.handover() else { return };
+        match self.role {
+            Role::Worker => handover.lost(),
+            Role::Builder => handover.builder_left(),
         }
     }
 }

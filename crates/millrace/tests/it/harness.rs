@@ -205,6 +205,9 @@ impl Pipeline {
         let mut all = BTreeMap::new();
         loop {
             let page = self.get(&format!("/indexes/emails/documents?limit=1000&offset={}", all.len()))?;
+            if page["checkpoint"]["ready"] != true {
+                return None;
+            }
             let documents = page["results"].as_array()?.clone();
             let total = page["total"].as_u64()?;
             for document in &documents {
