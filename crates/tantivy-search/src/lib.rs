@@ -32,5 +32,5 @@ pub use definition::IndexDefinition;
 pub use http::serve;
 pub use indexes::Indexes;
 pub use options::Options;
-pub use request::{rebuild_requested, request_rebuild};
+pub use request::{directories_of, rebuild_requested, request_rebuild};
 pub use sink::SearchSink;

@@ -60,6 +60,12 @@ pub(crate) fn settle(path: &Path) -> Result<(), SinkError> {
     Ok(())
 }
 
+/// All that can stand on disk for an index.
+pub(crate) fn all(path: &Path) -> Vec<PathBuf> {
+    let copy = copy_of(path);
+    vec![beside(path, "new"), beside(&copy, "new"), copy, replaced(path), path.to_owned()]
+}
+
 fn replaced(path: &Path) -> PathBuf {
     beside(path, "replaced")
 }

@@ -1,6 +1,6 @@
-//! How another program asks for a rebuild.
+//! What other programs do with an index's directory: ask for a rebuild, and remove it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use change::Refusal;
 use worker::SinkError;
@@ -25,4 +25,9 @@ pub fn request_rebuild(directory: &Path, index: &str) -> Result<bool, SinkError>
 /// Whether a rebuild of an index was asked for and has not ended.
 pub fn rebuild_requested(directory: &Path, index: &str) -> bool {
     place::copy_of(&directory.join(index)).exists()
+}
+
+/// The directories that stand for an index, to remove while no process works in them.
+pub fn directories_of(directory: &Path, index: &str) -> Vec<PathBuf> {
+    place::all(&directory.join(index)).into_iter().filter(|path| path.exists()).collect()
 }

@@ -199,10 +199,14 @@ impl Store {
         self.show(self.open.as_deref().map(view));
     }
 
-    fn show(&self, view: Option<View>) {
+    fn show(&self, mut view: Option<View>) {
         match self.role {
             Role::Index => self.shelf.publish(view),
-            Role::Copy => self.shelf.publish_copy(view),
+            Role::Copy => {
+                // Nobody is to rely on it before it has taken the index's place.
+                view.iter_mut().for_each(|view| view.payload.checkpoint.ready = false);
+                self.shelf.publish_copy(view);
+            }
         }
     }
 

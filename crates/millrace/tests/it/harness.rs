@@ -64,7 +64,13 @@ impl Pipeline {
 
     /// A pipeline that is set up and runs.
     pub(crate) fn running() -> Self {
+        Self::running_with("")
+    }
+
+    /// The same with more in its configuration.
+    pub(crate) fn running_with(extra: &str) -> Self {
         let mut pipeline = Self::new();
+        pipeline.configure(extra);
         pipeline.succeed(&["setup"]);
         ROLES.into_iter().for_each(|role| pipeline.spawn(role));
         pipeline
@@ -146,6 +152,10 @@ impl Pipeline {
     /// What a process has logged.
     pub(crate) fn log(&self, name: &str) -> String {
         fs::read_to_string(self.log_path(name)).unwrap_or_default()
+    }
+
+    pub(crate) fn search_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.search_port)
     }
 
     pub(crate) fn search_directory(&self) -> PathBuf {

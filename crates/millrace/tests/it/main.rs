@@ -8,5 +8,6 @@ mod harness;
 mod mailbox;
 mod mirror;
 mod reader;
+mod rebuild;
 mod tidy;
 mod verify;
