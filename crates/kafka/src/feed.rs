@@ -1,4 +1,4 @@
-//! The worker's end of the log: one member of a consumer group that reads from where its store stands.
+//! The worker's end of the log: one member of a consumer group, or a builder, that reads from where its store stands.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -42,11 +42,13 @@ const TAG: &str = "millrace:1";
 /// The log and its ledger as one member of a consumer group reads them; see [`Feed`].
 ///
 /// Joins the group by subscription, so that its tools see a live member, and has the log only while the group
-/// gives it: a second member of the same group stands by.
+/// gives it: a second member of the same group stands by. Or belongs to no group, and always has the log.
 pub struct KafkaFeed {
     connection: Connection,
     names: Names,
     log: String,
+    /// Whether it belongs to a group, where its place is committed.
+    member: bool,
     /// `None` only while it is dropped.
     consumer: Option<BaseConsumer<Membership>>,
     ledger: PartitionReader,
@@ -60,14 +62,31 @@ pub struct KafkaFeed {
 impl KafkaFeed {
     /// Joins `group` and begins to read the ledger.
     pub fn open(connection: &Connection, names: &Names, group: &str) -> Result<Self, FeedError> {
+        Self::with(connection, names, Some(group))
+    }
+
+    /// Reads the log without a group, for a builder: who may build is decided by who has the log in its group.
+    pub fn alone(connection: &Connection, names: &Names) -> Result<Self, FeedError> {
+        Self::with(connection, names, None)
+    }
+
+    fn with(connection: &Connection, names: &Names, group: Option<&str>) -> Result<Self, FeedError> {
         require_topics(connection, names)?;
         let mut ledger = PartitionReader::new(connection, names, names.ledger())?;
         ledger.seek(ledger.bounds()?.0)?;
-        let consumer = join(connection, names, group)?;
+        let consumer = match group {
+            Some(group) => join(connection, names, group)?,
+            None => {
+                let consumer = consumer(connection, &names.no_group(), &[])?;
+                consumer.context().given();
+                consumer
+            }
+        };
         Ok(KafkaFeed {
             connection: connection.clone(),
             names: names.clone(),
             log: names.log(),
+            member: group.is_some(),
             consumer: Some(consumer),
             ledger,
             schemas: HashMap::new(),
@@ -157,6 +176,9 @@ impl KafkaFeed {
     }
 
     fn group_offset(&self) -> Result<Option<GroupOffset>, FeedError> {
+        if !self.member {
+            return Ok(None);
+        }
         let mut asked = TopicPartitionList::new();
         asked.add_partition(&self.log, 0);
         let committed = self
@@ -245,7 +267,7 @@ impl Feed for KafkaFeed {
     }
 
     fn commit(&mut self, next_offset: i64) -> Result<(), FeedError> {
-        if !self.consumer().context().assigned() {
+        if !self.member || !self.consumer().context().assigned() {
             return Ok(());
         }
         let mut offsets = TopicPartitionList::new();
@@ -277,33 +299,45 @@ impl Drop for KafkaFeed {
 
 fn join(connection: &Connection, names: &Names, group: &str) -> Result<BaseConsumer<Membership>, KafkaError> {
     let session = SESSION_TIMEOUT.as_millis().to_string();
+    let mut settings = vec![
+        ("group.protocol", "classic"),
+        ("partition.assignment.strategy", "range"),
+        ("heartbeat.interval.ms", "1500"),
+        ("session.timeout.ms", session.as_str()),
+    ];
+    let instance = connection.host().map(|host| format!("{group}@{host}"));
+    settings.extend(instance.as_deref().map(|instance| ("group.instance.id", instance)));
+    let consumer = consumer(connection, group, &settings)?;
+    consumer
+        .subscribe(&[&names.log()])
+        .map_err(|error| KafkaError::of(&format!("cannot join consumer group \"{group}\""), &error))?;
+    Ok(consumer)
+}
+
+fn consumer(
+    connection: &Connection,
+    group: &str,
+    settings: &[(&str, &str)],
+) -> Result<BaseConsumer<Membership>, KafkaError> {
     let mut config = connection.client(&[
         ("fetch.error.backoff.ms", "100"),
         ("fetch.min.bytes", "1"),
         ("fetch.queue.backoff.ms", "5"),
         ("fetch.wait.max.ms", "100"),
-        ("heartbeat.interval.ms", "1500"),
         ("max.partition.fetch.bytes", FETCH_MAX_BYTES),
         ("queued.max.messages.kbytes", PREFETCH_KIB),
-        ("session.timeout.ms", &session),
     ]);
     config
         .set("group.id", group)
-        .set("group.protocol", "classic")
-        .set("partition.assignment.strategy", "range")
         .set("isolation.level", "read_committed")
         .set("enable.auto.commit", "false")
         .set("auto.offset.reset", "error");
-    if let Some(host) = connection.host() {
-        config.set("group.instance.id", format!("{group}@{host}"));
+    for (name, value) in settings {
+        config.set(*name, *value);
     }
-    let consumer: BaseConsumer<Membership> = config
+    config
         .create_with_context(Membership::default())
-        .map_err(|error| KafkaError::of("cannot make a Kafka consumer", &error))?;
-    consumer
-        .subscribe(&[&names.log()])
-        .map_err(|error| KafkaError::of(&format!("cannot join consumer group \"{group}\""), &error))?;
-    Ok(consumer)
+        .map_err(|error| KafkaError::of("cannot make a Kafka consumer", &error))
 }
 
 /// Appends a record of the log.

@@ -49,7 +49,8 @@ impl Membership {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn given(&self) {
+    /// The partition is ours: the group says so, or there is no group.
+    pub(crate) fn given(&self) {
         let mut state = self.state();
         state.assigned = true;
         state.news.push_back(FeedEvent::Assigned);

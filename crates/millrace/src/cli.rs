@@ -188,6 +188,25 @@ pub(crate) enum Command {
         #[command(flatten)]
         format: Format,
     },
+    /// Build stores anew from the log's beginning, beside those that readers see.
+    ///
+    /// Records the request in the store and returns; the worker begins within seconds, or when it is started. The
+    /// present store goes on being served and kept current until the new one has caught up and takes its place in one
+    /// step. A rebuild survives every kill, and one that was asked for already goes on. The search indexes' request is
+    /// a directory beside the index: run this on their host.
+    #[command(
+        after_help = "Examples:\n  millrace rebuild counters\n  millrace rebuild counters.unread search --wait"
+    )]
+    Rebuild {
+        /// counters, search, counters.NAME, search.NAME, or NAME where only one store has it.
+        #[arg(required = true, value_name = "STORE")]
+        stores: Vec<String>,
+        /// Show how far it is until the new store has taken the old one's place.
+        #[arg(long)]
+        wait: bool,
+        #[command(flatten)]
+        format: Format,
+    },
     /// Print the log as it flows.
     #[command(
         after_help = "Examples:\n  millrace tail --table public.emails\n  millrace tail --from-beginning --limit 10 --json | jq .value.op"

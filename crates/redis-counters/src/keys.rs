@@ -6,10 +6,14 @@
 //! | `PREFIX millrace:PIPELINE:COUNTER` | the checkpoint: a hash |
 //! | `…:rows`, `…:nonnull` | hidden counts: hashes with the value's fields |
 //! | `…:staging`, `…:staging:value`, `…:staging:rows`, `…:staging:nonnull` | a large commit under way |
+//! | `…:copy` and `…:copy:value`, `…:copy:rows` and so on | the copy that is to take the counter's place, in the same form |
 //! | `PREFIX millrace:owners` | hash: which pipeline owns a counter's name |
 //!
 //! The owners' hash tells a counter that lost its checkpoint (ours: filled again) from another program's key or
 //! another pipeline's counter of the same name (never touched).
+//!
+//! A copy's checkpoint is there as soon as one is asked for, with nothing in it but `state`; to delete it is to call
+//! the rebuild off.
 
 use std::collections::HashMap;
 
@@ -63,11 +67,20 @@ impl Namespace {
     }
 
     pub(crate) fn counter(&self, counter: &str) -> CounterKeys {
-        let checkpoint = self.checkpoint_key(counter);
+        self.keys(self.value_key(counter), self.checkpoint_key(counter))
+    }
+
+    /// Where the copy is built that is to take the counter's place.
+    pub(crate) fn copy(&self, counter: &str) -> CounterKeys {
+        let checkpoint = format!("{}:copy", self.checkpoint_key(counter));
+        self.keys(format!("{checkpoint}:value"), checkpoint)
+    }
+
+    fn keys(&self, value: String, checkpoint: String) -> CounterKeys {
         let hidden = |name: &str| format!("{checkpoint}:{name}");
         CounterKeys {
             owners: self.owners_key(),
-            value: self.value_key(counter),
+            value,
             rows: hidden("rows"),
             nonnull: hidden("nonnull"),
             staging: hidden("staging"),
@@ -82,8 +95,8 @@ impl Namespace {
     pub(crate) fn distinct<'a>(&self, counters: impl Iterator<Item = &'a str>) -> Result<(), Refusal> {
         let mut taken = HashMap::from([(self.owners_key(), "millrace itself")]);
         for counter in counters {
-            let keys = self.counter(counter);
-            for key in &keys.in_order()[1..] {
+            let (keys, copy) = (self.counter(counter), self.copy(counter));
+            for key in keys.in_order()[1..].iter().chain(&copy.in_order()[1..]) {
                 if let Some(other) = taken.insert((*key).to_owned(), counter) {
                     let what = format!("counter `{counter}` needs the Redis key `{key}`, as does `{other}`");
                     return Err(Refusal::new(what, "give one of the counters another name"));
@@ -128,7 +141,9 @@ mod tests {
     fn colliding_counters_are_refused() {
         let space = Namespace::new("", "p");
         assert!(space.distinct(["a", "b", "a:b"].into_iter()).is_ok());
-        for pair in [["a", "a"], ["a", "a:rows"], ["a", "millrace:p:a"], ["a", "millrace:owners"]] {
+        for pair in
+            [["a", "a"], ["a", "a:rows"], ["a", "a:copy"], ["a", "millrace:p:a"], ["a", "millrace:owners"]]
+        {
             assert!(space.distinct(pair.into_iter()).is_err(), "{pair:?}");
         }
     }

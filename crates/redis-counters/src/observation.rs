@@ -36,6 +36,8 @@ pub(crate) enum Judgement {
     At(Held),
     /// It is whole, but the owners' hash has lost its entry.
     Unclaimed(Held),
+    /// It is ours, of another definition; how whole it is cannot be told.
+    Other(Checkpoint),
     /// It is ours and not whole.
     Damaged(String),
 }
@@ -118,7 +120,7 @@ pub(crate) fn judge(
         return Ok(Judgement::Damaged("its checkpoint cannot be read".to_owned()));
     };
     if held.checkpoint.definition != definition {
-        return Ok(Judgement::Damaged("its definition has changed".to_owned()));
+        return Ok(Judgement::Other(held.checkpoint));
     }
     let found = [seen.value, seen.rows, seen.nonnull];
     let names = ["value", "hidden count of rows", "hidden count of values"];
@@ -141,6 +143,11 @@ pub(crate) fn checkpoint(seen: &str, counter: &str) -> Result<Option<Held>, Refu
     }
     newer(&seen, counter)?;
     Ok(seen.held())
+}
+
+/// Whether there is a checkpoint, readable or not.
+pub(crate) fn exists(seen: &str) -> bool {
+    Observation::parse(seen).is_none_or(|seen| seen.checkpoint != "none")
 }
 
 fn newer(seen: &Observation<'_>, counter: &str) -> Result<(), Refusal> {
@@ -273,17 +280,7 @@ mod tests {
 
     #[test]
     fn damage_is_seen_in_every_part() {
-        let damages = [
-            (2, "none"),
-            (2, "string"),
-            (3, ""),
-            (4, ""),
-            (5, "x"),
-            (6, ""),
-            (7, "zz"),
-            (8, "other"),
-            (9, "3"),
-        ];
+        let damages = [(2, "none"), (2, "string"), (3, ""), (4, ""), (5, "x"), (6, ""), (7, "zz"), (9, "3")];
         let lengths = [(10, ""), (11, "4,x"), (12, "none"), (13, "1"), (14, "string"), (15, "3"), (17, "0")];
         for (place, line) in damages.into_iter().chain(lengths) {
             let judged = judged(&with(place, line));
@@ -293,6 +290,7 @@ mod tests {
 
     #[test]
     fn what_is_not_ours_is_refused() {
+        assert!(matches!(judged(&with(8, "other")), Ok(Judgement::Other(_))));
         for text in [with(0, "list"), with(1, "other"), with(3, "2")] {
             assert!(judged(&text).is_err(), "{text}");
         }

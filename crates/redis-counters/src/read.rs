@@ -6,12 +6,13 @@ use change::Refusal;
 use worker::{Checkpoint, SinkError};
 
 use crate::connection::Server;
-use crate::keys::Namespace;
-use crate::observation::checkpoint;
+use crate::keys::{CounterKeys, Namespace};
+use crate::observation::{checkpoint, exists};
 use crate::shape::{Aggregate, Shape};
 use crate::store::{Counter, Store};
 
-/// Reads the counters of a pipeline; writes nothing but for [`drop_counters`](Self::drop_counters).
+/// Reads the counters of a pipeline; writes nothing but for [`rebuild`](Self::rebuild) and
+/// [`drop_counters`](Self::drop_counters).
 pub struct Counters {
     store: Store,
 }
@@ -31,6 +32,25 @@ impl Counters {
             found.push(checkpoint(&seen.text, name)?.map(|held| held.checkpoint));
         }
         Ok(found)
+    }
+
+    /// Where each counter's copy stands: the outer `None` where none is asked for, the inner where it has not begun.
+    pub fn copies(&mut self, names: &[&str]) -> Result<Vec<Option<Option<Checkpoint>>>, SinkError> {
+        let copies = self.copies_of(names);
+        let all = self.store.observe(&copies.iter().collect::<Vec<_>>(), false)?;
+        let mut found = Vec::with_capacity(all.len());
+        for (seen, name) in all.iter().zip(names) {
+            let at = checkpoint(&seen.text, name)?.map(|held| held.checkpoint);
+            found.push(exists(&seen.text).then_some(at));
+        }
+        Ok(found)
+    }
+
+    /// Asks the worker, running or not, to build a counter anew beside what it shows; `false` if that was asked for
+    /// already and goes on.
+    pub fn rebuild(&mut self, name: &str) -> Result<bool, SinkError> {
+        let copy = self.copies_of(&[name]).remove(0);
+        self.store.request(&copy)
     }
 
     /// A counter's whole content and its checkpoint, read at one moment: contents by group, or by "" without
@@ -62,17 +82,21 @@ impl Counters {
     /// Removes counters with all that belongs to them; those of another pipeline and other programs' keys stay.
     /// Gives the number of counters that were there.
     pub fn drop_counters(&mut self, names: &[&str]) -> Result<u64, SinkError> {
-        let counters = self.counters(names);
-        self.store.drop(&counters.iter().collect::<Vec<_>>())
+        let (counters, copies) = (self.counters(names), self.copies_of(names));
+        let all: Vec<&Counter> = counters.iter().zip(&copies).flat_map(|(one, copy)| [one, copy]).collect();
+        self.store.drop(&all)
     }
 
     fn counters(&self, names: &[&str]) -> Vec<Counter> {
-        let counter = |name: &&str| Counter {
-            name: (*name).to_owned(),
-            keys: self.store.space.counter(name),
-            // Only writing needs to know.
-            shape: Shape { aggregate: Aggregate::Rows, grouped: true },
-        };
-        names.iter().map(counter).collect()
+        names.iter().map(|name| counter(name, self.store.space.counter(name))).collect()
     }
+
+    fn copies_of(&self, names: &[&str]) -> Vec<Counter> {
+        names.iter().map(|name| counter(name, self.store.space.copy(name))).collect()
+    }
+}
+
+fn counter(name: &str, keys: CounterKeys) -> Counter {
+    // Only writing needs to know the shape.
+    Counter { name: name.to_owned(), keys, shape: Shape { aggregate: Aggregate::Rows, grouped: true } }
 }

@@ -4,7 +4,7 @@ use worker::{Change, Checkpoint, Move, Sink, SinkError, StoreSpec, Stored};
 use crate::commit::{Budget, CommitError, Moving, commit};
 use crate::connection::Server;
 use crate::keys::Namespace;
-use crate::observation::{Held, Judgement, judge};
+use crate::observation::{Held, Judgement, exists, judge};
 use crate::shape::{Aggregate, Shape};
 use crate::sql::{self, Definition};
 use crate::staged::Staged;
@@ -35,9 +35,17 @@ pub struct CountersSink {
     store: Store,
     bounds: Bounds,
     specs: Vec<StoreSpec>,
+    /// What this sink keeps: the counters, or their copies.
     counters: Vec<Counter>,
+    copies: Vec<Copy>,
     staged: Vec<Staged>,
     known: Vec<Known>,
+}
+
+/// A counter's copy, and how it was last seen.
+struct Copy {
+    counter: Counter,
+    seen: String,
 }
 
 /// What is known of a counter in Redis.
@@ -62,20 +70,35 @@ impl CountersSink {
         definitions: Vec<Definition>,
     ) -> Result<Self, Refusal> {
         space.distinct(definitions.iter().map(Definition::name))?;
-        let counters = definitions.iter().map(|definition| Counter {
+        let counter = |definition: &Definition, keys| Counter {
             name: definition.name().to_owned(),
-            keys: space.counter(definition.name()),
+            keys,
             shape: shape(definition),
-        });
-        let counters: Vec<Counter> = counters.collect();
+        };
+        let counters = definitions.iter().map(|d| counter(d, space.counter(d.name()))).collect();
+        let copy = |d: &Definition| Copy { counter: counter(d, space.copy(d.name())), seen: String::new() };
+        let copies = definitions.iter().map(copy).collect();
         let specs = definitions.iter().map(|definition| StoreSpec {
             name: format!("counters.{}", definition.name()),
             definition: definition.hash(),
         });
-        let specs = specs.collect();
-        let known = vec![Known::default(); counters.len()];
+        let specs: Vec<StoreSpec> = specs.collect();
+        let known = vec![Known::default(); specs.len()];
         let staged = definitions.into_iter().map(Staged::new).collect();
-        Ok(CountersSink { store: Store::new(server, space)?, bounds, specs, counters, staged, known })
+        let store = Store::new(server, space)?;
+        Ok(CountersSink { store, bounds, specs, counters, copies, staged, known })
+    }
+
+    /// The same, for the copies of these counters: what a builder fills.
+    pub fn of_copies(
+        server: &Server,
+        space: Namespace,
+        bounds: Bounds,
+        definitions: Vec<Definition>,
+    ) -> Result<Self, Refusal> {
+        let mut sink = Self::new(server, space, bounds, definitions)?;
+        sink.counters = sink.copies.iter().map(|copy| copy.counter.clone()).collect();
+        Ok(sink)
     }
 
     /// Observes every counter, judges it, and claims those whose owner's entry is lost.
@@ -151,6 +174,7 @@ impl Sink for CountersSink {
             all.push(match judgement {
                 Judgement::Empty => Stored::Empty,
                 Judgement::Damaged(reason) => Stored::Damaged(reason),
+                Judgement::Other(checkpoint) => Stored::At(checkpoint),
                 Judgement::Unclaimed(_) => {
                     return Err(SinkError::Moved("a counter lost its owner while it was read".to_owned()));
                 }
@@ -251,7 +275,8 @@ impl Sink for CountersSink {
         let counters: Vec<&Counter> = self.counters.iter().collect();
         let all = self.store.observe(&counters, false)?;
         for ((counter, known), seen) in self.counters.iter().zip(&self.known).zip(all) {
-            if known.seen != seen.text {
+            // What does not follow the log may change as it likes.
+            if known.held.is_some() && known.seen != seen.text {
                 let seen = seen.text.replace('\n', " ");
                 let what =
                     format!("counter `{}` was changed behind our back; Redis has: {seen}", counter.name);
@@ -259,5 +284,42 @@ impl Sink for CountersSink {
             }
         }
         Ok(())
+    }
+
+    fn copies(&mut self) -> Result<Vec<Option<Stored>>, SinkError> {
+        let counters: Vec<&Counter> = self.copies.iter().map(|copy| &copy.counter).collect();
+        let all = self.store.observe(&counters, false)?;
+        let mut found = Vec::with_capacity(all.len());
+        for ((copy, spec), seen) in self.copies.iter_mut().zip(&self.specs).zip(all) {
+            copy.seen = seen.text;
+            if !exists(&copy.seen) {
+                found.push(None);
+                continue;
+            }
+            let Counter { name, shape, .. } = &copy.counter;
+            let judgement = judge(&copy.seen, name, &self.store.space, *shape, &spec.definition)?;
+            found.push(Some(match judgement {
+                Judgement::At(held) | Judgement::Unclaimed(held) => Stored::At(held.checkpoint),
+                Judgement::Other(checkpoint) => Stored::At(checkpoint),
+                Judgement::Damaged(reason) => Stored::Damaged(reason),
+                Judgement::Empty => Stored::Empty,
+            }));
+        }
+        Ok(found)
+    }
+
+    fn rebuild(&mut self, store: usize, keep: bool) -> Result<bool, SinkError> {
+        let (counter, copy, known) = (&self.counters[store], &self.copies[store], &mut self.known[store]);
+        self.store.rebuild(counter, &copy.counter, &known.seen, keep)?;
+        if !keep {
+            // The copy is another content; a second damage at the same place is found there.
+            *known = Known { suspect: known.suspect, ..Known::default() };
+        }
+        Ok(true)
+    }
+
+    fn swap(&mut self, store: usize) -> Result<bool, SinkError> {
+        let (counter, copy) = (&self.counters[store], &self.copies[store]);
+        self.store.swap(counter, &copy.counter, &copy.seen)
     }
 }

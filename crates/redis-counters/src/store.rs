@@ -40,6 +40,8 @@ pub(crate) struct Store {
     commit: Script,
     stage: Script,
     reset: Script,
+    rebuild: Script,
+    swap: Script,
     drop: Script,
     whole: Script,
 }
@@ -63,6 +65,8 @@ impl Store {
             commit: script!("commit.lua"),
             stage: script!("stage.lua"),
             reset: script!("reset.lua"),
+            rebuild: script!("rebuild.lua"),
+            swap: script!("swap.lua"),
             drop: script!("drop.lua"),
             whole: script!("whole.lua"),
         })
@@ -164,11 +168,44 @@ impl Store {
         judge(verdict, counters)
     }
 
-    /// Removes counters; gives the number of those that were there.
+    /// Asks for the copy of a counter that was seen as `seen`; with `keep`, what it shows stays.
+    pub(crate) fn rebuild(
+        &mut self,
+        counter: &Counter,
+        copy: &Counter,
+        seen: &str,
+        keep: bool,
+    ) -> Result<(), SinkError> {
+        let mut call = prepared(&self.rebuild, [counter, copy]);
+        call.arg(&counter.name).arg(seen).arg(self.space.pipeline());
+        call.arg(if keep { "keep" } else { "remove" });
+        let verdict = self.link.run(&call)?;
+        judge(verdict, &[counter, copy])
+    }
+
+    /// Asks for the copy of a counter, whatever it holds; whether there was none.
+    pub(crate) fn request(&mut self, copy: &Counter) -> Result<bool, SinkError> {
+        let mut command = redis::cmd("HSETNX");
+        command.arg(&copy.keys.checkpoint).arg("state").arg("requested");
+        self.link.with(|connection| command.query(connection))
+    }
+
+    /// Puts a copy that was seen as `seen` in the counter's place; `false` if the counter stands further on.
+    pub(crate) fn swap(&mut self, counter: &Counter, copy: &Counter, seen: &str) -> Result<bool, SinkError> {
+        let mut call = prepared(&self.swap, [copy, counter]);
+        call.arg(&counter.name).arg(seen);
+        let verdict: Verdict = self.link.run(&call)?;
+        if verdict.0 == 2 {
+            return Ok(false);
+        }
+        judge(verdict, &[copy, counter]).map(|()| true)
+    }
+
+    /// Removes counters and their copies, given in turn; gives the number of those that were there.
     pub(crate) fn drop(&mut self, counters: &[&Counter]) -> Result<u64, SinkError> {
         let mut call = prepared(&self.drop, counters.iter().copied());
         call.arg(self.space.pipeline());
-        for counter in counters {
+        for counter in counters.iter().step_by(2) {
             call.arg(&counter.name);
         }
         self.link.run(&call)

@@ -1,6 +1,7 @@
 use std::collections::HashSet;
 
 use change::{Encoding, Refusal, TableSchema};
+use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
 
 /// Raised whenever the same definition gives another index: another layout, other terms.
@@ -10,7 +11,7 @@ const FORMAT: u32 = 1;
 const MAX_NAME_BYTES: usize = 64;
 
 /// A configured index: which columns of which table, and what each is good for.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct IndexDefinition {
     /// Its name: the directory's, and the one in the routes.
     pub name: String,

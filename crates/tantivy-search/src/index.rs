@@ -1,15 +1,16 @@
 //! One index on disk: found, made, written, read.
 //!
 //! `<directory>/<name>/` is Tantivy's directory. Its `meta.json` lists the segments and carries our payload, and
-//! is replaced by one rename: a kill at any moment leaves the documents and the checkpoint of one commit. A
-//! fresh index is made as `<name>.new`, committed with its checkpoint, and put in place by renames; in between
-//! there may be no `<name>`, which reads as empty and is filled again. Power loss can bring back an older
-//! `meta.json`, and with it the older checkpoint: the log still holds what is missing.
+//! is replaced by one rename: a kill at any moment leaves the documents and the checkpoint of one commit. Power loss
+//! can bring back an older `meta.json`, and with it the older checkpoint: the log still holds what is missing. An
+//! index is made as `<path>.new`, committed with its checkpoint, and put in place by a rename over what was emptied.
+//! `place.rs` says how a copy takes an index's place.
 
 use std::fs::{self, File};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Deserialize;
 use tantivy::directory::error::OpenReadError;
@@ -25,6 +26,7 @@ use worker::{Checkpoint, SinkError};
 
 use crate::Options;
 use crate::definition::{IndexDefinition, Role};
+use crate::indexes::View;
 use crate::payload::{self, Payload, PayloadError};
 
 /// A segment is merged when this share of its documents is deleted.
@@ -33,9 +35,11 @@ const MERGE_DELETED_SHARE: f32 = 0.3;
 pub(crate) const WORDS: &str = "default";
 const RAW: &str = "raw";
 
-/// Tantivy's fields. Their names are ours: a column's name may have dots, which Tantivy takes for paths.
+/// A definition, and Tantivy's fields for it. Their names are ours: a column's name may have dots, which Tantivy takes
+/// for paths.
 #[derive(Debug)]
 pub(crate) struct Layout {
+    pub(crate) definition: IndexDefinition,
     pub(crate) schema: Schema,
     /// The document's id, the term that upserts and deletes go by.
     pub(crate) id: Field,
@@ -48,7 +52,7 @@ pub(crate) struct Layout {
 pub(crate) const ID: &str = "_id";
 
 impl Layout {
-    pub(crate) fn new(definition: &IndexDefinition) -> Layout {
+    pub(crate) fn new(definition: IndexDefinition) -> Layout {
         let raw = TextFieldIndexing::default()
             .set_tokenizer(RAW)
             .set_index_option(IndexRecordOption::Basic)
@@ -66,7 +70,15 @@ impl Layout {
             schema.add_text_field(&Layout::name(place), options.clone())
         });
         let fields = fields.collect();
-        Layout { schema: schema.build(), id, json, fields }
+        Layout { schema: schema.build(), id, json, fields, definition }
+    }
+
+    /// The first role in which a column can be filtered, with its place among the definition's roles.
+    pub(crate) fn filterable(&self, column: &str) -> Option<(Role, usize)> {
+        let mut roles = self.definition.roles().enumerate();
+        roles
+            .find(|(_, (role, name))| *role != Role::Text && *name == column)
+            .map(|(place, (role, _))| (role, place))
     }
 
     /// Name of the field of a role.
@@ -78,7 +90,7 @@ impl Layout {
 /// An index that is open for writing.
 pub(crate) struct OpenIndex {
     path: PathBuf,
-    layout: std::sync::Arc<Layout>,
+    layout: Arc<Layout>,
     writer: IndexWriter,
     reader: IndexReader,
     /// As of the last commit.
@@ -91,73 +103,91 @@ pub(crate) struct OpenIndex {
 pub(crate) enum Found {
     Empty,
     Damaged(String),
-    /// An index of another definition.
-    Foreign(Checkpoint),
+    /// An index of another definition, to be read only; without a view where it does not say which.
+    Foreign(Box<(Payload, Option<View>)>),
     Open(Box<OpenIndex>),
 }
 
 /// Opens an index if it is what it says. `thorough`: read every byte and compare the checksums.
 pub(crate) fn open(
-    definition: &IndexDefinition,
-    layout: &std::sync::Arc<Layout>,
+    path: &Path,
+    layout: &Arc<Layout>,
     options: &Options,
     thorough: bool,
 ) -> Result<Found, SinkError> {
-    let path = options.directory.join(&definition.name);
-    remove_directory(&beside(&path, "new"))?;
-    remove_directory(&beside(&path, "old"))?;
-    match fs::read_dir(&path).map(|mut entries| entries.next().is_none()) {
+    remove_directory(&beside(path, "new"))?;
+    match fs::read_dir(path).map(|mut entries| entries.next().is_none()) {
         Ok(false) => {}
         Ok(true) => return Ok(Found::Empty),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Empty),
-        Err(error) => return Err(unavailable(&path, &error)),
+        Err(error) => return Err(unavailable(path, &error)),
     }
-    let payload = match read_payload(&path)? {
+    let name = &layout.definition.name;
+    let payload = match read_payload(path)? {
         Ok(payload) => payload,
-        Err(PayloadError::Newer(format)) => return Err(payload::newer(&definition.name, format).into()),
+        Err(PayloadError::Newer(format)) => return Err(payload::newer(name, format).into()),
         Err(PayloadError::Unreadable(reason)) => return Ok(Found::Damaged(format!("meta.json: {reason}"))),
     };
-    if payload.checkpoint.definition != definition.hash() {
-        return Ok(Found::Foreign(payload.checkpoint));
+    if payload.checkpoint.definition != layout.definition.hash() {
+        // Damaged files can make Tantivy panic.
+        let view = catch_unwind(AssertUnwindSafe(|| foreign_view(path, &payload)));
+        return Ok(Found::Foreign(Box::new((payload, view.unwrap_or_default()))));
     }
-    // Damaged files can make Tantivy panic.
-    let opened =
-        catch_unwind(AssertUnwindSafe(|| OpenIndex::open(&path, layout, options, payload, thorough)));
+    let opened = catch_unwind(AssertUnwindSafe(|| OpenIndex::open(path, layout, options, payload, thorough)));
     match opened {
         Ok(Ok(index)) => Ok(Found::Open(Box::new(index))),
         Ok(Err(Unusable::Damaged(reason))) => Ok(Found::Damaged(reason)),
-        Ok(Err(Unusable::Away(error))) => Err(unavailable(&path, &error)),
+        Ok(Err(Unusable::Away(error))) => Err(unavailable(path, &error)),
         Err(_) => Ok(Found::Damaged("its files cannot be read".to_owned())),
     }
 }
 
+/// What an index of another definition shows, if it can be read.
+fn foreign_view(path: &Path, payload: &Payload) -> Option<View> {
+    let layout = Arc::new(Layout::new(payload.index.clone()?));
+    let index = Index::open_in_dir(path).ok()?;
+    if index.schema() != layout.schema {
+        return None;
+    }
+    let reader: IndexReader = index.reader_builder().reload_policy(ReloadPolicy::Manual).try_into().ok()?;
+    Some(View { searcher: reader.searcher(), payload: payload.clone(), layout })
+}
+
 /// Puts an index that holds nothing but a checkpoint in the place of whatever is there.
 pub(crate) fn create(
-    definition: &IndexDefinition,
-    layout: &std::sync::Arc<Layout>,
+    path: &Path,
+    layout: &Arc<Layout>,
     options: &Options,
     checkpoint: &Checkpoint,
 ) -> Result<Box<OpenIndex>, SinkError> {
-    let path = options.directory.join(&definition.name);
-    let (new, old) = (beside(&path, "new"), beside(&path, "old"));
+    let new = beside(path, "new");
     remove_directory(&new)?;
-    remove_directory(&old)?;
-    create_at(&new, layout, options, &Payload::empty(checkpoint))
-        .map_err(|error| unavailable(&new, &error))?;
+    let payload = Payload::empty(checkpoint, Some(layout.definition.clone()));
+    create_at(&new, layout, options, &payload).map_err(|error| unavailable(&new, &error))?;
     let put = || {
-        match fs::rename(&path, &old) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        fs::rename(&new, &path)?;
+        // The directory itself stays: that it is there can mean something.
+        empty_directory(path)?;
+        fs::rename(&new, path)?;
         File::open(&options.directory)?.sync_all()
     };
-    put().map_err(|error| unavailable(&path, &error))?;
-    remove_directory(&old)?;
-    match open(definition, layout, options, false)? {
+    put().map_err(|error| unavailable(path, &error))?;
+    match open(path, layout, options, false)? {
         Found::Open(index) => Ok(index),
         _ => Err(SinkError::Unavailable(format!("{}: it changed while it was made", path.display()))),
     }
+}
+
+fn empty_directory(path: &Path) -> io::Result<()> {
+    fs::create_dir_all(path)?;
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())?;
+        } else {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn create_at(path: &Path, layout: &Layout, options: &Options, payload: &Payload) -> tantivy::Result<()> {
@@ -207,7 +237,7 @@ impl From<TantivyError> for Unusable {
 impl OpenIndex {
     fn open(
         path: &Path,
-        layout: &std::sync::Arc<Layout>,
+        layout: &Arc<Layout>,
         options: &Options,
         payload: Payload,
         thorough: bool,
@@ -338,7 +368,7 @@ pub(crate) fn stored_json(searcher: &Searcher, layout: &Layout, at: DocAddress) 
 }
 
 /// Reads what the last commit in a directory says. Tantivy replaces the file by a rename, so it is never half.
-fn read_payload(path: &Path) -> Result<Result<Payload, PayloadError>, SinkError> {
+pub(crate) fn read_payload(path: &Path) -> Result<Result<Payload, PayloadError>, SinkError> {
     #[derive(Deserialize)]
     struct Meta {
         payload: Option<String>,
@@ -357,17 +387,21 @@ fn read_payload(path: &Path) -> Result<Result<Payload, PayloadError>, SinkError>
     })
 }
 
-fn beside(path: &Path, extension: &str) -> PathBuf {
-    path.with_extension(extension)
+/// The path with something after its name.
+pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".");
+    name.push(suffix);
+    path.with_file_name(name)
 }
 
-fn remove_directory(path: &Path) -> Result<(), SinkError> {
+pub(crate) fn remove_directory(path: &Path) -> Result<(), SinkError> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(unavailable(path, &error)),
         _ => Ok(()),
     }
 }
 
-fn unavailable(path: &Path, error: &dyn std::error::Error) -> SinkError {
+pub(crate) fn unavailable(path: &Path, error: &dyn std::error::Error) -> SinkError {
     SinkError::Unavailable(format!("the search index {} cannot be used: {error}", path.display()))
 }

@@ -22,7 +22,9 @@ mod options;
 mod order;
 mod overlay;
 mod payload;
+mod place;
 mod query;
+mod request;
 mod sink;
 mod store;
 
@@ -30,4 +32,5 @@ pub use definition::IndexDefinition;
 pub use http::serve;
 pub use indexes::Indexes;
 pub use options::Options;
+pub use request::{directories_of, rebuild_requested, request_rebuild};
 pub use sink::SearchSink;

@@ -4,6 +4,8 @@ use change::Refusal;
 use serde::{Deserialize, Serialize};
 use worker::Checkpoint;
 
+use crate::IndexDefinition;
+
 /// The format written by this version.
 const FORMAT: u32 = 1;
 
@@ -16,6 +18,10 @@ pub(crate) struct Payload {
     pub(crate) key: Vec<String>,
     /// Configured columns that the table was seen to have: one that goes missing was dropped or renamed.
     pub(crate) seen: Vec<String>,
+    /// What `checkpoint.definition` is the hash of, so that the index can be shown when another is configured;
+    /// absent where an older version wrote the commit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) index: Option<IndexDefinition>,
 }
 
 /// Why a payload cannot be used.
@@ -29,8 +35,8 @@ pub(crate) enum PayloadError {
 
 impl Payload {
     /// Of an index that holds nothing.
-    pub(crate) fn empty(checkpoint: &Checkpoint) -> Payload {
-        Payload { checkpoint: checkpoint.clone(), key: Vec::new(), seen: Vec::new() }
+    pub(crate) fn empty(checkpoint: &Checkpoint, index: Option<IndexDefinition>) -> Payload {
+        Payload { checkpoint: checkpoint.clone(), key: Vec::new(), seen: Vec::new(), index }
     }
 
     pub(crate) fn to_json(&self) -> String {
@@ -85,7 +91,8 @@ mod tests {
             ready: true,
             skipped: vec![7],
         };
-        let payload = Payload { checkpoint, key: vec!["id".into()], seen: vec!["body".into()] };
+        let (key, seen) = (vec!["id".into()], vec!["body".into()]);
+        let payload = Payload { checkpoint, key, seen, index: Some(IndexDefinition::default()) };
         assert_eq!(Payload::from_json(&payload.to_json()).unwrap(), payload);
         assert!(matches!(Payload::from_json(r#"{"format":2,"else":1}"#), Err(PayloadError::Newer(2))));
         assert!(matches!(Payload::from_json(r#"{"format":1}"#), Err(PayloadError::Unreadable(_))));

@@ -12,7 +12,6 @@ use tantivy::{DocAddress, Order, Searcher, Term};
 use crate::definition::Role;
 use crate::filter::Selection;
 use crate::index::{ID, Layout, WORDS};
-use crate::indexes::Shelf;
 
 /// What is searched for.
 ///
@@ -124,8 +123,12 @@ pub(crate) struct Search {
 impl Search {
     /// The hits, and how many there are without offset and limit. In the order of `sort`; else of their score;
     /// else, when there are no words, of their ids.
-    pub(crate) fn run(self, searcher: &Searcher, shelf: &Shelf) -> tantivy::Result<(Vec<DocAddress>, usize)> {
-        let text = shelf.definition.roles().zip(&shelf.layout.fields);
+    pub(crate) fn run(
+        self,
+        searcher: &Searcher,
+        layout: &Layout,
+    ) -> tantivy::Result<(Vec<DocAddress>, usize)> {
+        let text = layout.definition.roles().zip(&layout.fields);
         let text: Vec<Field> =
             text.filter(|((role, _), _)| *role == Role::Text).map(|(_, field)| *field).collect();
         let mut selection = vec![self.words.selection(&text)];

@@ -1,14 +1,13 @@
 //! The sink: stages documents, commits them with their checkpoint, and shows the commit to readers.
 
-use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use change::{Refusal, TableSchema};
-use tantivy::directory::{Directory, DirectoryLock, Lock, MmapDirectory};
+use tantivy::directory::DirectoryLock;
 use worker::{Change, Checkpoint, Move, Sink, SinkError, StoreSpec, Stored};
 
-use crate::store::{Store, elapsed};
+use crate::store::{Role, Store, elapsed};
 use crate::{Indexes, Options};
 
 /// Staged changes that make a commit due whatever the time.
@@ -20,16 +19,16 @@ const PAUSE_PER_COMMIT: u32 = 5;
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 /// Least memory for a writer's thread, bytes; Tantivy's own bound.
 const LEAST_HEAP_BYTES: usize = 15_000_000;
-const LOCK_FILE: &str = ".millrace-search.lock";
 
 /// Keeps the search indexes. See [`worker::Sink`] for the contract.
 ///
 /// The directory is locked from `load` to `discard`, so that an instance which stands by can take over.
 pub struct SearchSink {
+    indexes: Arc<Indexes>,
     options: Options,
     specs: Vec<StoreSpec>,
     stores: Vec<Store>,
-    lock: Option<DirectoryLock>,
+    lock: Option<Arc<DirectoryLock>>,
     /// Whether the next `load` compares every checksum: at start, and after a failed commit...
     thorough: bool,
     /// ...unless that was done since the last good one: a full disk is no reason to read all of it in a loop.
@@ -43,6 +42,15 @@ pub struct SearchSink {
 impl SearchSink {
     /// A sink for the indexes; `serve` them from the same [`Indexes`].
     pub fn new(indexes: &Arc<Indexes>, options: Options) -> Result<SearchSink, Refusal> {
+        Self::with(indexes, options, Role::Index)
+    }
+
+    /// The same for the copies of the indexes: what a builder fills.
+    pub fn of_copies(indexes: &Arc<Indexes>, options: Options) -> Result<SearchSink, Refusal> {
+        Self::with(indexes, options, Role::Copy)
+    }
+
+    fn with(indexes: &Arc<Indexes>, options: Options, role: Role) -> Result<SearchSink, Refusal> {
         if options.threads == 0 || options.heap_bytes / options.threads < LEAST_HEAP_BYTES {
             return Err(Refusal::new(
                 format!("{} bytes are too few for {} writer threads", options.heap_bytes, options.threads),
@@ -50,12 +58,13 @@ impl SearchSink {
             ));
         }
         let stores: Vec<Store> =
-            indexes.shelves().iter().map(|shelf| Store::new(shelf.clone(), &options)).collect();
+            indexes.shelves().iter().map(|shelf| Store::new(shelf.clone(), role, &options)).collect();
         let spec = |store: &Store| StoreSpec {
             name: format!("search.{}", store.shelf.definition.name),
             definition: store.shelf.definition.hash(),
         };
         Ok(SearchSink {
+            indexes: indexes.clone(),
             specs: stores.iter().map(spec).collect(),
             stores,
             options,
@@ -66,27 +75,6 @@ impl SearchSink {
             committed_us: 0,
             pause: Duration::ZERO,
         })
-    }
-
-    fn lock(&self) -> Result<DirectoryLock, SinkError> {
-        let directory = &self.options.directory;
-        let away = |error: &dyn std::error::Error| {
-            SinkError::Unavailable(format!(
-                "the search directory {} cannot be used: {error}",
-                directory.display()
-            ))
-        };
-        fs::create_dir_all(directory).map_err(|error| away(&error))?;
-        let files = MmapDirectory::open(directory).map_err(|error| away(&error))?;
-        let lock = Lock { filepath: LOCK_FILE.into(), is_blocking: false };
-        match files.acquire_lock(&lock) {
-            Ok(lock) => Ok(lock),
-            Err(tantivy::directory::error::LockError::LockBusy) => Err(SinkError::Refused(Refusal::new(
-                format!("another process keeps the search indexes in {}", directory.display()),
-                "stop it, or give this one a [search] directory and a consumer group of its own",
-            ))),
-            Err(error) => Err(away(&error)),
-        }
     }
 
     fn staged(&self) -> usize {
@@ -105,7 +93,7 @@ impl Sink for SearchSink {
 
     fn load(&mut self) -> Result<Vec<Stored>, SinkError> {
         self.discard();
-        self.lock = Some(self.lock()?);
+        self.lock = Some(self.indexes.lock(&self.options.directory)?);
         let thorough = self.thorough;
         let loaded: Result<_, _> =
             self.stores.iter_mut().map(|store| store.load(&self.options, thorough)).collect();
@@ -168,5 +156,25 @@ impl Sink for SearchSink {
 
     fn check(&mut self) -> Result<(), SinkError> {
         self.stores.iter().try_for_each(Store::check)
+    }
+
+    fn copies(&mut self) -> Result<Vec<Option<Stored>>, SinkError> {
+        let directory = &self.options.directory;
+        self.stores.iter_mut().map(|store| store.copy(directory)).collect()
+    }
+
+    fn rebuild(&mut self, store: usize, keep: bool) -> Result<bool, SinkError> {
+        self.stores[store].rebuild(keep)?;
+        Ok(true)
+    }
+
+    fn swap(&mut self, store: usize) -> Result<bool, SinkError> {
+        // Nobody else may be at work in the directory.
+        self.lock = Some(self.indexes.lock(&self.options.directory)?);
+        self.stores[store].swap()
+    }
+
+    fn release(&mut self, store: usize) -> Result<(), SinkError> {
+        self.stores[store].release()
     }
 }

@@ -1,6 +1,7 @@
 //! One index as the sink keeps it: staged and committed documents, and what the table looks like.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,8 @@ use crate::document::{Draft, id_of};
 use crate::index::{self, Found, OpenIndex};
 use crate::indexes::{Shelf, View};
 use crate::overlay::{Earlier, Overlay};
-use crate::payload::Payload;
+use crate::payload::{self, Payload, PayloadError};
+use crate::place;
 
 /// With nothing staged a checkpoint stays in memory until it is this many records ahead of the disk...
 const MEMORY_RECORDS: i64 = 100_000;
@@ -23,70 +25,160 @@ const MEMORY_TIME: Duration = Duration::from_secs(30);
 /// See the module.
 pub(crate) struct Store {
     pub(crate) shelf: Arc<Shelf>,
+    role: Role,
+    path: PathBuf,
     /// `None` until it is loaded, and where there is nothing usable.
     open: Option<Box<OpenIndex>>,
     pub(crate) overlay: Overlay,
     pub(crate) staged: usize,
     /// What the index is, at times ahead of the disk by records that changed nothing in it.
     current: Payload,
+    /// What the copy was when it was last looked at.
+    copy: Option<Payload>,
     /// When the disk's checkpoint was written.
     written_us: i64,
     /// The version of the table that changes came in last, and what it means here.
     bound: Option<(Arc<TableSchema>, Arc<Binding>)>,
 }
 
+/// What a store keeps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Role {
+    /// The index that readers see.
+    Index,
+    /// The copy that is to take its place.
+    Copy,
+}
+
+/// What is known of an index that is not there.
+fn nothing() -> Payload {
+    let checkpoint = Checkpoint {
+        log: String::new(),
+        generation: 0,
+        next_offset: 0,
+        lsn: change::Lsn::ZERO,
+        definition: String::new(),
+        ready: false,
+        skipped: Vec::new(),
+    };
+    Payload::empty(&checkpoint, None)
+}
+
 impl Store {
-    pub(crate) fn new(shelf: Arc<Shelf>, options: &Options) -> Store {
-        let nothing = Checkpoint {
-            log: String::new(),
-            generation: 0,
-            next_offset: 0,
-            lsn: change::Lsn::ZERO,
-            definition: String::new(),
-            ready: false,
-            skipped: Vec::new(),
-        };
+    pub(crate) fn new(shelf: Arc<Shelf>, role: Role, options: &Options) -> Store {
+        let index = options.directory.join(&shelf.definition.name);
+        let path = if role == Role::Copy { place::copy_of(&index) } else { index };
         Store {
             shelf,
+            role,
+            path,
             open: None,
             overlay: Overlay::new(&options.directory),
             staged: 0,
-            current: Payload::empty(&nothing),
+            current: nothing(),
+            copy: None,
             written_us: 0,
             bound: None,
         }
     }
 
     pub(crate) fn load(&mut self, options: &Options, thorough: bool) -> Result<Stored, SinkError> {
-        let Shelf { definition, layout, .. } = &*self.shelf;
-        let found = index::open(definition, layout, options, thorough);
-        Ok(match found? {
+        if self.role == Role::Index {
+            place::settle(&self.path)?;
+        }
+        Ok(match index::open(&self.path, &self.shelf.layout, options, thorough)? {
             Found::Open(open) => {
                 self.opened(open);
                 Stored::At(self.current.checkpoint.clone())
             }
             Found::Empty => self.unusable(Stored::Empty),
             Found::Damaged(reason) => self.unusable(Stored::Damaged(reason)),
-            Found::Foreign(checkpoint) => self.unusable(Stored::At(checkpoint)),
+            Found::Foreign(found) => {
+                let (payload, view) = *found;
+                self.show(view);
+                let at = payload.checkpoint.clone();
+                self.current = payload;
+                Stored::At(at)
+            }
         })
     }
 
     pub(crate) fn reset(&mut self, options: &Options, to: &Checkpoint) -> Result<(), SinkError> {
         self.close();
-        self.shelf.publish(None);
-        let open = index::create(&self.shelf.definition, &self.shelf.layout, options, to)?;
+        self.show(None);
+        let open = index::create(&self.path, &self.shelf.layout, options, to)?;
         self.opened(open);
         Ok(())
     }
 
+    /// See [`worker::Sink::copies`].
+    pub(crate) fn copy(&mut self, directory: &std::path::Path) -> Result<Option<Stored>, SinkError> {
+        let name = &self.shelf.definition.name;
+        let path = place::copy_of(&directory.join(name));
+        self.copy = None;
+        if !path.is_dir() {
+            return Ok(None);
+        }
+        match index::read_payload(&path)? {
+            Ok(payload) => {
+                self.copy = Some(payload.clone());
+                Ok(Some(Stored::At(payload.checkpoint)))
+            }
+            Err(PayloadError::Newer(format)) => Err(payload::newer(name, format).into()),
+            Err(PayloadError::Unreadable(_)) => Ok(Some(Stored::Empty)),
+        }
+    }
+
+    /// See [`worker::Sink::rebuild`].
+    pub(crate) fn rebuild(&mut self, keep: bool) -> Result<(), SinkError> {
+        place::request(&self.path)?;
+        if !keep {
+            self.close();
+            self.unusable(());
+        }
+        Ok(())
+    }
+
+    /// See [`worker::Sink::swap`]. What is shown can be ahead of the disk, and what was put back there ahead of what is
+    /// shown; readers go behind neither.
+    pub(crate) fn swap(&mut self) -> Result<bool, SinkError> {
+        self.close();
+        let Ok(found) = index::read_payload(&place::copy_of(&self.path))? else { return Ok(false) };
+        if self.copy.as_ref() != Some(&found) {
+            return Err(SinkError::Moved(format!("the copy of {} goes on being built", self.path.display())));
+        }
+        let on_disk = index::read_payload(&self.path)?.ok();
+        let mut shown = on_disk.iter().chain([&self.current]);
+        if !shown.all(|shown| found.checkpoint.reaches(&shown.checkpoint)) {
+            return Ok(false);
+        }
+        place::swap(&self.path)?;
+        self.shelf.publish_copy(None);
+        Ok(true)
+    }
+
+    /// See [`worker::Sink::release`].
+    pub(crate) fn release(&mut self) -> Result<(), SinkError> {
+        let current = self.current.clone();
+        if let Some(open) = &mut self.open
+            && *open.payload() != current
+        {
+            open.commit(current)?;
+        }
+        self.close();
+        Ok(())
+    }
+
     fn opened(&mut self, open: Box<OpenIndex>) {
-        self.current = open.payload().clone();
+        let index = Some(self.shelf.definition.clone());
+        self.current = Payload { index, ..open.payload().clone() };
         self.open = Some(open);
         self.publish();
     }
 
-    fn unusable(&mut self, stored: Stored) -> Stored {
-        self.shelf.publish(None);
+    fn unusable<T>(&mut self, stored: T) -> T {
+        self.current = nothing();
+        self.show(None);
         stored
     }
 
@@ -99,9 +191,23 @@ impl Store {
     }
 
     fn publish(&self) {
-        let view =
-            |open: &OpenIndex| View { searcher: open.searcher().clone(), payload: self.current.clone() };
-        self.shelf.publish(self.open.as_deref().map(view));
+        let view = |open: &OpenIndex| View {
+            searcher: open.searcher().clone(),
+            payload: self.current.clone(),
+            layout: self.shelf.layout.clone(),
+        };
+        self.show(self.open.as_deref().map(view));
+    }
+
+    fn show(&self, mut view: Option<View>) {
+        match self.role {
+            Role::Index => self.shelf.publish(view),
+            Role::Copy => {
+                // Nobody is to rely on it before it has taken the index's place.
+                view.iter_mut().for_each(|view| view.payload.checkpoint.ready = false);
+                self.shelf.publish_copy(view);
+            }
+        }
     }
 
     pub(crate) fn apply(&mut self, change: &Change<'_>) -> Result<(), SinkError> {

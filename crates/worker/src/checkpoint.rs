@@ -19,3 +19,39 @@ pub struct Checkpoint {
     /// Offsets of the records below `next_offset` that could not be applied and were left out on the operator's word.
     pub skipped: Vec<i64>,
 }
+
+impl Checkpoint {
+    /// Whether readers of a store at `shown` may be shown one at `self` instead without going back. Offsets compare
+    /// within one log; between two logs only LSNs do.
+    pub fn reaches(&self, shown: &Checkpoint) -> bool {
+        let same_log = (&self.log, self.generation) == (&shown.log, shown.generation);
+        self.lsn >= shown.lsn && (!same_log || self.next_offset >= shown.next_offset)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn h42_offsets_compare_within_a_log_and_lsns_between_two() {
+        let at = |log: &str, next_offset, lsn| Checkpoint {
+            log: log.into(),
+            generation: 1,
+            next_offset,
+            lsn: Lsn(lsn),
+            definition: "d".into(),
+            ready: true,
+            skipped: Vec::new(),
+        };
+        for (fresh, shown, reaches) in [
+            (at("a", 5, 50), at("a", 5, 50), true),
+            (at("a", 4, 50), at("a", 5, 50), false),
+            (at("a", 5, 49), at("a", 5, 50), false),
+            (at("b", 1, 50), at("a", 5, 50), true),
+            (at("b", 9, 49), at("a", 5, 50), false),
+        ] {
+            assert_eq!(fresh.reaches(&shown), reaches, "{fresh:?} for {shown:?}");
+        }
+    }
+}

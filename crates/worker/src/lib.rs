@@ -10,15 +10,22 @@
 //!
 //! To keep a store of your own, implement [`Sink`] and give it to [`run`].
 //!
+//! A store that must be filled from the log's beginning never holds up the others: [`build`] fills a copy beside it,
+//! with a feed of its own, and when that has caught up it takes the store's place ([`Handover`]). A sink that keeps no
+//! copies is filled in place.
+//!
 //! *Invariant:* no Kafka, no store, no clock and no thread here. Adapters implement the two ports.
 
 mod checkpoint;
 mod feed;
+mod handover;
+mod position;
 mod run;
 mod sink;
 mod start;
 
 pub use checkpoint::Checkpoint;
 pub use feed::{Feed, FeedError, FeedEvent, GroupOffset, LogBatch, LogRecord, LogState};
-pub use run::{Control, WorkerError, run};
+pub use handover::Handover;
+pub use run::{Control, Role, Worker, WorkerError, build, run};
 pub use sink::{Change, Move, Sink, SinkError, StoreSpec, Stored};

@@ -6,8 +6,9 @@ use std::time::Duration;
 use change::{Clock, Event, Kind, Lsn, Position, Refusal, SchemaRef, TableSchema};
 use tracing::{info, warn};
 
-use crate::start::{Start, decide};
-use crate::{Change, Checkpoint, Feed, FeedError, FeedEvent, LogBatch, LogRecord, Move, Sink, SinkError};
+use crate::{
+    Change, Checkpoint, Feed, FeedError, FeedEvent, Handover, LogBatch, LogRecord, Move, Sink, SinkError,
+};
 
 /// Longest wait for the next record; bounds how long an orderly stop takes.
 const POLL: Duration = Duration::from_millis(100);
@@ -49,14 +50,19 @@ pub trait Control {
         false
     }
 
-    /// The stores have come so far, in the sink's order.
-    fn moved(&self, checkpoints: &[Checkpoint]) {
-        let _ = checkpoints;
+    /// The stores have come so far, in the sink's order; `None` for one that does not follow the log here.
+    fn moved(&self, stores: &[Option<Checkpoint>]) {
+        let _ = stores;
     }
 
     /// The stores cannot be written now; the worker tries again.
     fn delayed(&self, reason: &str) {
         let _ = reason;
+    }
+
+    /// What the worker and its builder share; needed where the sink keeps copies.
+    fn handover(&self) -> Option<&Handover> {
+        None
     }
 }
 
@@ -69,27 +75,35 @@ pub fn run(
     clock: &dyn Clock,
     control: &dyn Control,
 ) -> Result<(), WorkerError> {
-    sink.discard();
-    let mut worker = Worker::new(clock, control);
-    let mut batch = LogBatch::default();
-    while !control.stop() {
-        match feed.poll(worker.patience(), &mut batch)? {
-            FeedEvent::Assigned => worker.member = Member::Assigned,
-            FeedEvent::Revoked => worker.revoked(sink),
-            FeedEvent::Records | FeedEvent::Idle => {}
-        }
-        match worker.turn(feed, sink, &batch) {
-            Ok(()) => worker.back_off = BACK_OFF.0,
-            Err(Failure::Final(error)) => return Err(error),
-            Err(Failure::Again(reason)) => worker.again(sink, &reason),
-        }
-    }
-    worker.finish(feed, sink)
+    Worker::new(Role::Worker, clock, control).drive(feed, sink)
+}
+
+/// Builds the copies that are asked for, until all have been swapped in, or it is told to stop or cannot go on.
+///
+/// The feed belongs to no group, and the sink is the instance over the copies. Where a copy stands is in the copy:
+/// whatever ends this, the next call goes on from there. To be called, and to go on, only while
+/// [`Handover::may_build`]; and the worker takes the copies in only while it runs.
+pub fn build(
+    feed: &mut dyn Feed,
+    copies: &mut dyn Sink,
+    clock: &dyn Clock,
+    control: &dyn Control,
+) -> Result<(), WorkerError> {
+    Worker::new(Role::Builder, clock, control).drive(feed, copies)
+}
+
+/// What the loop keeps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// The stores that readers see.
+    Worker,
+    /// Their copies, until they take the stores' places.
+    Builder,
 }
 
 /// Whether the log is ours, and whether the feed stands where the stores do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Member {
+pub(crate) enum Member {
     /// Another instance has the log.
     Waiting,
     /// The log is ours; where the stores stand is to be read.
@@ -99,7 +113,7 @@ enum Member {
 }
 
 /// Sorts errors by what follows from them.
-enum Failure {
+pub(crate) enum Failure {
     /// Read the checkpoints and go on from there.
     Again(String),
     /// End.
@@ -122,7 +136,7 @@ impl From<FeedError> for Failure {
 }
 
 impl Failure {
-    fn of_sink(error: SinkError, offset: i64) -> Self {
+    pub(crate) fn of_sink(error: SinkError, offset: i64) -> Self {
         match error {
             SinkError::Unavailable(reason) | SinkError::Moved(reason) => Failure::Again(reason),
             SinkError::Poison(reason) => Failure::Final(WorkerError::Poison { offset, reason }),
@@ -137,24 +151,35 @@ struct Table {
     wanted: bool,
 }
 
-struct Worker<'a> {
+/// The loop of [`run`] or [`build`], for a caller that takes its steps one by one, as the simulator does.
+pub struct Worker<'a> {
+    pub(crate) role: Role,
     clock: &'a dyn Clock,
-    control: &'a dyn Control,
-    member: Member,
-    /// What each store durably holds.
-    stores: Vec<Checkpoint>,
+    pub(crate) control: &'a dyn Control,
+    pub(crate) member: Member,
+    /// What each store durably holds; `None` for one that is left as it is.
+    pub(crate) stores: Vec<Option<Checkpoint>>,
+    /// Stores that stand still until their copies take their places.
+    pub(crate) held: Vec<bool>,
+    /// What is shown of stores that do not follow the log.
+    pub(crate) frozen: Vec<Option<Checkpoint>>,
+    /// Whether a copy was given, and how that went is not known yet.
+    pub(crate) given: bool,
+    /// Whether nothing is left to build.
+    pub(crate) done: bool,
+    batch: LogBatch,
     live: Vec<bool>,
     tables: HashMap<SchemaRef, Table>,
     /// After the last whole unit that was taken: where a commit would put the stores.
-    next_offset: i64,
-    lsn: Lsn,
+    pub(crate) next_offset: i64,
+    pub(crate) lsn: Lsn,
     /// The unit of which a part was taken.
-    open: Option<(Lsn, Kind)>,
+    pub(crate) open: Option<(Lsn, Kind)>,
     /// The last change taken.
-    last: Option<Position>,
+    pub(crate) last: Option<Position>,
     /// A store that is being filled is ready when it has come to this offset and this LSN. The offset alone would not do:
     /// rows that a snapshot read are newer than the LSN at which they stand in the log.
-    ready_at: Option<(i64, Lsn)>,
+    pub(crate) ready_at: Option<(i64, Lsn)>,
     /// Records that could not be applied and are left out.
     skipped: BTreeSet<i64>,
     back_off: Duration,
@@ -163,12 +188,19 @@ struct Worker<'a> {
 }
 
 impl<'a> Worker<'a> {
-    fn new(clock: &'a dyn Clock, control: &'a dyn Control) -> Self {
+    /// A loop that has read nothing yet.
+    pub fn new(role: Role, clock: &'a dyn Clock, control: &'a dyn Control) -> Self {
         Worker {
+            role,
             clock,
             control,
             member: Member::Waiting,
             stores: Vec::new(),
+            held: Vec::new(),
+            frozen: Vec::new(),
+            given: false,
+            done: false,
+            batch: LogBatch::default(),
             live: Vec::new(),
             tables: HashMap::new(),
             next_offset: 0,
@@ -181,6 +213,37 @@ impl<'a> Worker<'a> {
             checked_at: clock.now_us(),
             group_at: 0,
         }
+    }
+
+    fn drive(mut self, feed: &mut dyn Feed, sink: &mut dyn Sink) -> Result<(), WorkerError> {
+        sink.discard();
+        while !self.control.stop() && !self.done() {
+            self.step(feed, sink)?;
+        }
+        self.finish(feed, sink)
+    }
+
+    /// One poll and what follows from it. After an error nothing but a drop.
+    pub fn step(&mut self, feed: &mut dyn Feed, sink: &mut dyn Sink) -> Result<(), WorkerError> {
+        let mut batch = std::mem::take(&mut self.batch);
+        match feed.poll(self.patience(), &mut batch)? {
+            FeedEvent::Assigned => self.member = Member::Assigned,
+            FeedEvent::Revoked => self.revoked(sink),
+            FeedEvent::Records | FeedEvent::Idle => {}
+        }
+        let turned = self.turn(feed, sink, &batch);
+        self.batch = batch;
+        match turned {
+            Ok(()) => self.back_off = BACK_OFF.0,
+            Err(Failure::Final(error)) => return Err(error),
+            Err(Failure::Again(reason)) => self.again(sink, &reason),
+        }
+        Ok(())
+    }
+
+    /// Whether a builder has nothing left to build.
+    pub fn done(&self) -> bool {
+        self.done
     }
 
     /// Not at all while a commit waits for its time, so that it is not late.
@@ -206,44 +269,16 @@ impl<'a> Worker<'a> {
         if self.open.is_none() {
             self.follow_ledger(feed)?;
             self.commit_when_due(feed, sink)?;
+            self.hand_over(feed, sink)?;
+            if self.member == Member::Assigned {
+                // What is left of this batch is read again.
+                return Ok(());
+            }
         }
         for place in whole..batch.len() {
             self.take(feed, sink, batch.get(place))?;
         }
         if batch.is_empty() { self.check(sink) } else { Ok(()) }
-    }
-
-    /// Reads where the stores stand, empties those that must be filled anew, and seeks to the hindmost.
-    fn position(&mut self, feed: &mut dyn Feed, sink: &mut dyn Sink) -> Result<(), Failure> {
-        let log = feed.log()?;
-        let failure = |error| Failure::of_sink(error, -1);
-        let stored = sink.load().map_err(failure)?;
-        let specs = sink.stores().to_vec();
-        let starts: Result<Vec<Start>, Refusal> =
-            specs.iter().zip(&stored).map(|(spec, stored)| decide(spec, stored, &log)).collect();
-        self.stores.clear();
-        for (place, start) in starts.map_err(WorkerError::Refused)?.into_iter().enumerate() {
-            self.stores.push(match start {
-                Start::Continue(checkpoint) => checkpoint,
-                Start::Fill { checkpoint, reason } => {
-                    warn!(store = specs[place].name, reason, "filling from the log's beginning");
-                    sink.reset(place, &checkpoint).map_err(failure)?;
-                    checkpoint
-                }
-            });
-        }
-        let hindmost = self.stores.iter().min_by_key(|checkpoint| checkpoint.next_offset);
-        (self.next_offset, self.lsn) = hindmost.map_or((0, Lsn::ZERO), |at| (at.next_offset, at.lsn));
-        self.open = None;
-        self.last = None;
-        self.ready_at = None;
-        feed.seek(self.next_offset)?;
-        // Answers a reset: the store is empty by now.
-        feed.commit(self.next_offset)?;
-        info!(offset = self.next_offset, lsn = %self.lsn, "reading the log");
-        self.member = Member::Positioned;
-        self.control.moved(&self.stores);
-        Ok(())
     }
 
     /// Takes in one record.
@@ -322,7 +357,10 @@ impl<'a> Worker<'a> {
         let event = Event::decode(record.value)
             .map_err(|error| WorkerError::Poison { offset, reason: error.to_string() })?;
         self.live.clear();
-        self.live.extend(self.stores.iter().map(|store| offset >= store.next_offset));
+        let live = |(store, held): (&Option<Checkpoint>, &bool)| {
+            !held && store.as_ref().is_some_and(|store| offset >= store.next_offset)
+        };
+        self.live.extend(self.stores.iter().zip(&self.held).map(live));
         let LogRecord { key, unchanged, previous_key, .. } = record;
         let change = Change { offset, position, schema, key, event, unchanged, previous_key };
         sink.apply(&self.live, &change).map_err(|error| Failure::of_sink(error, offset))
@@ -353,9 +391,15 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
+    /// Whether a store that was filled up to here may be shown.
+    fn caught_up(&self) -> bool {
+        self.ready_at.is_some_and(|(at, lsn)| self.next_offset >= at && self.lsn >= lsn)
+    }
+
     fn moves(&self) -> Vec<Option<Move>> {
-        let caught_up = self.ready_at.is_some_and(|(at, lsn)| self.next_offset >= at && self.lsn >= lsn);
-        let move_of = |from: &Checkpoint| {
+        let caught_up = self.caught_up();
+        let move_of = |(from, held): (&Option<Checkpoint>, &bool)| {
+            let from = from.as_ref().filter(|_| !held)?;
             let mut to = Checkpoint {
                 next_offset: self.next_offset,
                 lsn: self.lsn,
@@ -369,7 +413,7 @@ impl<'a> Worker<'a> {
             let moves = to.next_offset >= from.next_offset && to.lsn >= from.lsn && to != *from;
             moves.then(|| Move { from: from.clone(), to })
         };
-        self.stores.iter().map(move_of).collect()
+        self.stores.iter().zip(&self.held).map(move_of).collect()
     }
 
     fn commit_when_due(&mut self, feed: &mut dyn Feed, sink: &mut dyn Sink) -> Result<(), Failure> {
@@ -385,7 +429,7 @@ impl<'a> Worker<'a> {
         sink.commit(&moves).map_err(|error| Failure::of_sink(error, self.next_offset))?;
         for (store, moved) in self.stores.iter_mut().zip(moves) {
             if let Some(Move { to, .. }) = moved {
-                *store = to;
+                *store = Some(to);
             }
         }
         self.control.moved(&self.stores);
@@ -394,6 +438,54 @@ impl<'a> Worker<'a> {
         if elapsed(self.group_at, now) >= GROUP_INTERVAL {
             self.group_at = now;
             feed.commit(self.next_offset)?;
+        }
+        Ok(())
+    }
+
+    /// This side's part in a store's change of hands; see [`Handover`].
+    fn hand_over(&mut self, feed: &mut dyn Feed, sink: &mut dyn Sink) -> Result<(), Failure> {
+        let Some(handover) = self.control.handover() else { return Ok(()) };
+        match self.role {
+            Role::Worker => self.hold(handover, feed, sink),
+            Role::Builder => self.give(handover, sink),
+        }
+    }
+
+    /// Leaves the stores that the builder asks for where they are, and takes in the copies that it gives.
+    fn hold(&mut self, handover: &Handover, feed: &mut dyn Feed, sink: &mut dyn Sink) -> Result<(), Failure> {
+        if handover.recalled() {
+            self.commit(feed, sink)?;
+            self.member = Member::Assigned;
+            return Ok(());
+        }
+        for place in handover.asked() {
+            // Nothing may be staged for a store that stays.
+            self.commit(feed, sink)?;
+            self.held[place] = true;
+            let shown = self.stores[place].as_ref().or(self.frozen[place].as_ref());
+            handover.held(place, shown.cloned());
+        }
+        Ok(())
+    }
+
+    /// Gives the copies that have come to where the stores are held.
+    fn give(&mut self, handover: &Handover, sink: &mut dyn Sink) -> Result<(), Failure> {
+        if self.given {
+            if handover.given().is_empty() {
+                self.member = Member::Assigned;
+            }
+            return Ok(());
+        }
+        for place in 0..self.stores.len() {
+            let whole = |copy: &&Checkpoint| copy.ready && copy.next_offset == self.next_offset;
+            let Some(copy) = self.stores[place].as_ref().filter(whole) else { continue };
+            let Some(shown) = handover.ask(place) else { continue };
+            if shown.is_none_or(|shown| copy.reaches(&shown)) {
+                sink.release(place).map_err(|error| Failure::of_sink(error, self.next_offset))?;
+                self.stores[place] = None;
+                self.given = true;
+                handover.give(place);
+            }
         }
         Ok(())
     }
@@ -411,6 +503,7 @@ impl<'a> Worker<'a> {
     fn revoked(&mut self, sink: &mut dyn Sink) {
         info!("the consumer group has taken the log away; standing by until it gives it back");
         self.member = Member::Waiting;
+        self.control.handover().inspect(|handover| handover.lost());
         sink.discard();
     }
 
@@ -425,7 +518,7 @@ impl<'a> Worker<'a> {
     }
 
     /// Commits what is whole and ends.
-    fn finish(mut self, feed: &mut dyn Feed, sink: &mut dyn Sink) -> Result<(), WorkerError> {
+    pub fn finish(mut self, feed: &mut dyn Feed, sink: &mut dyn Sink) -> Result<(), WorkerError> {
         if self.member != Member::Positioned || self.open.is_some() {
             return Ok(());
         }
@@ -438,6 +531,17 @@ impl<'a> Worker<'a> {
                 warn!(reason, "the last commit is left to the next start");
                 Ok(())
             }
+        }
+    }
+}
+
+/// However it ends: nobody knows of its stores then.
+impl Drop for Worker<'_> {
+    fn drop(&mut self) {
+        let Some(handover) = self.control.handover() else { return };
+        match self.role {
+            Role::Worker => handover.lost(),
+            Role::Builder => handover.builder_left(),
         }
     }
 }

@@ -76,6 +76,10 @@ pub enum SinkError {
 /// Calls come from one thread, in this order: `load`, then for each store that is not usable `reset`, then
 /// `apply` for the changes in log order and `commit` now and then, always between two source transactions.
 /// After an error other than `Poison` and `Refused`: `discard`, and `load` again.
+///
+/// The last four methods are for a sink that can build a copy beside a store; one that leaves them as they are has
+/// its stores emptied and filled in place. Such a sink has two instances, each on a thread of its own: the worker's,
+/// over the stores, and the builder's, over the copies, for which `reset` makes the copy and the rest means the copy.
 pub trait Sink {
     /// The stores, in an order that never changes; the other methods speak of them by their place in it.
     fn stores(&self) -> &[StoreSpec];
@@ -109,4 +113,31 @@ pub trait Sink {
 
     /// Checks, cheaply, that the stores still are where they were left. Called now and then while idle.
     fn check(&mut self) -> Result<(), SinkError>;
+
+    /// The copies that are being built, or are to be: `None` for a store that has none. Does not disturb them.
+    fn copies(&mut self) -> Result<Vec<Option<Stored>>, SinkError> {
+        Ok(vec![None; self.stores().len()])
+    }
+
+    /// Records durably that a copy of the store, as `load` found it, is to be built. A copy that is there stays as
+    /// it is. What the store shows goes on being shown if it is to be kept, and else goes away in the same step.
+    /// `false` if this sink keeps no copies.
+    fn rebuild(&mut self, store: usize, keep: bool) -> Result<bool, SinkError> {
+        let _ = (store, keep);
+        Ok(false)
+    }
+
+    /// Puts the copy in the store's place, and removes what was there, in one atomic and durable step; only if the
+    /// copy is what [`copies`](Sink::copies) found last and [reaches](Checkpoint::reaches) what the store shows.
+    /// Says whether it did. The store is loaded again before it is used.
+    fn swap(&mut self, store: usize) -> Result<bool, SinkError> {
+        let _ = store;
+        Ok(false)
+    }
+
+    /// Makes durable where a copy stands that was committed, and lets go of it until the next `load`.
+    fn release(&mut self, store: usize) -> Result<(), SinkError> {
+        let _ = store;
+        Ok(())
+    }
 }

@@ -9,8 +9,19 @@ use crate::{Checkpoint, GroupOffset, LogState, StoreSpec, Stored};
 pub(crate) enum Start {
     /// Go on from its checkpoint.
     Continue(Checkpoint),
-    /// Empty it, give it this checkpoint and fill it from the log's beginning.
-    Fill { checkpoint: Checkpoint, reason: String },
+    /// Build it from the log's beginning, where this checkpoint stands.
+    Fill { beginning: Checkpoint, reason: String, shown: Shown },
+}
+
+/// What becomes of a store's content while it is built anew.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Shown {
+    /// There is nothing, or nothing that is right.
+    Nothing,
+    /// It stays as it is, at this place: the log cannot continue it.
+    Frozen(Checkpoint),
+    /// It goes on following the log.
+    Current(Checkpoint),
 }
 
 /// Decides from what the store holds, what the log is, and what the consumer group says.
@@ -19,31 +30,53 @@ pub(crate) enum Start {
 /// anywhere else it asks for what cannot be done without losing or doubling changes. That it is absent or expired
 /// means nothing.
 pub(crate) fn decide(spec: &StoreSpec, stored: &Stored, log: &LogState) -> Result<Start, Refusal> {
-    if let Some(GroupOffset { offset, ours: false }) = log.group {
-        if offset != log.start {
-            return Err(Refusal::new(
-                format!(
-                    "the consumer group was reset to offset {offset}; a store can only be built from the log's \
-                     start, offset {}",
-                    log.start
-                ),
-                "reset the group with `--reset-offsets --to-earliest`, or delete its offset to go on where the \
-                 store stands",
-            ));
-        }
-        return fill(spec, log, "the consumer group was reset to the log's start");
+    let reset = log.group.filter(|group| !group.ours);
+    if let Some(GroupOffset { offset, .. }) = reset
+        && offset != log.start
+    {
+        return Err(Refusal::new(
+            format!(
+                "the consumer group was reset to offset {offset}; a store can only be built from the log's start, \
+                 offset {}",
+                log.start
+            ),
+            "reset the group with `--reset-offsets --to-earliest`, or delete its offset to go on where the store \
+             stands",
+        ));
     }
-    match stored {
-        Stored::Empty => fill(spec, log, "it is empty"),
-        Stored::Damaged(reason) => fill(spec, log, reason),
+    let (reason, shown) = match stored {
+        Stored::Empty => ("it is empty", Shown::Nothing),
+        Stored::Damaged(reason) => (reason.as_str(), Shown::Nothing),
         Stored::At(checkpoint) if checkpoint.definition != spec.definition => {
-            fill(spec, log, "its definition changed")
+            ("its definition changed", Shown::Frozen(checkpoint.clone()))
         }
-        Stored::At(checkpoint) => go_on(spec, checkpoint, log),
-    }
+        Stored::At(checkpoint) => match (go_on(spec, checkpoint, log), reset) {
+            (gone_on, None) => return gone_on.map(|()| Start::Continue(checkpoint.clone())),
+            (Ok(()), Some(_)) => (RESET, Shown::Current(checkpoint.clone())),
+            (Err(_), Some(_)) => (RESET, Shown::Frozen(checkpoint.clone())),
+        },
+    };
+    Ok(Start::Fill { beginning: beginning(spec, log, reason)?, reason: reason.to_owned(), shown })
 }
 
-fn fill(spec: &StoreSpec, log: &LogState, reason: &str) -> Result<Start, Refusal> {
+const RESET: &str = "the consumer group was reset to the log's start";
+
+/// Where a copy goes on, if it can; else where it begins. Nobody sees a copy, so one that does not fit is no loss.
+pub(crate) fn decide_copy(spec: &StoreSpec, stored: &Stored, log: &LogState) -> Result<Start, Refusal> {
+    let reason = match stored {
+        Stored::At(at) if at.definition == spec.definition && go_on(spec, at, log).is_ok() => {
+            return Ok(Start::Continue(at.clone()));
+        }
+        Stored::At(_) => "its copy belongs to another definition or log",
+        Stored::Damaged(reason) => reason,
+        Stored::Empty => "it has just been asked for",
+    };
+    let beginning = beginning(spec, log, reason)?;
+    Ok(Start::Fill { beginning, reason: reason.to_owned(), shown: Shown::Nothing })
+}
+
+/// The checkpoint of a store that holds nothing yet of a log that is there from its beginning.
+fn beginning(spec: &StoreSpec, log: &LogState, reason: &str) -> Result<Checkpoint, Refusal> {
     if log.start > 0 {
         return Err(Refusal::new(
             format!(
@@ -54,7 +87,7 @@ fn fill(spec: &StoreSpec, log: &LogState, reason: &str) -> Result<Start, Refusal
             format!("{NEW_LOG}; and keep the log topic's retention.ms and retention.bytes at -1"),
         ));
     }
-    let checkpoint = Checkpoint {
+    Ok(Checkpoint {
         log: log.id.clone(),
         generation: log.generation,
         next_offset: 0,
@@ -62,14 +95,14 @@ fn fill(spec: &StoreSpec, log: &LogState, reason: &str) -> Result<Start, Refusal
         definition: spec.definition.clone(),
         ready: false,
         skipped: Vec::new(),
-    };
-    Ok(Start::Fill { checkpoint, reason: reason.to_owned() })
+    })
 }
 
-fn go_on(spec: &StoreSpec, at: &Checkpoint, log: &LogState) -> Result<Start, Refusal> {
+/// Refuses a checkpoint that this log cannot continue.
+fn go_on(spec: &StoreSpec, at: &Checkpoint, log: &LogState) -> Result<(), Refusal> {
     let name = &spec.name;
     let refuse = |what: String| {
-        let remedy = "if that was on purpose, have the stores filled again: with the worker stopped, \
+        let remedy = "if that was on purpose, have the stores built anew: with the worker stopped, \
                       kafka-consumer-groups --reset-offsets --to-earliest on its group";
         Err(Refusal::new(what, remedy))
     };
@@ -91,7 +124,7 @@ fn go_on(spec: &StoreSpec, at: &Checkpoint, log: &LogState) -> Result<Start, Ref
             at.next_offset, log.start
         ));
     }
-    Ok(Start::Continue(at.clone()))
+    Ok(())
 }
 
 #[cfg(test)]
@@ -123,8 +156,13 @@ mod tests {
         change(&mut log);
         match decide(&spec(), &stored, &log) {
             Ok(Start::Continue(at)) => format!("continue at {}", at.next_offset),
-            Ok(Start::Fill { checkpoint, reason }) => {
-                format!("fill from {}: {reason}", checkpoint.next_offset)
+            Ok(Start::Fill { beginning, reason, shown }) => {
+                let shown = match shown {
+                    Shown::Nothing => "nothing".to_owned(),
+                    Shown::Frozen(_) => "frozen".to_owned(),
+                    Shown::Current(at) => format!("goes on at {}", at.next_offset),
+                };
+                format!("fill from {} ({shown}): {reason}", beginning.next_offset)
             }
             Err(refusal) => format!("refused: {}", refusal.what),
         }
@@ -139,10 +177,10 @@ mod tests {
 
     #[test]
     fn an_empty_damaged_or_redefined_store_is_filled_from_the_beginning() {
-        assert_eq!(outcome(Stored::Empty, |_| {}), "fill from 0: it is empty");
-        assert_eq!(outcome(Stored::Damaged("torn".into()), |_| {}), "fill from 0: torn");
+        assert_eq!(outcome(Stored::Empty, |_| {}), "fill from 0 (nothing): it is empty");
+        assert_eq!(outcome(Stored::Damaged("torn".into()), |_| {}), "fill from 0 (nothing): torn");
         let other = Checkpoint { definition: "e".into(), ..at(42) };
-        assert_eq!(outcome(Stored::At(other), |_| {}), "fill from 0: its definition changed");
+        assert_eq!(outcome(Stored::At(other), |_| {}), "fill from 0 (frozen): its definition changed");
         assert!(outcome(Stored::Empty, |log| log.start = 5).contains("retention has removed"));
     }
 
@@ -154,11 +192,33 @@ mod tests {
     }
 
     #[test]
+    fn a_copy_goes_on_or_begins_anew_but_is_never_refused() {
+        let copy = |stored: Stored| match decide_copy(&spec(), &stored, &log()) {
+            Ok(Start::Continue(at)) => at.next_offset,
+            Ok(Start::Fill { beginning, .. }) => beginning.next_offset,
+            Err(refusal) => panic!("{refusal}"),
+        };
+        assert_eq!(copy(Stored::At(at(42))), 42);
+        assert_eq!(copy(Stored::At(at(101))), 0);
+        assert_eq!(copy(Stored::At(Checkpoint { log: "b".into(), ..at(42) })), 0);
+        assert_eq!(copy(Stored::At(Checkpoint { definition: "e".into(), ..at(42) })), 0);
+        assert_eq!(copy(Stored::Empty), 0);
+    }
+
+    #[test]
     fn h43_only_an_untagged_reset_to_the_start_means_rebuild() {
         let reset = |offset| move |log: &mut LogState| log.group = Some(GroupOffset { offset, ours: false });
         assert_eq!(
             outcome(Stored::At(at(42)), reset(0)),
-            "fill from 0: the consumer group was reset to the log's start"
+            "fill from 0 (goes on at 42): the consumer group was reset to the log's start"
+        );
+        let recreated = |log: &mut LogState| {
+            reset(0)(log);
+            log.id = "b".into();
+        };
+        assert_eq!(
+            outcome(Stored::At(at(42)), recreated),
+            "fill from 0 (frozen): the consumer group was reset to the log's start"
         );
         assert!(outcome(Stored::At(at(42)), reset(17)).contains("refused"));
     }

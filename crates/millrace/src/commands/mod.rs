@@ -4,6 +4,7 @@ mod check;
 mod counters;
 pub(crate) mod demo;
 mod reader;
+mod rebuild;
 mod run;
 mod search;
 mod service;
@@ -43,6 +44,7 @@ pub(crate) fn execute(cli: Cli) -> Outcome {
         Command::Verify { stores, timeout, all, format } => {
             verify::execute(&process, &stores, timeout, all, format)
         }
+        Command::Rebuild { stores, wait, format } => rebuild::execute(&process, &stores, wait, format),
         Command::Tail { from_beginning, table, limit, format } => {
             tail::execute(&process, from_beginning, table.as_deref(), limit, format)
         }

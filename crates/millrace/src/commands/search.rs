@@ -6,7 +6,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use super::service::Service;
-use super::worker;
+use super::worker::{self, Sinks};
 use crate::failure::Outcome;
 
 /// Indexes and answers until told to stop.
@@ -16,7 +16,8 @@ pub(crate) fn run(service: &Service) -> Outcome {
     let mut options = Options::new(&search.directory);
     options.commit_interval = search.commit_interval;
     options.heap_bytes = search.heap;
-    let mut sink = SearchSink::new(&indexes, options)?;
+    let mut stores = SearchSink::new(&indexes, options.clone())?;
+    let mut copies = SearchSink::of_copies(&indexes, options)?;
     let runtime = &service.process.runtime;
     let listener = runtime
         .block_on(TcpListener::bind(search.listen))
@@ -27,7 +28,8 @@ pub(crate) fn run(service: &Service) -> Outcome {
     let server = runtime.spawn(tantivy_search::serve(listener, indexes, async {
         let _ = stopped.await;
     }));
-    let outcome = worker::run(service, "search", &mut sink);
+    let sinks = Sinks { stores: &mut stores, copies: &mut copies };
+    let outcome = worker::run(service, ["search", "search_rebuild"], sinks);
     drop(running);
     let served = runtime.block_on(server).context("the search server panicked")?;
     outcome.and(served.context("the search server failed").map_err(Into::into))

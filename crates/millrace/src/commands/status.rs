@@ -316,6 +316,11 @@ fn print(report: &Report) {
             (None, true) => "ready".into(),
             (None, false) => "filling".into(),
         };
+        if let Some(rebuild) = &store.rebuild {
+            let end = report.log.here().map_or_else(String::new, |log| format!(" of {}", log.end));
+            let offset = rebuild.next_offset.unwrap_or(0);
+            state.push_str(&format!(", being built anew: offset {offset}{end}"));
+        }
         if !store.skipped.is_empty() {
             state.push_str(&format!(", without the skipped records {:?}", store.skipped));
         }

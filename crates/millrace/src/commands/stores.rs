@@ -1,5 +1,6 @@
 //! The derived stores as `status` and `wait` see them: which there are, and how far each has come.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
@@ -23,14 +24,24 @@ pub(crate) struct Store {
     /// Every record of the log below this offset is in the store.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) next_offset: Option<i64>,
-    /// Whether it has caught up since it was last empty.
+    /// Whether it has caught up since it was last empty, under its present definition.
     pub(crate) ready: bool,
+    /// The copy that is being built to take its place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) rebuild: Option<Rebuild>,
     /// Records that were left out on the operator's word.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) skipped: Vec<i64>,
     /// Why nothing is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) problem: Option<String>,
+}
+
+/// A store that is being built anew.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub(crate) struct Rebuild {
+    /// Every record of the log below this offset is in the copy; absent before it has begun.
+    pub(crate) next_offset: Option<i64>,
 }
 
 impl Store {
@@ -40,9 +51,17 @@ impl Store {
             lsn: Some(at.lsn),
             next_offset: Some(at.next_offset),
             ready: at.ready,
+            rebuild: None,
             skipped: at.skipped.clone(),
             problem: None,
         }
+    }
+
+    /// The same, under the definition that is configured, and with its copy.
+    fn defined(mut self, definition: &str, shown: Option<&Checkpoint>, copy: Option<Rebuild>) -> Self {
+        self.ready &= shown.is_some_and(|shown| shown.definition == definition);
+        self.rebuild = copy;
+        self
     }
 
     fn unknown(name: &str, problem: impl ToString) -> Self {
@@ -51,6 +70,7 @@ impl Store {
             lsn: None,
             next_offset: None,
             ready: false,
+            rebuild: None,
             skipped: Vec::new(),
             problem: Some(problem.to_string()),
         }
@@ -63,31 +83,41 @@ pub(crate) struct Stores {
     redis: Option<Counters>,
     indexes: Vec<String>,
     search: Option<SocketAddr>,
+    /// Hashes of the definitions, by the store's name.
+    definitions: BTreeMap<String, String>,
+}
+
+/// The configured stores and the hashes of their definitions: counters first.
+pub(crate) fn configured(process: &Process) -> Vec<(String, String)> {
+    let config = &process.config;
+    let counters = config.counters.iter();
+    let counters = counters.map(|counter| (format!("counters.{}", counter.name), counter.definition.hash()));
+    let indexes = config.search.iter().flat_map(|search| &search.indexes);
+    counters.chain(indexes.map(|index| (format!("search.{}", index.name), index.hash()))).collect()
 }
 
 impl Stores {
     /// Refuses names that are not configured.
     pub(crate) fn new(process: &Process, wanted: &[String]) -> Result<Self, Refusal> {
         let config = &process.config;
-        let counters = config.counters.iter().map(|counter| format!("counters.{}", counter.name));
-        let indexes = config.search.iter().flat_map(|search| &search.indexes);
-        let all: Vec<String> =
-            counters.chain(indexes.map(|index| format!("search.{}", index.name))).collect();
+        let configured = configured(process);
+        let all: Vec<&String> = configured.iter().map(|(name, _)| name).collect();
         if let Some(unknown) = wanted.iter().find(|name| !all.contains(name)) {
             let remedy = if all.is_empty() {
                 "configure one: [counters.NAME] or [search.indexes.NAME]".to_owned()
             } else {
-                format!("name one of these: {}", all.join(", "))
+                format!("name one of these: {}", names(&all))
             };
             return Err(Refusal::new(format!("there is no store `{unknown}`"), remedy));
         }
         let named = |kind: &str| -> Vec<String> {
-            let asked = all.iter().filter(|name| wanted.is_empty() || wanted.contains(name));
+            let asked = all.iter().filter(|name| wanted.is_empty() || wanted.contains(*name));
             asked.filter_map(|name| name.strip_prefix(kind)).map(str::to_owned).collect()
         };
         let (counters, indexes) = (named("counters."), named("search."));
         let redis = if counters.is_empty() { None } else { Some(process.counters()?) };
-        Ok(Stores { counters, redis, indexes, search: config.search.as_ref().map(|search| search.listen) })
+        let search = config.search.as_ref().map(|search| search.listen);
+        Ok(Stores { counters, redis, indexes, search, definitions: configured.into_iter().collect() })
     }
 
     /// Reads all of them now.
@@ -100,14 +130,20 @@ impl Stores {
     fn read_counters(&mut self) -> Vec<Store> {
         let Some(redis) = &mut self.redis else { return Vec::new() };
         let names: Vec<&str> = self.counters.iter().map(String::as_str).collect();
-        let found = redis.checkpoints(&names);
+        let found = redis.checkpoints(&names).and_then(|found| Ok((found, redis.copies(&names)?)));
         let store = |place: usize, name: &String| {
             let name = format!("counters.{name}");
             match &found {
-                Ok(found) => match &found[place] {
-                    Some(at) => Store::at(&name, at),
-                    None => Store::unknown(&name, "nothing is there yet: has `millrace counters` run?"),
-                },
+                Ok((shown, copies)) => {
+                    let (shown, copy) = (shown[place].as_ref(), &copies[place]);
+                    let store = match shown.or(copy.as_ref().and_then(Option::as_ref)) {
+                        Some(at) => Store::at(&name, at),
+                        None => Store::unknown(&name, "nothing is there yet: has `millrace counters` run?"),
+                    };
+                    let offset = |at: &Option<Checkpoint>| at.as_ref().map(|at| at.next_offset);
+                    let copy = copy.as_ref().map(|at| Rebuild { next_offset: offset(at) });
+                    store.defined(&self.definitions[&name], shown, copy)
+                }
                 Err(error) => Store::unknown(&name, error.to_string().lines().next().unwrap_or_default()),
             }
         };
@@ -123,14 +159,23 @@ impl Stores {
                 Ok(listing) => listing.results.iter().find(|index| index.uid == *name),
                 Err(problem) => return Store::unknown(&store, problem),
             };
-            match index.map(|index| &index.checkpoint) {
-                Some(Some(at)) => Store::at(&store, at),
-                Some(None) => Store::unknown(&store, "it is being opened or emptied"),
+            match index.map(|index| (index, &index.checkpoint)) {
+                Some((index, Some(at))) => {
+                    let copy = index.rebuild.as_ref();
+                    let copy = copy.map(|copy| Rebuild { next_offset: Some(copy.next_offset) });
+                    Store::at(&store, at).defined(&self.definitions[&store], Some(at), copy)
+                }
+                Some((_, None)) => Store::unknown(&store, "it is being opened, or its build has not begun"),
                 None => Store::unknown(&store, "the running search process was started without it"),
             }
         };
         self.indexes.iter().map(store).collect()
     }
+}
+
+/// Names in a row.
+pub(crate) fn names(names: &[impl AsRef<str>]) -> String {
+    names.iter().map(AsRef::as_ref).collect::<Vec<_>>().join(", ")
 }
 
 /// An address to connect to for one that is listened on.
@@ -154,6 +199,8 @@ struct Index {
     uid: String,
     /// Absent while there is nothing to read.
     checkpoint: Option<Checkpoint>,
+    /// Of the copy that is being built.
+    rebuild: Option<Checkpoint>,
 }
 
 /// What the search process says of its indexes.

@@ -26,8 +26,8 @@ pub(crate) fn execute(process: &Process, yes: bool) -> Outcome {
         .config
         .search
         .iter()
-        .flat_map(|search| search.indexes.iter().map(|index| search.directory.join(&index.name)))
-        .filter(|directory| directory.exists())
+        .flat_map(|search| search.indexes.iter().map(|index| (&search.directory, &index.name)))
+        .flat_map(|(directory, index)| tantivy_search::directories_of(directory, index))
         .collect();
 
     println!("pipeline {}: this will be removed for good", plan.pipeline);

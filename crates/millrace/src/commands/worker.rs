@@ -1,39 +1,85 @@
-//! What the two workers share: they run on the log, and again when that can help.
+//! What the two workers share: they run on the log, and again when that can help; and beside each its builder, on a
+//! thread of its own, while there is something to build.
 
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
+use anyhow::anyhow;
 use kafka::KafkaFeed;
-use worker::{Checkpoint, Control, FeedError, Sink, WorkerError};
+use worker::{Checkpoint, Control, FeedError, Handover, Sink, WorkerError};
 
 use super::service::Service;
-use crate::failure::Outcome;
-use crate::stop::SystemClock;
+use crate::failure::{Failure, Outcome};
+use crate::stop::{Stop, SystemClock};
 use crate::supervise::{Next, Supervisor};
 use crate::telemetry::WorkerMetrics;
 
-/// Keeps a sink's stores until told to stop. `part` names the worker: `counters` or `search`.
-pub(crate) fn run(service: &Service, part: &'static str, sink: &mut dyn Sink) -> Outcome {
-    let watch = Watch {
+/// Between two looks whether something is to be built.
+const LOOK: Duration = Duration::from_secs(1);
+/// Between two looks whether this worker has the log.
+const STEP: Duration = Duration::from_millis(50);
+
+/// A sink over the stores that readers see, and one over the copies that are to take their places.
+pub(crate) struct Sinks<'a> {
+    pub(crate) stores: &'a mut dyn Sink,
+    pub(crate) copies: &'a mut (dyn Sink + Send),
+}
+
+/// Keeps a sink's stores until told to stop. `names` are the worker's, `counters` or `search`, and its builder's.
+pub(crate) fn run(service: &Service, names: [&'static str; 2], sinks: Sinks<'_>) -> Outcome {
+    let [part, builder] = names;
+    let stores: Vec<String> = sinks.stores.stores().iter().map(|store| store.name.clone()).collect();
+    let handover = Handover::new(stores.len());
+    let watch = |name| Watch {
         service,
-        part,
-        stores: sink.stores().iter().map(|store| store.name.clone()).collect(),
-        metrics: WorkerMetrics::new(&service.telemetry, part),
+        worker: part,
+        name,
+        building: name != part,
+        stores: stores.clone(),
+        metrics: WorkerMetrics::new(&service.telemetry, name),
+        handover: &handover,
     };
+    let (worker, builder) = (watch(part), watch(builder));
+    // Ends the builder when the worker has ended, for whatever reason; the other parts are the caller's to end.
+    let ended = Stop::default();
+    thread::scope(|scope| {
+        let building = thread::Builder::new().name(builder.name.to_owned()).spawn_scoped(scope, || {
+            let copies = sinks.copies;
+            // A panic must not leave the worker running without it.
+            let built = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                build_when_asked(&builder, copies, &ended)
+            }));
+            let panicked =
+                |_| Err(Failure::Failed(anyhow!("{} panicked; the lines above say where", builder.name)));
+            built.unwrap_or_else(panicked).inspect_err(|_| service.stop.set())
+        });
+        let building =
+            building.map_err(|error| Failure::Failed(anyhow!("cannot start a thread: {error}")))?;
+        let outcome = keep(&worker, sinks.stores);
+        ended.set();
+        let built = building.join().unwrap_or_else(|_| Err(Failure::Failed(anyhow!("a builder panicked"))));
+        outcome.and(built)
+    })
+}
+
+/// The worker.
+fn keep(watch: &Watch<'_>, sink: &mut dyn Sink) -> Outcome {
+    let service = watch.service;
     let mut supervisor = Supervisor::new();
     loop {
         let started = Instant::now();
         let mut log = String::new();
-        let error = match attempt(service, part, sink, &watch, &mut log) {
+        let error = match attempt(watch, sink, &mut log) {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
         let reason = error.to_string();
-        service.telemetry.tell(part, false, reason.clone());
+        service.telemetry.tell(watch.name, false, reason.clone());
         watch.metrics.restarted();
-        match supervisor.after_worker(error, part, &log, started, Instant::now()) {
+        match supervisor.after_worker(error, watch.worker, &log, started, Instant::now()) {
             Next::End(failure) => return Err(failure),
             Next::Again(wait) => {
-                tracing::warn!(part, reason, ?wait, "the worker begins again");
+                tracing::warn!(part = watch.name, reason, ?wait, "the worker begins again");
                 if service.stop.wait(wait) {
                     return Ok(());
                 }
@@ -42,50 +88,123 @@ pub(crate) fn run(service: &Service, part: &'static str, sink: &mut dyn Sink) ->
     }
 }
 
-fn attempt(
-    service: &Service,
-    part: &str,
-    sink: &mut dyn Sink,
-    watch: &Watch<'_>,
-    log: &mut String,
-) -> Result<(), WorkerError> {
-    let kafka = service.process.kafka()?;
-    let names = service.process.names(&kafka).map_err(FeedError::from)?;
-    *log = names.log();
-    let mut feed = KafkaFeed::open(&kafka, &names, &names.group(part, None))?;
-    worker::run(&mut feed, sink, &SystemClock(service.stop.clone()), watch)
+/// The builder: works while something is asked for and this worker has the log, of which there is one.
+///
+/// What it cannot build ends the process only where nothing else is kept: else the other stores go on.
+fn build_when_asked(watch: &Watch<'_>, copies: &mut dyn Sink, ended: &Stop) -> Outcome {
+    let service = watch.service;
+    let mut supervisor = Supervisor::new();
+    let mut looked: Option<Instant> = None;
+    while !ended.wait(STEP) && !service.stop.is_set() {
+        let lacking = watch.handover.lacking();
+        let due = looked.is_none_or(|looked| lacking || looked.elapsed() >= LOOK);
+        if !watch.handover.may_build() || !due {
+            continue;
+        }
+        looked = Some(Instant::now());
+        match copies.copies() {
+            Ok(found) if found.iter().any(Option::is_some) => {}
+            Ok(_) => {
+                watch.handover.builder_left();
+                continue;
+            }
+            // The worker meets the same, and says so.
+            Err(error) => {
+                tracing::debug!(%error, "cannot see whether a store is to be built");
+                continue;
+            }
+        }
+        let started = Instant::now();
+        let mut log = String::new();
+        let Err(error) = attempt(watch, copies, &mut log) else { continue };
+        let reason = error.to_string();
+        service.telemetry.tell(watch.name, false, reason.clone());
+        watch.metrics.restarted();
+        match supervisor.after_worker(error, watch.worker, &log, started, Instant::now()) {
+            Next::End(failure) if !watch.handover.keeps() => return Err(failure),
+            Next::End(failure) => {
+                tracing::error!(
+                    part = watch.name,
+                    "the rebuild stands still, the other stores go on; restart when it is mended: {}",
+                    failure.to_string().trim_end()
+                );
+                while !ended.wait(LOOK) && watch.handover.keeps() {}
+                return if ended.is_set() { Ok(()) } else { Err(failure) };
+            }
+            Next::Again(wait) => {
+                tracing::warn!(part = watch.name, reason, ?wait, "the builder begins again");
+                if ended.wait(wait) {
+                    return Ok(());
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
-/// Tells the worker what the process is told, and the operators what the worker tells.
+fn attempt(watch: &Watch<'_>, sink: &mut dyn Sink, log: &mut String) -> Result<(), WorkerError> {
+    let process = &watch.service.process;
+    let kafka = process.kafka()?;
+    let names = process.names(&kafka).map_err(FeedError::from)?;
+    *log = names.log();
+    let clock = SystemClock(watch.service.stop.clone());
+    if watch.building {
+        worker::build(&mut KafkaFeed::alone(&kafka, &names)?, sink, &clock, watch)
+    } else {
+        let group = names.group(watch.worker, None);
+        worker::run(&mut KafkaFeed::open(&kafka, &names, &group)?, sink, &clock, watch)
+    }
+}
+
+/// Tells the worker or the builder what the process is told, and the operators what it tells.
 struct Watch<'a> {
     service: &'a Service,
-    part: &'static str,
+    /// `counters` or `search`.
+    worker: &'static str,
+    /// The same for the worker, another for its builder.
+    name: &'static str,
+    building: bool,
     stores: Vec<String>,
     metrics: WorkerMetrics,
+    handover: &'a Handover,
 }
 
 impl Control for Watch<'_> {
     fn stop(&self) -> bool {
-        self.service.stop.is_set()
+        self.service.stop.is_set() || (self.building && !self.handover.may_build())
     }
 
     fn skip(&self, offset: i64) -> bool {
         self.service.skip.contains(&offset)
     }
 
-    fn moved(&self, checkpoints: &[Checkpoint]) {
-        for (store, checkpoint) in self.stores.iter().zip(checkpoints) {
-            self.metrics.moved(store, checkpoint);
+    fn moved(&self, stores: &[Option<Checkpoint>]) {
+        for (store, checkpoint) in self.stores.iter().zip(stores) {
+            match checkpoint {
+                Some(checkpoint) => self.metrics.moved(store, checkpoint),
+                None if self.building => self.metrics.forget(store),
+                None => self.metrics.absent(store),
+            }
         }
-        let ready = checkpoints.iter().all(|checkpoint| checkpoint.ready);
-        let state = if ready { "following the log" } else { "filling from the log's beginning" };
-        if self.service.telemetry.tell(self.part, ready, state) {
-            tracing::info!(part = self.part, state);
+        let ready = stores.iter().all(|store| store.as_ref().is_some_and(|store| store.ready));
+        let (ready, state) = match (self.building, ready) {
+            // The stores say what is missing; a build that goes on is as it should be.
+            (true, _) if stores.iter().any(Option::is_some) => (true, "building from the log's beginning"),
+            (true, _) => (true, "nothing to build"),
+            (false, true) => (true, "following the log"),
+            (false, false) => (false, "filling from the log's beginning"),
+        };
+        if self.service.telemetry.tell(self.name, ready, state) {
+            tracing::info!(part = self.name, state);
         }
     }
 
     fn delayed(&self, reason: &str) {
         self.metrics.delayed();
-        self.service.telemetry.tell(self.part, false, reason);
+        self.service.telemetry.tell(self.name, false, reason);
+    }
+
+    fn handover(&self) -> Option<&Handover> {
+        Some(self.handover)
     }
 }

@@ -114,7 +114,7 @@ pub(crate) struct WorkerMetrics {
 }
 
 impl WorkerMetrics {
-    /// `worker` is `counters` or `search`.
+    /// `worker` is `counters` or `search`, or the builder beside it: `counters_rebuild`, `search_rebuild`.
     pub(crate) fn new(telemetry: &Telemetry, worker: &'static str) -> Self {
         let metrics = WorkerMetrics {
             lsn: Family::default(),
@@ -154,6 +154,20 @@ impl WorkerMetrics {
         self.lsn.get_or_create(&label).set(number(checkpoint.lsn));
         self.offset.get_or_create(&label).set(checkpoint.next_offset);
         self.ready.get_or_create(&label).set(i64::from(checkpoint.ready));
+    }
+
+    /// The store does not follow the log.
+    pub(crate) fn absent(&self, store: &str) {
+        self.forget(store);
+        self.ready.get_or_create(&StoreLabel { store: store.to_owned() }).set(0);
+    }
+
+    /// Nothing is to be said of the store.
+    pub(crate) fn forget(&self, store: &str) {
+        let label = StoreLabel { store: store.to_owned() };
+        for family in [&self.lsn, &self.offset, &self.ready] {
+            family.remove(&label);
+        }
     }
 
     pub(crate) fn delayed(&self) {

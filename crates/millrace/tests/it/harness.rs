@@ -65,7 +65,13 @@ impl Pipeline {
 
     /// A pipeline that is set up and runs, its empty tables read.
     pub(crate) fn running() -> Self {
+        Self::running_with("")
+    }
+
+    /// The same with more in its configuration.
+    pub(crate) fn running_with(extra: &str) -> Self {
         let mut pipeline = Self::new();
+        pipeline.configure(extra);
         pipeline.succeed(&["setup"]);
         ROLES.into_iter().for_each(|role| pipeline.spawn(role));
         pipeline.succeed(&["wait", "--timeout", "90s"]);
@@ -169,6 +175,10 @@ impl Pipeline {
         fs::read_to_string(self.log_path(name)).unwrap_or_default()
     }
 
+    pub(crate) fn search_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.search_port)
+    }
+
     pub(crate) fn search_directory(&self) -> PathBuf {
         self.directory.path().join("search")
     }
@@ -226,6 +236,9 @@ impl Pipeline {
         let mut all = BTreeMap::new();
         loop {
             let page = self.get(&format!("/indexes/emails/documents?limit=1000&offset={}", all.len()))?;
+            if page["checkpoint"]["ready"] != true {
+                return None;
+            }
             let documents = page["results"].as_array()?.clone();
             let total = page["total"].as_u64()?;
             for document in &documents {

@@ -84,6 +84,18 @@ pub(crate) struct Traffic {
 
 impl Traffic {
     pub(crate) fn start(postgres: &Postgres, seed: u64, connections: u64) -> Self {
+        Self::of(postgres, seed, connections, transaction)
+    }
+
+    /// The same of transactions, not too many, that move points and add mails, and take nothing away.
+    pub(crate) fn gentle(postgres: &Postgres, seed: u64, connections: u64) -> Self {
+        Self::of(postgres, seed, connections, |rng| {
+            let mail = "(nextval('email_ids') + 1000000, 2, 'inbox', 'me', 's', 'words', false, 1, NULL)";
+            format!("BEGIN;{}INSERT INTO emails VALUES {mail};COMMIT;SELECT pg_sleep(0.005)", points(rng))
+        })
+    }
+
+    fn of(postgres: &Postgres, seed: u64, connections: u64, transaction: fn(&mut StdRng) -> String) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let committed = Arc::new(AtomicU64::new(0));
         let mut config = tokio_postgres::Config::new();

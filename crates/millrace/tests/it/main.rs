@@ -8,6 +8,7 @@ mod harness;
 mod mailbox;
 mod mirror;
 mod reader;
+mod rebuild;
 mod snapshot;
 mod tidy;
 mod verify;

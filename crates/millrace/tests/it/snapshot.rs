@@ -413,7 +413,9 @@ fn h25_a_reader_killed_at_any_stage_of_a_snapshot_reads_nothing_twice() {
 fn h20_the_snapshot_waits_visibly_for_a_missing_standby_and_the_stream_goes_on() {
     let mut pipeline = Pipeline::new();
     make_tables(&pipeline.postgres);
-    pipeline.postgres.sql("app", "INSERT INTO t_big SELECT g, repeat('old', 50) FROM generate_series(1, 500) g");
+    pipeline
+        .postgres
+        .sql("app", "INSERT INTO t_big SELECT g, repeat('old', 50) FROM generate_series(1, 500) g");
     configure(&pipeline, 2, "[snapshot]\nround_kb = 1\n");
     pipeline.succeed(&["setup"]);
     let subscriber = Subscriber::start(&pipeline.postgres);
@@ -493,7 +495,9 @@ fn h12_a_snapshot_publishes_nothing_that_a_crash_takes_back() {
 fn h24_a_table_that_is_locked_is_waited_for_while_the_stream_goes_on() {
     let mut pipeline = Pipeline::new();
     make_tables(&pipeline.postgres);
-    pipeline.postgres.sql("app", "INSERT INTO t_big SELECT g, repeat('old', 50) FROM generate_series(1, 300) g");
+    pipeline
+        .postgres
+        .sql("app", "INSERT INTO t_big SELECT g, repeat('old', 50) FROM generate_series(1, 300) g");
     configure(&pipeline, 3, "[snapshot]\nround_kb = 1\n");
     pipeline.succeed(&["setup"]);
     let subscriber = Subscriber::start(&pipeline.postgres);

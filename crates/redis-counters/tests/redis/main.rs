@@ -7,4 +7,5 @@ mod damage;
 mod guard;
 mod outage;
 mod race;
+mod rebuild;
 mod rig;

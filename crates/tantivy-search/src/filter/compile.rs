@@ -9,25 +9,24 @@ use super::{Filter, Selection, Test};
 use crate::definition::Role;
 use crate::document::exact_term;
 use crate::index::Layout;
-use crate::indexes::Shelf;
 use crate::order;
 
 /// The documents that the filter selects. The error is for the one who wrote the filter.
-pub(crate) fn compile(filter: &Filter, shelf: &Shelf) -> Result<Selection, String> {
+pub(crate) fn compile(filter: &Filter, layout: &Layout) -> Result<Selection, String> {
     let each = |filters: &[Filter]| {
-        filters.iter().map(|filter| compile(filter, shelf)).collect::<Result<_, String>>()
+        filters.iter().map(|filter| compile(filter, layout)).collect::<Result<_, String>>()
     };
     Ok(match filter {
         Filter::All(filters) => Selection::All(each(filters)?),
         Filter::Any(filters) => Selection::Any(each(filters)?),
-        Filter::Not(filter) => compile(filter, shelf)?.not(),
-        Filter::Is(attribute, test) => is(attribute, test, shelf)?,
+        Filter::Not(filter) => compile(filter, layout)?.not(),
+        Filter::Is(attribute, test) => is(attribute, test, layout)?,
     })
 }
 
-fn is(attribute: &str, test: &Test, shelf: &Shelf) -> Result<Selection, String> {
-    let (role, place) = shelf.filterable(attribute).ok_or_else(|| not_filterable(attribute, shelf))?;
-    let field = shelf.layout.fields[place];
+fn is(attribute: &str, test: &Test, layout: &Layout) -> Result<Selection, String> {
+    let (role, place) = layout.filterable(attribute).ok_or_else(|| not_filterable(attribute, layout))?;
+    let field = layout.fields[place];
     let term = |value: &String| Ok(Term::from_field_text(field, &term_text(role, attribute, value)?));
     Ok(match test {
         Test::OneOf(values) => {
@@ -38,7 +37,7 @@ fn is(attribute: &str, test: &Test, shelf: &Shelf) -> Result<Selection, String> 
             return Err(format!(
                 "Attribute `{attribute}` is compared for equality only: `<`, `>` and `TO` need it under `number` \
                  or `date` in [search.indexes.{}].",
-                shelf.definition.name
+                layout.definition.name
             ));
         }
         Test::Range { low, high } => {
@@ -70,8 +69,8 @@ fn term_text<'v>(role: Role, attribute: &str, value: &'v str) -> Result<std::bor
         .ok_or_else(|| format!("Attribute `{attribute}` is compared with `{value}`, which is not {wanted}."))
 }
 
-fn not_filterable(attribute: &str, shelf: &Shelf) -> String {
-    let definition = &shelf.definition;
+fn not_filterable(attribute: &str, layout: &Layout) -> String {
+    let definition = &layout.definition;
     let columns = definition.roles().filter(|(role, _)| *role != Role::Text);
     let names: Vec<String> = columns.map(|(_, name)| format!("`{name}`")).collect();
     if names.is_empty() {

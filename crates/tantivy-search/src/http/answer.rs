@@ -44,7 +44,9 @@ pub(super) async fn index(
 
 fn described(shelf: &Shelf) -> Value {
     let definition = &shelf.definition;
-    let view = shelf.view();
+    let copy = shelf.copy();
+    let rebuild = copy.as_ref().map(|copy| copy.payload.checkpoint.clone());
+    let view = shelf.view().or(copy);
     // A composite key has no one column to name.
     let key = view.as_ref().map(|view| &view.payload.key);
     let primary_key = key.filter(|key| key.len() == 1).map(|key| &key[0]);
@@ -54,6 +56,7 @@ fn described(shelf: &Shelf) -> Value {
         "table": format!("{}.{}", definition.schema, definition.table),
         "numberOfDocuments": view.as_ref().map(|view| view.searcher.num_docs()),
         "checkpoint": view.as_ref().map(|view| &view.payload.checkpoint),
+        "rebuild": rebuild,
     })
 }
 

@@ -15,7 +15,7 @@ use super::Filling;
 use super::answer::{projected, raw, selected};
 use super::error::ApiError;
 use super::params::{Params, Wait};
-use crate::indexes::{Shelf, View};
+use crate::indexes::View;
 use crate::{index, listing};
 
 const DEFAULT_LIMIT: usize = 20;
@@ -60,24 +60,23 @@ impl Request {
         Ok(request)
     }
 
-    fn documents(&self, shelf: &Shelf, view: &View) -> Result<Vec<String>, ApiError> {
-        let View { searcher, .. } = view;
+    fn documents(&self, view: &View) -> Result<Vec<String>, ApiError> {
+        let View { searcher, layout, .. } = view;
         let Some(ids) = &self.ids else {
             let after = self.after.as_deref();
-            return Ok(listing::page(searcher, &shelf.layout, after, self.offset, self.limit)?);
+            return Ok(listing::page(searcher, layout, after, self.offset, self.limit)?);
         };
-        let found =
-            ids.iter().map(|id| index::document(searcher, &shelf.layout, id)).filter_map(Result::transpose);
+        let found = ids.iter().map(|id| index::document(searcher, layout, id)).filter_map(Result::transpose);
         Ok(found.skip(self.offset).take(self.limit).collect::<Result<_, _>>()?)
     }
 
-    fn answer(&self, shelf: &Shelf, view: &View) -> Result<Page, ApiError> {
-        let attributes = shelf.attributes(view);
+    fn answer(&self, view: &View) -> Result<Page, ApiError> {
+        let attributes = view.attributes();
         let names = selected(&attributes, self.fields.as_deref());
         let shown = |document: String| {
             if self.fields.is_some() { raw(projected(&document, &names)?) } else { raw(document) }
         };
-        let results = self.documents(shelf, view)?.into_iter().map(shown).collect::<Result<Vec<_>, _>>()?;
+        let results = self.documents(view)?.into_iter().map(shown).collect::<Result<Vec<_>, _>>()?;
         let total = if self.ids.is_some() { results.len() as u64 } else { view.searcher.num_docs() };
         Ok(Page {
             results,
@@ -130,7 +129,7 @@ async fn answer(state: &super::State, index: &str, params: Params) -> Result<Jso
     let request = Request::read(params)?;
     // `verify` and people want to look into an index that is being filled; the checkpoint says that it is.
     let view = state.view(&shelf, &request.wait, Filling::Shown).await?;
-    state.blocking(move || request.answer(&shelf, &view)).await.map(Json)
+    state.blocking(move || request.answer(&view)).await.map(Json)
 }
 
 pub(super) async fn one(
@@ -145,9 +144,9 @@ pub(super) async fn one(
     params.end()?;
     let view = state.view(&shelf, &wait, Filling::Refused).await?;
     let found = move || {
-        let document = index::document(&view.searcher, &shelf.layout, &id)?;
+        let document = index::document(&view.searcher, &view.layout, &id)?;
         let document = document.ok_or_else(|| ApiError::document_not_found(&id))?;
-        let attributes = shelf.attributes(&view);
+        let attributes = view.attributes();
         match fields {
             Some(fields) => raw(projected(&document, &selected(&attributes, Some(&fields)))?),
             None => raw(document),

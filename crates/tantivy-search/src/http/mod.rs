@@ -114,7 +114,8 @@ impl State {
         let name = &shelf.definition.name;
         let Some(lsn) = wait.lsn else {
             let usable = |view: &Arc<View>| filling == Filling::Shown || view.payload.checkpoint.ready;
-            return shelf.view().filter(usable).ok_or_else(|| ApiError::not_ready(name));
+            let view = shelf.view().or_else(|| shelf.copy());
+            return view.filter(usable).ok_or_else(|| ApiError::not_ready(name));
         };
         let reached = tokio::select! {
             reached = shelf.reached(lsn, wait.timeout) => reached,

@@ -22,8 +22,8 @@ use crate::definition::Role;
 use crate::document::{push_string, push_value};
 use crate::filter::{self, Filter};
 use crate::highlight::{Marks, formatted};
-use crate::index::stored_json;
-use crate::indexes::{Shelf, View};
+use crate::index::{Layout, stored_json};
+use crate::indexes::View;
 use crate::query::{self, Search, Words};
 
 const DEFAULT_LIMIT: usize = 20;
@@ -117,20 +117,20 @@ impl Request {
         })
     }
 
-    fn answer(self, shelf: &Shelf, view: &View, begun: Instant) -> Result<Answer, ApiError> {
-        let searcher = &view.searcher;
+    fn answer(self, view: &View, begun: Instant) -> Result<Answer, ApiError> {
+        let View { searcher, layout, .. } = view;
         let mut analyzer = query::analyzer(searcher)?;
         let words = Words::read(&self.q, &mut analyzer);
         let wanted = words.wanted();
-        let filter = self.filter.as_ref().map(|filter| filter::compile(filter, shelf)).transpose();
+        let filter = self.filter.as_ref().map(|filter| filter::compile(filter, layout)).transpose();
         let filter = filter.map_err(|message| ApiError::invalid("invalid_search_filter", message))?;
-        let sort = sort(&self.sort, shelf)?;
+        let sort = sort(&self.sort, layout)?;
         let (offset, limit) = (self.offset, self.limit);
         let search = Search { words, all_words: self.all_words, filter, sort, offset, limit };
-        let (found, total) = search.run(searcher, shelf)?;
-        let attributes = shelf.attributes(view);
+        let (found, total) = search.run(searcher, layout)?;
+        let attributes = view.attributes();
         let mut shown = Shown::new(&self, &attributes, wanted, analyzer);
-        let hit = |address| raw(shown.hit(stored_json(searcher, &shelf.layout, address)?)?);
+        let hit = |address| raw(shown.hit(stored_json(searcher, layout, address)?)?);
         let hits = found.into_iter().map(hit).collect::<Result<Vec<_>, _>>()?;
         Ok(Answer {
             hits,
@@ -145,7 +145,7 @@ impl Request {
 }
 
 /// `["sent_at:desc"]` as places among the definition's roles.
-fn sort(names: &[String], shelf: &Shelf) -> Result<Vec<(usize, Order)>, ApiError> {
+fn sort(names: &[String], layout: &Layout) -> Result<Vec<(usize, Order)>, ApiError> {
     let wrong = |message: String| ApiError::invalid("invalid_search_sort", message);
     if names.len() > MAX_SORT {
         return Err(wrong(format!("Invalid value for `sort`: expected at most {MAX_SORT} attributes.")));
@@ -160,11 +160,11 @@ fn sort(names: &[String], shelf: &Shelf) -> Result<Vec<(usize, Order)>, ApiError
                 )));
             }
         };
-        match shelf.filterable(name) {
+        match layout.filterable(name) {
             Some((Role::Number | Role::Date, place)) => Ok((place, order)),
             _ => {
                 let columns =
-                    shelf.definition.roles().filter(|(role, _)| matches!(role, Role::Number | Role::Date));
+                    layout.definition.roles().filter(|(role, _)| matches!(role, Role::Number | Role::Date));
                 let names: Vec<String> = columns.map(|(_, name)| format!("`{name}`")).collect();
                 let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
                 Err(wrong(format!(
@@ -273,5 +273,5 @@ async fn answer(state: &super::State, index: &str, params: Params) -> Result<Jso
     let shelf = state.shelf(index)?.clone();
     let request = Request::read(params)?;
     let view = state.view(&shelf, &request.wait, Filling::Refused).await?;
-    state.blocking(move || request.answer(&shelf, &view, begun)).await.map(Json)
+    state.blocking(move || request.answer(&view, begun)).await.map(Json)
 }

@@ -358,13 +358,13 @@ fn damage_is_noticed_and_mended() {
 fn a_deleted_directory_and_leftovers_of_a_reset_are_empty() {
     let (stored, ..) = found_after(|path| fs::remove_dir_all(path).unwrap());
     assert_eq!(stored, Stored::Empty);
-    // Killed between the two renames of a reset.
+    // Killed before the rename of a reset.
     let (stored, _, directory) = found_after(|path| {
-        fs::rename(path, path.with_extension("old")).unwrap();
-        fs::create_dir(path.with_extension("new")).unwrap();
+        fs::rename(path, path.with_extension("new")).unwrap();
+        fs::create_dir(path).unwrap();
     });
     assert_eq!(stored, Stored::Empty);
-    assert!(!directory.path().join("emails.old").exists() && !directory.path().join("emails.new").exists());
+    assert!(!directory.path().join("emails.new").exists());
 }
 
 #[test]
@@ -533,4 +533,66 @@ fn a_key_too_long_for_a_term_is_poison() {
     assert_eq!(found(&"ß".repeat(20_000)), Some(0));
     let error = bench.send(Op::Create, None, Some(&row(&[&"x".repeat(70_000), "s"])), None).unwrap_err();
     assert!(matches!(error, SinkError::Poison(_)), "{error}");
+}
+
+#[test]
+fn h42_a_copy_takes_an_indexs_place_only_where_readers_do_not_go_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut bench = Bench::new(directory.path());
+    let server = Server::start(&bench.indexes);
+    bench.insert(&MAIL);
+    bench.commit();
+    // Readers see the checkpoint in memory, ahead of the disk.
+    bench.pass(10);
+    bench.commit();
+    let options = Options { heap_bytes: 15_000_000, ..Options::new(directory.path()) };
+    let mut copies = SearchSink::of_copies(&bench.indexes, options).unwrap();
+    assert_eq!(bench.sink.copies().unwrap(), [None]);
+    assert!(bench.sink.rebuild(0, true).unwrap());
+    assert_eq!(bench.sink.copies().unwrap(), [Some(Stored::Empty)]);
+    assert_eq!(copies.load().unwrap(), [Stored::Empty]);
+    let mut at = start_of(&definition());
+    copies.reset(0, &at).unwrap();
+    let mut build = |copies: &mut SearchSink, next_offset, ready| {
+        let to = Checkpoint { next_offset, lsn: bench.at.lsn, ready, ..at.clone() };
+        copies.commit(&[Some(Move { from: at.clone(), to: to.clone() })]).unwrap();
+        at = to;
+        copies.release(0).unwrap();
+    };
+    build(&mut copies, 5, true);
+    assert!(matches!(&bench.sink.copies().unwrap()[..], [Some(Stored::At(at))] if at.next_offset == 5));
+    assert!(!bench.sink.swap(0).unwrap(), "behind what was shown, if not behind the disk");
+    assert_eq!((server.hits(json!({"q": "hello"})), total(&server)), (vec![1], 1));
+    assert!(matches!(bench.sink.load().unwrap()[..], [Stored::At(_)]));
+    assert!(matches!(copies.load().unwrap()[..], [Stored::At(_)]), "it goes on");
+    build(&mut copies, 11, true);
+    assert!(matches!(bench.sink.swap(0), Err(SinkError::Moved(_))), "not what was looked at last");
+    bench.sink.copies().unwrap();
+    assert!(bench.sink.swap(0).unwrap());
+    assert_eq!(server.hits(json!({"q": "hello"})), [1], "until it is loaded");
+    let stored = bench.sink.load().unwrap();
+    assert!(matches!(&stored[..], [Stored::At(at)] if at.next_offset == 11), "{stored:?}");
+    assert_eq!((server.hits(json!({"q": "hello"})), total(&server)), (vec![], 0));
+    let entries = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name());
+    let left: Vec<_> = entries.filter(|name| !name.to_string_lossy().starts_with('.')).collect();
+    assert_eq!(left, ["emails"]);
+}
+
+#[test]
+fn an_index_of_another_definition_is_shown_as_what_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut bench = Bench::new(directory.path());
+    bench.insert(&MAIL);
+    bench.commit();
+    let first = bench.at.clone();
+    drop(bench);
+    let other = IndexDefinition { exact: vec!["body".into()], ..definition() };
+    let indexes = Indexes::new(vec![other]).unwrap();
+    let mut sink = SearchSink::new(&indexes, Options::new(directory.path())).unwrap();
+    assert_eq!(sink.load().unwrap(), [Stored::At(first)]);
+    assert!(sink.rebuild(0, true).unwrap());
+    let server = Server::start(&indexes);
+    assert_eq!(server.hits(json!({"q": "hello", "filter": "folder = inbox"})), [1]);
+    let (status, answer) = server.post("/indexes/emails/search", &json!({"filter": "body = x"}));
+    assert_eq!((status, answer["code"].as_str()), (400, Some("invalid_search_filter")));
 }

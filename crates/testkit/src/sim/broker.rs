@@ -63,6 +63,11 @@ impl Broker {
         }
     }
 
+    /// `--reset-offsets --to-earliest`.
+    pub(crate) fn reset_group(&mut self) {
+        self.group = Some(GroupOffset { offset: 0, ours: false });
+    }
+
     fn abort(&mut self) {
         for slot in self.slots.iter_mut().rev() {
             match slot {
@@ -190,13 +195,21 @@ pub(crate) struct SimFeed {
     faults: Faults,
     next: i64,
     assigned: bool,
+    /// Whether it belongs to the group.
+    member: bool,
     schemas: BTreeMap<SchemaRef, Arc<TableSchema>>,
     progress: Option<Progress>,
 }
 
 impl SimFeed {
     pub(crate) fn new(broker: Rc<RefCell<Broker>>, faults: Faults) -> Self {
-        SimFeed { broker, faults, next: 0, assigned: false, schemas: BTreeMap::new(), progress: None }
+        let schemas = BTreeMap::new();
+        SimFeed { broker, faults, next: 0, assigned: false, member: true, schemas, progress: None }
+    }
+
+    /// One that belongs to no group.
+    pub(crate) fn alone(self) -> Self {
+        SimFeed { member: false, ..self }
     }
 
     fn fail(&self) -> Result<(), FeedError> {
@@ -234,7 +247,8 @@ impl Feed for SimFeed {
         let broker = self.broker.borrow();
         let id = broker.progress().map_or_else(String::new, |progress| progress.log);
         let end = broker.slots.len() as i64;
-        Ok(LogState { id, generation: 1, start: 0, end, group: broker.group })
+        let group = broker.group.filter(|_| self.member);
+        Ok(LogState { id, generation: 1, start: 0, end, group })
     }
 
     fn seek(&mut self, offset: i64) -> Result<(), FeedError> {
@@ -259,7 +273,9 @@ impl Feed for SimFeed {
     }
 
     fn commit(&mut self, next_offset: i64) -> Result<(), FeedError> {
-        self.broker.borrow_mut().group = Some(GroupOffset { offset: next_offset, ours: true });
+        if self.member {
+            self.broker.borrow_mut().group = Some(GroupOffset { offset: next_offset, ours: true });
+        }
         Ok(())
     }
 }

@@ -1,4 +1,5 @@
-//! A store with two parts, each a table's rows with a checkpoint in the same atomic write.
+//! A store with two parts, each a table's rows with a checkpoint in the same atomic write, and a copy of each while one
+//! is built.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -15,6 +16,8 @@ use super::world::Faults;
 pub(crate) struct Part {
     pub(crate) rows: BTreeMap<i64, String>,
     pub(crate) checkpoint: Option<Checkpoint>,
+    /// What is to take its place.
+    pub(crate) copy: Option<Box<Part>>,
 }
 
 /// The durable content.
@@ -36,16 +39,37 @@ pub(crate) struct SimSink {
     parts: Rc<RefCell<Parts>>,
     faults: Faults,
     specs: Vec<StoreSpec>,
+    /// Whether it is the builder's.
+    of_copies: bool,
     staged: [Vec<Edit>; 2],
-    /// Called with the content after each commit.
+    /// Called with the content after each commit and each swap.
     observe: Rc<dyn Fn(&Parts)>,
 }
 
 impl SimSink {
-    pub(crate) fn new(parts: Rc<RefCell<Parts>>, faults: Faults, observe: Rc<dyn Fn(&Parts)>) -> Self {
-        let spec = |table: &u32| StoreSpec { name: format!("sim.{table}"), definition: "1".into() };
-        let specs = TABLES.iter().map(spec).collect();
-        SimSink { parts, faults, specs, staged: [Vec::new(), Vec::new()], observe }
+    /// Over the parts, whose definitions are these.
+    pub(crate) fn new(
+        parts: Rc<RefCell<Parts>>,
+        faults: Faults,
+        definitions: [u32; 2],
+        observe: Rc<dyn Fn(&Parts)>,
+    ) -> Self {
+        let spec = |(table, definition): (&u32, u32)| StoreSpec {
+            name: format!("sim.{table}"),
+            definition: definition.to_string(),
+        };
+        let specs = TABLES.iter().zip(definitions).map(spec).collect();
+        SimSink { parts, faults, specs, of_copies: false, staged: [Vec::new(), Vec::new()], observe }
+    }
+
+    /// The same over the copies.
+    pub(crate) fn of_copies(self) -> Self {
+        SimSink { of_copies: true, ..self }
+    }
+
+    /// What this sink keeps, where it is there.
+    fn kept<'p>(&self, part: &'p mut Part) -> Option<&'p mut Part> {
+        if self.of_copies { part.copy.as_deref_mut() } else { Some(part) }
     }
 
     fn fail(&self) -> Result<(), SinkError> {
@@ -84,13 +108,20 @@ impl Sink for SimSink {
     fn load(&mut self) -> Result<Vec<Stored>, SinkError> {
         self.fail()?;
         self.discard();
-        let stored = |part: &Part| part.checkpoint.clone().map_or(Stored::Empty, Stored::At);
-        Ok(self.parts.borrow().iter().map(stored).collect())
+        let mut parts = self.parts.borrow_mut();
+        let checkpoint = |part| self.kept(part).and_then(|part| part.checkpoint.clone());
+        Ok(parts.iter_mut().map(|part| checkpoint(part).map_or(Stored::Empty, Stored::At)).collect())
     }
 
     fn reset(&mut self, store: usize, to: &Checkpoint) -> Result<(), SinkError> {
         self.fail()?;
-        self.parts.borrow_mut()[store] = Part { rows: BTreeMap::new(), checkpoint: Some(to.clone()) };
+        let empty = Part { checkpoint: Some(to.clone()), ..Part::default() };
+        let part = &mut self.parts.borrow_mut()[store];
+        if self.of_copies {
+            part.copy = Some(Box::new(empty));
+        } else {
+            *part = empty;
+        }
         self.fail()
     }
 
@@ -128,16 +159,19 @@ impl Sink for SimSink {
     fn commit(&mut self, moves: &[Option<Move>]) -> Result<(), SinkError> {
         self.fail()?;
         let mut parts = self.parts.borrow_mut();
-        for (part, step) in parts.iter().zip(moves) {
-            if step.as_ref().is_some_and(|step| part.checkpoint.as_ref() != Some(&step.from)) {
+        for (part, step) in parts.iter_mut().zip(moves) {
+            let at = self.kept(part).and_then(|part| part.checkpoint.clone());
+            if step.as_ref().is_some_and(|step| at.as_ref() != Some(&step.from)) {
                 return Err(SinkError::Moved("simulated: not where it was left".into()));
             }
         }
-        for ((part, step), staged) in parts.iter_mut().zip(moves).zip(&mut self.staged) {
+        let mut all_staged = std::mem::take(&mut self.staged);
+        for ((part, step), staged) in parts.iter_mut().zip(moves).zip(&mut all_staged) {
             let Some(step) = step else {
                 assert!(staged.is_empty(), "a store that stays has nothing staged");
                 continue;
             };
+            let part = self.kept(part).expect("it stands where the step begins");
             let mut dropped = BTreeMap::new();
             for edit in staged.drain(..) {
                 match edit {
@@ -165,5 +199,43 @@ impl Sink for SimSink {
 
     fn check(&mut self) -> Result<(), SinkError> {
         self.fail()
+    }
+
+    fn copies(&mut self) -> Result<Vec<Option<Stored>>, SinkError> {
+        self.fail()?;
+        let stored = |part: &Part| part.checkpoint.clone().map_or(Stored::Empty, Stored::At);
+        Ok(self.parts.borrow().iter().map(|part| part.copy.as_deref().map(stored)).collect())
+    }
+
+    fn rebuild(&mut self, store: usize, keep: bool) -> Result<bool, SinkError> {
+        self.fail()?;
+        let part = &mut self.parts.borrow_mut()[store];
+        part.copy.get_or_insert_default();
+        if !keep {
+            (part.rows, part.checkpoint) = Default::default();
+        }
+        self.fail()?;
+        Ok(true)
+    }
+
+    fn swap(&mut self, store: usize) -> Result<bool, SinkError> {
+        self.fail()?;
+        let mut parts = self.parts.borrow_mut();
+        let part = &mut parts[store];
+        let copy = part.copy.as_ref().and_then(|copy| copy.checkpoint.as_ref());
+        let (Some(copy), shown) = (copy, &part.checkpoint) else {
+            return Err(SinkError::Moved("simulated: the copy is gone".into()));
+        };
+        if shown.as_ref().is_some_and(|shown| !copy.reaches(shown)) {
+            return Ok(false);
+        }
+        assert!(copy.ready, "what has not caught up is not shown");
+        if let Some(copy) = part.copy.take() {
+            *part = *copy;
+        }
+        (self.observe)(&parts);
+        drop(parts);
+        self.fail()?;
+        Ok(true)
     }
 }

@@ -7,7 +7,7 @@ use change::{Clock, Event, Headers, Kind, LedgerEntry, Lsn, Op, Position, Progre
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use relay::{Limits, PublishError, RelayError, SourceError};
-use worker::WorkerError;
+use worker::{Handover, Role, Sink, Worker, WorkerError};
 
 use super::broker::{Broker, SimFeed, SimPublisher, first_progress};
 use super::history::{History, TABLES, Tables};
@@ -82,9 +82,25 @@ impl relay::Control for Countdown {
     fn committed(&self, _: &Progress, _: u64) {}
 }
 
-impl worker::Control for Countdown {
+/// A worker and its builder.
+struct Pair(Handover);
+
+impl worker::Control for Pair {
     fn stop(&self) -> bool {
-        self.step()
+        false
+    }
+
+    fn handover(&self) -> Option<&Handover> {
+        Some(&self.0)
+    }
+}
+
+/// Whether a step was taken, rather than the log away.
+fn went_on(step: Result<(), WorkerError>) -> bool {
+    match step {
+        Ok(()) => true,
+        Err(WorkerError::Feed(worker::FeedError::Unavailable(_))) => false,
+        Err(error) => panic!("the worker ended: {error}"),
     }
 }
 
@@ -95,6 +111,10 @@ pub struct World {
     server: Rc<RefCell<Server>>,
     broker: Rc<RefCell<Broker>>,
     parts: Rc<RefCell<Parts>>,
+    /// How the parts are defined.
+    definitions: [u32; 2],
+    /// How far readers have seen each part come.
+    shown: Rc<RefCell<[Lsn; 2]>>,
     /// Copies of the store to restore from.
     backups: Vec<Parts>,
     limits: Limits,
@@ -141,6 +161,8 @@ impl World {
             server: Rc::new(RefCell::new(server)),
             broker: Rc::new(RefCell::new(Broker::new(progress, table))),
             parts: Rc::default(),
+            definitions: [1, 1],
+            shown: Rc::default(),
             backups: vec![Parts::default()],
             limits,
         }
@@ -159,13 +181,23 @@ impl World {
         }
     }
 
-    /// A backup is taken or restored, or the store is emptied in part.
+    /// A backup is taken or restored, the store is emptied in part, or a rebuild is asked for in one of the ways.
     fn meddle(&mut self) {
         let mut parts = self.parts.borrow_mut();
-        match self.faults.up_to(3) {
+        let part = self.faults.up_to(1);
+        match self.faults.up_to(8) {
             0 | 1 => self.backups.push(parts.clone()),
-            2 => *parts = self.backups[self.faults.up_to(self.backups.len() - 1)].clone(),
-            _ => parts[self.faults.up_to(1)] = super::store::Part::default(),
+            2 => {
+                *parts = self.backups[self.faults.up_to(self.backups.len() - 1)].clone();
+                *self.shown.borrow_mut() = Default::default();
+            }
+            3 => {
+                parts[part] = super::store::Part::default();
+                self.shown.borrow_mut()[part] = Lsn::ZERO;
+            }
+            4 => self.definitions[part] += 1,
+            5 => self.broker.borrow_mut().reset_group(),
+            _ => drop(parts[part].copy.get_or_insert_default()),
         }
     }
 
@@ -193,18 +225,46 @@ impl World {
         ledger.progress.expect("there always is one").end_lsn
     }
 
-    /// A worker's life of so many polls.
+    /// A worker's life of so many polls, and its builder's beside it.
     fn worker(&self, polls: u32) {
-        let server = self.server.clone();
+        let (server, shown) = (self.server.clone(), self.shown.clone());
         let complete_from = TABLES.map(|table| self.broker.borrow().complete_from(table));
-        let observe =
-            Rc::new(move |parts: &Parts| check_prefix(&server.borrow().history, parts, complete_from));
-        let mut sink = SimSink::new(self.parts.clone(), self.faults.clone(), observe);
-        let mut feed = SimFeed::new(self.broker.clone(), self.faults.clone());
-        let control = Countdown(Cell::new(polls + 1));
-        match worker::run(&mut feed, &mut sink, &self.clock, &control) {
-            Ok(()) | Err(WorkerError::Feed(worker::FeedError::Unavailable(_))) => {}
-            Err(error) => panic!("the worker ended: {error}"),
+        let observe = Rc::new(move |parts: &Parts| {
+            check_prefix(&server.borrow().history, parts, complete_from);
+            for (part, shown) in parts.iter().zip(&mut *shown.borrow_mut()) {
+                let at = part.checkpoint.as_ref().map_or(*shown, |at| at.lsn);
+                assert!(at >= *shown, "readers go back from {shown} to {at}");
+                *shown = at;
+            }
+        });
+        let sink =
+            || SimSink::new(self.parts.clone(), self.faults.clone(), self.definitions, observe.clone());
+        let feed = || SimFeed::new(self.broker.clone(), self.faults.clone());
+        let pair = Pair(Handover::new(TABLES.len()));
+        let (mut sink, mut copies, mut log) = (sink(), sink().of_copies(), feed());
+        let mut worker = Worker::new(Role::Worker, &self.clock, &pair);
+        let mut builder: Option<(Worker<'_>, SimFeed)> = None;
+        for _ in 0..polls {
+            if !went_on(worker.step(&mut log, &mut sink)) {
+                return;
+            }
+            // What the process of the builder does; see `millrace`.
+            if !pair.0.may_build() || builder.as_ref().is_some_and(|(builder, _)| builder.done()) {
+                builder = None;
+            } else if let Some((step, own)) = &mut builder {
+                if !went_on(step.step(own, &mut copies)) {
+                    builder = None;
+                }
+            } else if copies.copies().is_ok_and(|found| found.iter().any(Option::is_some)) {
+                copies.discard();
+                builder = Some((Worker::new(Role::Builder, &self.clock, &pair), feed().alone()));
+            } else if pair.0.lacking() {
+                pair.0.builder_left();
+            }
+        }
+        // A killed process ends nothing in order; some do.
+        if self.faults.strike_often() {
+            let _ = went_on(worker.finish(&mut log, &mut sink));
         }
     }
 
@@ -227,7 +287,10 @@ impl World {
                 "table {table} at the end"
             );
             let checkpoint = part.checkpoint.as_ref().expect("a checkpoint");
+            let definition = self.definitions[usize::from(table != TABLES[0])];
+            assert_eq!(checkpoint.definition, definition.to_string(), "under its present definition");
             assert!(checkpoint.ready, "caught up, so ready");
+            assert!(part.copy.is_none(), "what was built has taken its place");
         }
     }
 

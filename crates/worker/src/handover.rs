@@ -1,0 +1,146 @@
+//! What the worker and the builder of one process tell each other.
+//!
+//! A store changes hands in four steps, so that it never stands still for longer than the copy is behind it:
+//!
+//! 1. The copy has caught up: the builder asks the worker to hold the store.
+//! 2. The worker commits, leaves the store where it is, and says where that is.
+//! 3. The builder brings the copy there or past it, lets go of it, and gives it.
+//! 4. The worker swaps, between two turns of its own, and reads where its stores stand.
+//!
+//! Nothing here is needed for safety: the store itself compares the two checkpoints in the atomic step that swaps.
+//! A worker that reads its stores again for another reason forgets what was asked, and the builder asks again.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::Checkpoint;
+
+/// See the module. One for a worker and its builder, which run on threads of their own.
+#[derive(Debug)]
+pub struct Handover(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    /// Whether the log is this worker's, and it has looked at its stores.
+    positioned: bool,
+    /// Whether a store shows nothing, or something that does not follow the log.
+    lacking: bool,
+    /// Whether a store does follow the log.
+    keeps: bool,
+    /// Whether the worker is to look at its stores again.
+    recalled: bool,
+    stores: Vec<Step>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Step {
+    None,
+    Asked,
+    Held(Option<Checkpoint>),
+    Given,
+}
+
+impl Handover {
+    /// For so many stores.
+    pub fn new(stores: usize) -> Self {
+        let stores = vec![Step::None; stores];
+        Handover(Mutex::new(State {
+            positioned: false,
+            lacking: false,
+            keeps: false,
+            recalled: false,
+            stores,
+        }))
+    }
+
+    /// Whether a builder may write: only beside a worker that has the log, or two would build.
+    pub fn may_build(&self) -> bool {
+        self.state().positioned
+    }
+
+    /// Whether a store waits for its copy.
+    pub fn lacking(&self) -> bool {
+        self.state().lacking
+    }
+
+    /// Whether any store follows the log, whatever becomes of the copies.
+    pub fn keeps(&self) -> bool {
+        self.state().keeps
+    }
+
+    /// Nothing is being built: the worker looks again at stores that wait for that, and lets go of those it holds.
+    pub fn builder_left(&self) {
+        let mut state = self.state();
+        state.recalled |= state.lacking || state.stores.iter().any(|step| *step != Step::None);
+    }
+
+    /// The worker has read where its stores stand.
+    pub(crate) fn positioned(&self, stores: &[Option<Checkpoint>]) {
+        let mut state = self.state();
+        state.stores.fill(Step::None);
+        state.positioned = true;
+        state.recalled = false;
+        state.lacking = stores.iter().any(Option::is_none);
+        state.keeps = stores.iter().any(Option::is_some);
+    }
+
+    /// The worker does not know where its stores stand, or the log is another's.
+    pub(crate) fn lost(&self) {
+        let mut state = self.state();
+        state.stores.fill(Step::None);
+        state.positioned = false;
+    }
+
+    /// Whether the worker is to read where its stores stand.
+    pub(crate) fn recalled(&self) -> bool {
+        let state = self.state();
+        state.recalled || state.stores.contains(&Step::Given)
+    }
+
+    /// The stores that the builder asks for.
+    pub(crate) fn asked(&self) -> Vec<usize> {
+        self.places(&Step::Asked)
+    }
+
+    /// The worker leaves this store here.
+    pub(crate) fn held(&self, store: usize, at: Option<Checkpoint>) {
+        self.state().stores[store] = Step::Held(at);
+    }
+
+    /// The stores whose copies are to take their place.
+    pub(crate) fn given(&self) -> Vec<usize> {
+        self.places(&Step::Given)
+    }
+
+    /// Asks for a store; says where it is held, once it is.
+    pub(crate) fn ask(&self, store: usize) -> Option<Option<Checkpoint>> {
+        let step = &mut self.state().stores[store];
+        match step {
+            Step::Held(at) => Some(at.clone()),
+            Step::None => {
+                *step = Step::Asked;
+                None
+            }
+            Step::Asked | Step::Given => None,
+        }
+    }
+
+    /// Gives the copy of a store that is held; `false` when it no longer is.
+    pub(crate) fn give(&self, store: usize) -> bool {
+        let step = &mut self.state().stores[store];
+        let held = matches!(step, Step::Held(_));
+        if held {
+            *step = Step::Given;
+        }
+        held
+    }
+
+    fn places(&self, wanted: &Step) -> Vec<usize> {
+        let state = self.state();
+        (0..state.stores.len()).filter(|store| state.stores[*store] == *wanted).collect()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Plain values, good whatever happened to who held them.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

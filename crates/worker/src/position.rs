@@ -1,0 +1,142 @@
+//! Where the stores stand: read, decided, and made so, before the log is read.
+
+use change::{Lsn, Refusal};
+use tracing::{info, warn};
+
+use crate::run::{Failure, Member, Role, Worker, WorkerError};
+use crate::start::{Shown, Start, decide, decide_copy};
+use crate::{Checkpoint, Feed, LogState, Sink, SinkError, Stored};
+
+impl Worker<'_> {
+    /// Reads where the stores, or their copies, stand, and seeks to the hindmost.
+    pub(crate) fn position(&mut self, feed: &mut dyn Feed, sink: &mut dyn Sink) -> Result<(), Failure> {
+        let log = feed.log()?;
+        self.stores = match self.role {
+            Role::Worker => self.find_stores(&log, sink)?,
+            Role::Builder => find_copies(&log, sink)?,
+        };
+        self.held = vec![false; self.stores.len()];
+        self.given = false;
+        let hindmost = self.stores.iter().flatten().min_by_key(|at| at.next_offset);
+        let at = hindmost.map(|at| (at.next_offset, at.lsn));
+        (self.next_offset, self.lsn) = at.unwrap_or((log.end, Lsn::ZERO));
+        self.open = None;
+        self.last = None;
+        self.ready_at = None;
+        // With no store to keep there is nothing to read.
+        if at.is_some() {
+            feed.seek(self.next_offset)?;
+        }
+        // Answers a reset: what follows from it is recorded in the stores by now.
+        feed.commit(at.map_or(log.start, |(offset, _)| offset))?;
+        self.member = Member::Positioned;
+        match (self.role, at) {
+            (Role::Builder, None) => self.done = true,
+            (_, None) => info!("no store follows the log until it has been built"),
+            (_, Some((offset, lsn))) => info!(offset, %lsn, "reading the log"),
+        }
+        self.control.moved(&self.stores);
+        if let (Role::Worker, Some(handover)) = (self.role, self.control.handover()) {
+            handover.positioned(&self.stores);
+        }
+        Ok(())
+    }
+
+    /// Swaps in the copies that were given, and has built what must be: beside the store, or in its place.
+    fn find_stores(
+        &mut self,
+        log: &LogState,
+        sink: &mut dyn Sink,
+    ) -> Result<Vec<Option<Checkpoint>>, Failure> {
+        self.swap_given(sink).map_err(unlocated)?;
+        let stored = sink.load().map_err(unlocated)?;
+        let copies = sink.copies().map_err(unlocated)?;
+        let specs = sink.stores().to_vec();
+        self.frozen = vec![None; specs.len()];
+        // All or none: what is refused for one store leaves the others as they are.
+        let starts: Result<Vec<Start>, Refusal> =
+            specs.iter().zip(&stored).map(|(spec, stored)| decide(spec, stored, log)).collect();
+        let mut stores = Vec::with_capacity(specs.len());
+        for (place, start) in starts.map_err(WorkerError::Refused)?.into_iter().enumerate() {
+            let (beginning, reason, shown) = match start {
+                Start::Fill { beginning, reason, shown } => (beginning, reason, shown),
+                Start::Continue(checkpoint) => {
+                    stores.push(Some(checkpoint));
+                    continue;
+                }
+            };
+            let store = &specs[place].name;
+            if copies[place].is_none() {
+                warn!(store, reason, "filling from the log's beginning");
+            }
+            // Recorded before the group's offset, which may be what asks for it, is overwritten (h43).
+            stores.push(if sink.rebuild(place, shown != Shown::Nothing).map_err(unlocated)? {
+                match shown {
+                    Shown::Current(checkpoint) => Some(checkpoint),
+                    Shown::Frozen(checkpoint) => {
+                        self.frozen[place] = Some(checkpoint);
+                        None
+                    }
+                    Shown::Nothing => None,
+                }
+            } else {
+                sink.reset(place, &beginning).map_err(unlocated)?;
+                Some(beginning)
+            });
+        }
+        Ok(stores)
+    }
+
+    fn swap_given(&self, sink: &mut dyn Sink) -> Result<(), SinkError> {
+        let given = self.control.handover().map(|handover| handover.given()).unwrap_or_default();
+        if given.is_empty() {
+            return Ok(());
+        }
+        let copies = sink.copies()?;
+        for place in given {
+            let spec = sink.stores()[place].clone();
+            let Some(Stored::At(copy)) = &copies[place] else { continue };
+            if !copy.ready || copy.definition != spec.definition {
+                continue;
+            }
+            let (store, offset, lsn) = (spec.name, copy.next_offset, copy.lsn);
+            if sink.swap(place)? {
+                info!(store, offset, %lsn, "the store that was built has taken the place of the one shown");
+            } else {
+                warn!(store, offset, %lsn, "the store that was built is behind the one shown: it goes on");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The copies that are to be built, and where each stands.
+fn find_copies(log: &LogState, sink: &mut dyn Sink) -> Result<Vec<Option<Checkpoint>>, Failure> {
+    let wanted = sink.copies().map_err(unlocated)?;
+    let stored = sink.load().map_err(unlocated)?;
+    let specs = sink.stores().to_vec();
+    let mut stores = Vec::with_capacity(specs.len());
+    for (place, spec) in specs.iter().enumerate() {
+        if wanted[place].is_none() {
+            stores.push(None);
+            continue;
+        }
+        stores.push(match decide_copy(spec, &stored[place], log).map_err(WorkerError::Refused)? {
+            Start::Continue(checkpoint) => {
+                info!(store = spec.name, offset = checkpoint.next_offset, "the build goes on");
+                Some(checkpoint)
+            }
+            Start::Fill { beginning, reason, .. } => {
+                info!(store = spec.name, reason, "the build begins");
+                sink.reset(place, &beginning).map_err(unlocated)?;
+                Some(beginning)
+            }
+        });
+    }
+    Ok(stores)
+}
+
+/// No record is at fault.
+fn unlocated(error: SinkError) -> Failure {
+    Failure::of_sink(error, -1)
+}
