@@ -19,6 +19,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Between two looks whether this worker has the log.
 const STEP: Duration = Duration::from_millis(50);
 
+/// What a builder without work says of itself.
+const NOTHING: &str = "nothing to build";
+
 /// A sink over the stores that readers see, and one over the copies that are to take their places.
 pub(crate) struct Sinks<'a> {
     pub(crate) stores: &'a mut dyn Sink,
@@ -105,6 +108,8 @@ fn build_when_asked(watch: &Watch<'_>, copies: &mut dyn Sink, ended: &Stop) -> O
         match copies.copies() {
             Ok(found) if found.iter().any(Option::is_some) => {}
             Ok(_) => {
+                // Also what kept the last build from ending in order is over.
+                service.telemetry.tell(watch.name, true, NOTHING);
                 watch.handover.builder_left();
                 continue;
             }
@@ -190,7 +195,7 @@ impl Control for Watch<'_> {
         let (ready, state) = match (self.building, ready) {
             // The stores say what is missing; a build that goes on is as it should be.
             (true, _) if stores.iter().any(Option::is_some) => (true, "building from the log's beginning"),
-            (true, _) => (true, "nothing to build"),
+            (true, _) => (true, NOTHING),
             (false, true) => (true, "following the log"),
             (false, false) => (false, "filling from the log's beginning"),
         };
