@@ -38,7 +38,7 @@ pub struct Progress {
     pub beat: (i64, String),
     /// While tables are being read; a log without it is complete.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub snapshot: Option<SnapshotProgress>,
+    pub snapshot: Option<Box<SnapshotProgress>>,
     /// When this was written, milliseconds since the epoch.
     pub time_ms: i64,
 }

@@ -377,7 +377,7 @@ impl TableReading<'_> {
                 .map(|lower| bound(">", lower))
                 .chain(upper.iter().map(|upper| bound("<=", upper)))
                 .collect();
-            let limit = upper.is_none().then(|| format!(" LIMIT {rows}")).unwrap_or_default();
+            let limit = if upper.is_none() { format!(" LIMIT {rows}") } else { String::new() };
             let sql = format!(
                 "{select}{}{} ORDER BY {}{limit}",
                 if bounds.is_empty() { "" } else { " WHERE " },

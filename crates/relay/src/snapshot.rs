@@ -46,6 +46,7 @@
 //! replays the stream from the ledger's end, decides alike.
 
 use std::cmp::Ordering;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use change::{
@@ -95,7 +96,8 @@ impl Reading {
     pub(crate) fn new(ledger: &Ledger) -> Self {
         let mut reading = Reading { tables: ledger.tables.clone(), ..Reading::default() };
         let progress = ledger.progress.as_ref().and_then(|progress| progress.snapshot.clone());
-        if let Some(SnapshotProgress { genesis, unseen, window, waiting }) = progress {
+        if let Some(progress) = progress {
+            let SnapshotProgress { genesis, unseen, window, waiting } = *progress;
             reading.genesis = genesis;
             reading.unseen = unseen.into_iter().collect();
             reading.window = window;
@@ -126,13 +128,14 @@ impl Reading {
     }
 
     /// What the ledger is to hold; `None` for a complete log.
-    pub(crate) fn progress(&self) -> Option<SnapshotProgress> {
-        (!self.complete()).then(|| SnapshotProgress {
+    pub(crate) fn progress(&self) -> Option<Box<SnapshotProgress>> {
+        let progress = || SnapshotProgress {
             genesis: self.genesis.clone(),
             unseen: self.unseen.iter().copied().collect(),
             window: self.window.clone(),
             waiting: self.waiting.clone(),
-        })
+        };
+        (!self.complete()).then(|| Box::new(progress()))
     }
 
     /// The tables' records that the ledger does not have yet.
@@ -202,8 +205,8 @@ impl Reading {
 
     /// The stream tells of a table: one that nobody has told of before was published while we ran.
     pub(crate) fn announced(&mut self, relation: u32, name: &str) {
-        if !self.tables.contains_key(&relation) {
-            self.tables.insert(relation, TableProgress::new(name.to_owned(), 0, Read::Nothing));
+        if let Entry::Vacant(unknown) = self.tables.entry(relation) {
+            unknown.insert(TableProgress::new(name.to_owned(), 0, Read::Nothing));
             self.changed.insert(relation);
             self.note_active();
         }

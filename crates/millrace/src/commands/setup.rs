@@ -248,10 +248,10 @@ fn make_log(
         log_end: after_header(kafka, names)?,
         timeline: slot.timeline.clone(),
         beat: process.runtime.block_on(source::read_heartbeat(admin, plan))?,
-        snapshot: Some(SnapshotProgress {
+        snapshot: Some(Box::new(SnapshotProgress {
             genesis: Some(slot.snapshot.clone()),
             ..SnapshotProgress::default()
-        }),
+        })),
         time_ms: SystemClock(Stop::default()).now_us().div_euclid(1000),
     };
     let created =

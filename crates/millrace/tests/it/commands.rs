@@ -171,7 +171,7 @@ fn a_table_is_added_while_the_reader_runs() {
 }
 
 fn text_without(path: &std::path::Path, part: &str) -> String {
-    std::fs::read_to_string(path).unwrap().replace(part, "")
+    std::fs::read_to_string(path).expect("the configuration").replace(part, "")
 }
 
 #[test]

@@ -233,13 +233,14 @@ fn replay(kafka: &Kafka) -> BTreeMap<String, Vec<String>> {
     let mut buried: BTreeMap<(String, String), Value> = BTreeMap::new();
     for line in printed.lines().filter(|line| line.contains("millrace.position:")) {
         let mut parts = line.splitn(3, '\t');
-        let (headers, key, value) = (parts.next().unwrap(), parts.next().unwrap(), parts.next().unwrap());
+        let mut part = || parts.next().expect("headers, key and value");
+        let (headers, key, value) = (part(), part(), part());
         let value: Value = serde_json::from_str(value).unwrap_or_else(|e| panic!("{e}: {line}"));
-        let op = value["op"].as_str().unwrap();
+        let op = value["op"].as_str().expect("an operation");
         if op == "m" {
             continue;
         }
-        let name = value["source"]["table"].as_str().unwrap().to_owned();
+        let name = value["source"]["table"].as_str().expect("a table").to_owned();
         let keyless = name == "t_none";
         let table = tables.entry(name.clone()).or_default();
         // A table without a key is a bag of rows.
@@ -259,7 +260,8 @@ fn replay(kafka: &Kafka) -> BTreeMap<String, Vec<String>> {
             "u" => {
                 let before = key_of(&value["before"]);
                 let living = table.get_mut(&before).filter(|rows| !rows.is_empty());
-                let old = living.unwrap_or_else(|| panic!("changed without a birth: {line}")).pop().unwrap();
+                let old =
+                    living.unwrap_or_else(|| panic!("changed without a birth: {line}")).pop().expect("a row");
                 let mut row = value["after"].clone();
                 if headers.contains("millrace.unchanged:") {
                     fill(&mut row, &old);
@@ -269,7 +271,8 @@ fn replay(kafka: &Kafka) -> BTreeMap<String, Vec<String>> {
             "d" => {
                 let before = key_of(&value["before"]);
                 let living = table.get_mut(&before).filter(|rows| !rows.is_empty());
-                let old = living.unwrap_or_else(|| panic!("died without a birth: {line}")).pop().unwrap();
+                let old =
+                    living.unwrap_or_else(|| panic!("died without a birth: {line}")).pop().expect("a row");
                 buried.insert((name, key.to_owned()), old);
             }
             "t" => table.clear(),
@@ -290,7 +293,7 @@ fn replay(kafka: &Kafka) -> BTreeMap<String, Vec<String>> {
 
 /// Puts the old values where a new row has none.
 fn fill(row: &mut Value, old: &Value) {
-    for (name, value) in row.as_object_mut().unwrap() {
+    for (name, value) in row.as_object_mut().expect("a row") {
         if value == UNAVAILABLE {
             *value = old[name].clone();
         }
@@ -304,7 +307,7 @@ fn configure(pipeline: &Pipeline, tables: usize, extra: &str) {
 }
 
 fn snapshot_is_complete(pipeline: &Pipeline) -> bool {
-    let status: Value = serde_json::from_str(&pipeline.succeed(&["status", "--json"])).unwrap();
+    let status: Value = serde_json::from_str(&pipeline.succeed(&["status", "--json"])).expect("JSON");
     status["log"]["published"].is_string() && status["log"]["snapshot"].is_null()
 }
 
@@ -314,7 +317,7 @@ fn assert_log_equals(pipeline: &Pipeline, subscriber: &Subscriber, tables: usize
     let head = pipeline.postgres.value("app", "SELECT pg_current_wal_insert_lsn()");
     pipeline.postgres.sql("app", "SELECT pg_logical_emit_message(true, 'oracle', '')");
     soon("the log has everything", || {
-        let status: Value = serde_json::from_str(&pipeline.succeed(&["status", "--json"])).unwrap();
+        let status: Value = serde_json::from_str(&pipeline.succeed(&["status", "--json"])).expect("JSON");
         let published = text(&status["log"]["published"]);
         pipeline.postgres.value("app", &format!("SELECT pg_lsn '{published}' > '{head}'")) == "t"
     });

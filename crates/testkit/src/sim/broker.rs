@@ -291,7 +291,7 @@ pub(crate) fn first_progress(consistent_point: Lsn, genesis: Snapshot) -> Progre
         log_end: 1,
         timeline: Timeline { system_id: "1".into(), timeline: 1 },
         beat: (0, String::new()),
-        snapshot: Some(SnapshotProgress { genesis: Some(genesis), ..SnapshotProgress::default() }),
+        snapshot: Some(Box::new(SnapshotProgress { genesis: Some(genesis), ..SnapshotProgress::default() })),
         time_ms: 0,
     }
 }
