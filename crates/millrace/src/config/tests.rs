@@ -144,7 +144,7 @@ fn unknown_keys_are_refused_with_the_nearest_name() {
             millrace.toml:11: unknown key `search.heap_md`
               remedy: did you mean `search.heap_mb`?
             environment variable MILLRACE_LOGLEVEL: no key `loglevel`
-              remedy: remove this variable; here are possible: `pipeline`, `postgres`, `kafka`, `redis`, `counters`, `search`, `reader`, `telemetry`
+              remedy: remove this variable; here are possible: `pipeline`, `postgres`, `kafka`, `redis`, `counters`, `search`, `reader`, `snapshot`, `telemetry`
             millrace.toml:7: unknown key `telemetri`
               remedy: did you mean `telemetry`?
         "#]],
