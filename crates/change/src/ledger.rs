@@ -116,6 +116,9 @@ pub struct TableProgress {
     /// Whether the log holds rows of it that count no more: its next round ends them by a `t` first.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub stale: bool,
+    /// The file that held its rows when it was last read or retyped; 0 for unknown.
+    #[serde(default)]
+    pub filenode: u32,
     /// Rows read so far.
     pub rows: u64,
     /// Bytes of their values.
@@ -136,6 +139,7 @@ impl TableProgress {
             read,
             owed: Vec::new(),
             stale: false,
+            filenode: 0,
             rows: 0,
             bytes: 0,
             estimated_rows: -1,

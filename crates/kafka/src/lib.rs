@@ -34,4 +34,4 @@ pub use names::Names;
 pub use publisher::KafkaPublisher;
 pub use setup::{SetupRecord, SetupWriter, current_generation};
 pub use tail::{RangeReader, Start};
-pub use topics::{Problem, check_topics, delete_groups, delete_topics, ensure_topics};
+pub use topics::{Problem, check_topics, compare_topics, delete_groups, delete_topics, ensure_topics};

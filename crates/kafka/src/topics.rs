@@ -127,6 +127,18 @@ pub fn check_topics(connection: &Connection, names: &Names) -> Result<Vec<Proble
     Ok(problems)
 }
 
+/// Checks those of the topics that exist; for a reader, which finds out about the others by itself.
+pub fn compare_topics(connection: &Connection, names: &Names) -> Result<Vec<Problem>, KafkaError> {
+    let inquirer = connection.inquirer()?;
+    let mut problems = Vec::new();
+    for wanted in wanted(names) {
+        if topic_exists(&inquirer, &wanted.topic, connection.outage())? {
+            problems.extend(compare(connection, &inquirer, &wanted)?);
+        }
+    }
+    Ok(problems)
+}
+
 /// Deletes the log and the ledger of this generation, and with `generations` the topic that names the current one.
 /// Those that do not exist are no error.
 pub fn delete_topics(connection: &Connection, names: &Names, generations: bool) -> Result<(), KafkaError> {

@@ -220,6 +220,12 @@ pub(crate) async fn complete(
     })
 }
 
+/// The file that holds a table's rows; 0 where there is none.
+pub(crate) async fn filenode(client: &Client, relation: u32) -> Result<u32, tokio_postgres::Error> {
+    let query = "SELECT coalesce(pg_catalog.pg_relation_filenode($1::oid::regclass), 0)";
+    client.query_one(query, &[&relation]).await?.try_get(0)
+}
+
 async fn resolve(
     client: &Client,
     relation: u32,

@@ -40,7 +40,8 @@ const ROWS_MAX: u64 = 1_000_000;
 const OVERRUN: u64 = 2;
 
 const PUBLISHED: &str = "
-SELECT g.relid, n.nspname || '.' || c.relname, coalesce(r.oid, p.oid), c.reltuples::int8
+SELECT g.relid, n.nspname || '.' || c.relname, coalesce(r.oid, p.oid), c.reltuples::int8,
+       coalesce(pg_catalog.pg_relation_filenode(g.relid), 0)
 FROM pg_catalog.pg_publication p
 JOIN LATERAL pg_catalog.pg_get_publication_tables(p.pubname) g ON true
 JOIN pg_catalog.pg_class c ON c.oid = g.relid
@@ -86,6 +87,7 @@ pub(crate) async fn published(client: &Client, publication: &str) -> Result<Vec<
             name: row.try_get(1)?,
             publication: row.try_get(2)?,
             estimated_rows: row.try_get(3)?,
+            filenode: row.try_get(4)?,
         })
     };
     rows.iter().map(table).collect()
@@ -316,13 +318,13 @@ struct TableReading<'a> {
 
 impl TableReading<'_> {
     fn read(&mut self, request: &ReadRequest, deliver: Deliver<'_>) -> Result<(), RelayError> {
-        let schema = self.runtime.block_on(self.schema())?;
+        let (schema, filenode) = self.runtime.block_on(self.schema())?;
         let places = schema.key_places();
         let key: Vec<String> = schema.key_columns().map(|column| quote(&column.name)).collect();
         let columns: Vec<String> = schema.columns.iter().map(|column| quote(&column.name)).collect();
         let select = format!("SELECT {} FROM {}", columns.join(", "), self.table.sql);
         let count = columns.len();
-        deliver(RoundEvent::Table(schema))?;
+        deliver(RoundEvent::Table { schema, filenode })?;
         if !request.keys.is_empty() && !key.is_empty() {
             let list: Vec<String> = request.keys.iter().map(row_of).collect();
             let sql = format!("{select} WHERE {} IN ({})", row(&key), list.join(", "));
@@ -342,14 +344,16 @@ impl TableReading<'_> {
         deliver(RoundEvent::End(end))
     }
 
-    async fn schema(&self) -> Result<TableSchema, SourceError> {
+    async fn schema(&self) -> Result<(TableSchema, u32), SourceError> {
         let at = |error: &Error| failed("cannot describe a table", error);
         let leader = &self.rounds.clients[0];
         let gone = || SourceError::Unavailable(format!("table {} was dropped", self.table.sql));
         let name = leader.query_opt(NAME, &[&self.table.relation]).await.map_err(|e| at(&e))?;
         let name = name.ok_or_else(gone)?;
         let schema = catalog::table_schema(leader, name.get(0), name.get(1)).await.map_err(|e| at(&e))?;
-        schema.filter(|schema| schema.relation == self.table.relation).ok_or_else(gone)
+        let schema = schema.filter(|schema| schema.relation == self.table.relation).ok_or_else(gone)?;
+        let filenode = catalog::filenode(leader, self.table.relation).await.map_err(|e| at(&e))?;
+        Ok((schema, filenode))
     }
 
     /// Reads the keys after `after` in chunks, one per connection.

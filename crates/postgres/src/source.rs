@@ -259,7 +259,8 @@ impl PostgresSource {
             Message::Relation(relation) => {
                 let schema = self.query(catalog::complete(&self.client, &relation))?;
                 self.relations.insert(relation.oid, schema.columns.len());
-                WalEvent::Relation(schema)
+                let filenode = self.query(catalog::filenode(&self.client, relation.oid))?;
+                WalEvent::Relation { schema, filenode }
             }
             // Types come with their relation; where a change was first made is nobody's concern.
             Message::Type { .. } | Message::Origin { .. } => return Ok(()),

@@ -116,7 +116,7 @@ impl Assembler {
             WalEvent::Begin { commit_lsn, commit_time_us, xid } => {
                 self.begin(commit_lsn, commit_time_us, xid)?;
             }
-            WalEvent::Relation(schema) => self.relation(schema)?,
+            WalEvent::Relation { schema, filenode } => self.relation(schema, filenode)?,
             WalEvent::Row { lsn, relation, change } => self.row(lsn, relation, change, clock)?,
             WalEvent::Truncate { lsn, relations } => self.truncate(lsn, relations, clock)?,
             WalEvent::Message { lsn, transactional, prefix, content } => {
@@ -285,9 +285,12 @@ impl Assembler {
         Ok(())
     }
 
-    fn relation(&mut self, schema: TableSchema) -> Result<(), RelayError> {
+    fn relation(&mut self, schema: TableSchema, filenode: u32) -> Result<(), RelayError> {
         let relation = schema.relation;
         self.reading.announced(relation, &schema.full_name());
+        if self.versions.get(&relation).is_some_and(|(_, known)| retyped(known, &schema)) {
+            self.reading.retyped(relation, filenode);
+        }
         let encoder = self.version(&schema)?;
         let order = self.relations.get(&relation).map_or((0, 0), |known| known.order);
         let key_order = KeyOrder::of(&schema);
@@ -410,7 +413,7 @@ impl Assembler {
         }
         if let Some(key) = owed {
             self.reading.left_out(xid);
-            self.reading.owe(relation, key);
+            self.reading.owe(relation, key)?;
         }
         Ok(())
     }
@@ -553,6 +556,16 @@ fn halves<'a>(relation: &RelationEncoder, change: RowChange<'a>) -> [Option<RowI
         ],
         RowChange::Update { old, new } => one(Op::Update, old, Some(new)),
     }
+}
+
+/// Whether a column has another type than it had.
+fn retyped(known: &TableSchema, now: &TableSchema) -> bool {
+    now.columns.iter().any(|column| {
+        let before = known.column(&column.name).map(|place| &known.columns[place]);
+        before.is_some_and(|before| {
+            (before.type_oid, &before.type_name) != (column.type_oid, &column.type_name)
+        })
+    })
 }
 
 /// The key of one half of a change; `None` for a table without a key.

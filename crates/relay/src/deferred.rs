@@ -16,7 +16,7 @@ pub(crate) struct Deferred {
 #[derive(Debug)]
 enum Event {
     Begin { commit_lsn: Lsn, commit_time_us: i64, xid: u32 },
-    Relation(TableSchema),
+    Relation { schema: TableSchema, filenode: u32 },
     Row { lsn: Lsn, relation: u32, kind: RowKind, old: Option<TupleBuf>, new: Option<TupleBuf> },
     Truncate { lsn: Lsn, relations: Vec<u32> },
     Message { lsn: Lsn, transactional: bool, prefix: String, content: Vec<u8> },
@@ -42,7 +42,7 @@ impl Deferred {
             WalEvent::Begin { commit_lsn, commit_time_us, xid } => {
                 Event::Begin { commit_lsn, commit_time_us, xid }
             }
-            WalEvent::Relation(schema) => Event::Relation(schema),
+            WalEvent::Relation { schema, filenode } => Event::Relation { schema, filenode },
             WalEvent::Row { lsn, relation, change } => {
                 let (kind, old, new) = match change {
                     RowChange::Insert { new } => (RowKind::Insert, None, Some(new)),
@@ -100,7 +100,9 @@ impl Event {
             Event::Begin { commit_lsn, commit_time_us, xid } => {
                 WalEvent::Begin { commit_lsn: *commit_lsn, commit_time_us: *commit_time_us, xid: *xid }
             }
-            Event::Relation(schema) => WalEvent::Relation(schema.clone()),
+            Event::Relation { schema, filenode } => {
+                WalEvent::Relation { schema: schema.clone(), filenode: *filenode }
+            }
             Event::Row { lsn, relation, kind, old, new } => {
                 let (old, new) = (old.as_ref().map(TupleBuf::as_tuple), new.as_ref().map(TupleBuf::as_tuple));
                 let change = match kind {

@@ -147,9 +147,9 @@ impl Relay<'_> {
             &mut |snapshot| reading.accepts(snapshot),
             &mut |event| {
                 match event {
-                    RoundEvent::Table(schema) => {
+                    RoundEvent::Table { schema, filenode } => {
                         let relation = schema.relation;
-                        let piece = ReadPiece { relation, read: Read::Nothing, rows: 0, bytes: 0 };
+                        let piece = ReadPiece { relation, read: Read::Nothing, filenode, rows: 0, bytes: 0 };
                         let encoder = self.assembler.round_table(&schema)?;
                         if stale.contains(&relation) {
                             self.assembler.round_row(&encoder, position, None, now_us)?;

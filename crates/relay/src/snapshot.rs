@@ -59,7 +59,7 @@ mod order;
 
 pub(crate) use order::KeyOrder;
 
-/// Owed keys of a table at most: beyond, the table starts over.
+/// Owed keys of a table at most.
 const OWED_MAX: usize = 10_000;
 
 /// What becomes of a streamed change.
@@ -162,9 +162,10 @@ impl Reading {
     /// Compares what is published with what is known. `whole`: the log was begun by a version that demanded empty
     /// tables, so that those it does not know are complete.
     pub(crate) fn reconcile(&mut self, published: &[PublishedTable], whole: bool) -> Result<(), Refusal> {
-        for PublishedTable { relation, name, publication, estimated_rows } in published {
+        for PublishedTable { relation, name, publication, estimated_rows, filenode } in published {
             let begin = |read, stale| TableProgress {
                 estimated_rows: *estimated_rows,
+                filenode: *filenode,
                 stale,
                 ..TableProgress::new(name.clone(), *publication, read)
             };
@@ -177,6 +178,7 @@ impl Reading {
                 Some(known) if known.publication == 0 => {
                     known.publication = *publication;
                     known.estimated_rows = *estimated_rows;
+                    known.filenode = *filenode;
                 }
                 Some(known) if known.publication != *publication => {
                     let what = format!(
@@ -291,16 +293,35 @@ impl Reading {
     }
 
     /// A row came to this key without a value that is nowhere in the log.
-    pub(crate) fn owe(&mut self, relation: u32, key: Key) {
-        let Some(table) = self.tables.get_mut(&relation) else { return };
-        self.changed.insert(relation);
-        if table.owed.len() < OWED_MAX {
-            table.owed.push(key);
-        } else {
-            table.stale = true;
-            self.start_over(relation);
+    pub(crate) fn owe(&mut self, relation: u32, key: Key) -> Result<(), Refusal> {
+        let Some(table) = self.tables.get_mut(&relation) else { return Ok(()) };
+        if table.owed.len() >= OWED_MAX {
+            let what = format!(
+                "more than {OWED_MAX} rows of {} changed their keys while it is being read, each without a value that \
+                 Postgres does not send",
+                table.name
+            );
+            let remedy = format!(
+                "ALTER TABLE {} REPLICA IDENTITY FULL; before such an update; then {NEW_LOG}",
+                table.name
+            );
+            return Err(Refusal::new(what, remedy));
         }
+        table.owed.push(key);
+        self.changed.insert(relation);
         self.note_active();
+        Ok(())
+    }
+
+    /// A column got another type: if its rows were rewritten by that, their values changed without an event (h30), and
+    /// the table starts over. Whoever wrote it before is visible: the ALTER kept everybody out.
+    pub(crate) fn retyped(&mut self, relation: u32, filenode: u32) {
+        let Some(table) = self.tables.get_mut(&relation) else { return };
+        if filenode == 0 || std::mem::replace(&mut table.filenode, filenode) == filenode {
+            return;
+        }
+        table.stale = true;
+        self.start_over(relation);
     }
 
     /// A TRUNCATE by this transaction is being published.
@@ -368,11 +389,12 @@ impl Reading {
     /// The rows of a round are in the log's open transaction.
     pub(crate) fn round(&mut self, snapshot: Snapshot, until: Lsn, pieces: Vec<ReadPiece>, begun_ms: i64) {
         let mut window = Window { snapshot, until, pieces: Vec::new() };
-        for ReadPiece { relation, read, rows, bytes } in pieces {
+        for ReadPiece { relation, read, filenode, rows, bytes } in pieces {
             let Some(table) = self.tables.get_mut(&relation) else { continue };
             table.rows += rows;
             table.bytes += bytes;
             table.stale = false;
+            table.filenode = filenode;
             if table.begun_ms == 0 {
                 table.begun_ms = begun_ms;
             }
@@ -394,6 +416,7 @@ pub(crate) struct ReadPiece {
     pub(crate) relation: u32,
     /// How far the table is read now.
     pub(crate) read: Read,
+    pub(crate) filenode: u32,
     pub(crate) rows: u64,
     pub(crate) bytes: u64,
 }

@@ -18,7 +18,12 @@ pub enum WalEvent<'a> {
         xid: u32,
     },
     /// What a relation looks like from here on. Comes before its first row, and again when it may have changed.
-    Relation(TableSchema),
+    Relation {
+        /// Its columns and its key.
+        schema: TableSchema,
+        /// The file that holds its rows now, which a rewrite replaces; 0 for unknown.
+        filenode: u32,
+    },
     /// A row changed.
     Row {
         /// The change's own LSN.
@@ -120,6 +125,8 @@ pub struct PublishedTable {
     pub publication: u32,
     /// Rows that the server estimates; negative for unknown.
     pub estimated_rows: i64,
+    /// The file that holds its rows; 0 for unknown.
+    pub filenode: u32,
 }
 
 /// What to read of a table in a round of a snapshot.
@@ -140,7 +147,12 @@ pub struct ReadRequest {
 #[derive(Clone, PartialEq, Debug)]
 pub enum RoundEvent<'a> {
     /// A table, as it looks under the round's snapshot; its rows follow.
-    Table(TableSchema),
+    Table {
+        /// Its columns and its key.
+        schema: TableSchema,
+        /// The file that holds its rows; 0 for unknown.
+        filenode: u32,
+    },
     /// A row of that table, whole.
     Row(Tuple<'a>),
     /// No more rows of that table in this round; so far it has been read now.

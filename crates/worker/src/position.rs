@@ -23,6 +23,7 @@ impl Worker<'_> {
         self.open = None;
         self.last = None;
         self.ready_at = None;
+        self.restarted = None;
         // With no store to keep there is nothing to read.
         if at.is_some() {
             feed.seek(self.next_offset)?;

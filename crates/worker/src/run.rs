@@ -3,7 +3,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use change::{Clock, Event, Kind, Lsn, Position, Refusal, SchemaRef, TableSchema};
+use change::{Clock, Event, Kind, Lsn, Op, Position, Refusal, SchemaRef, TableSchema};
 use tracing::{info, warn};
 
 use crate::{
@@ -180,6 +180,8 @@ pub struct Worker<'a> {
     /// A store that is being filled is ready when it has come to this offset and this LSN. The offset alone would not do:
     /// rows that a snapshot read are newer than the LSN at which they stand in the log.
     pub(crate) ready_at: Option<(i64, Lsn)>,
+    /// Offset at which a table began anew (its rows are read again): until they have been, no store here is ready.
+    pub(crate) restarted: Option<i64>,
     /// Records that could not be applied and are left out.
     skipped: BTreeSet<i64>,
     back_off: Duration,
@@ -208,6 +210,7 @@ impl<'a> Worker<'a> {
             open: None,
             last: None,
             ready_at: None,
+            restarted: None,
             skipped: BTreeSet::new(),
             back_off: BACK_OFF.0,
             checked_at: clock.now_us(),
@@ -356,6 +359,10 @@ impl<'a> Worker<'a> {
         let Some(position) = record.position else { return Ok(()) };
         let event = Event::decode(record.value)
             .map_err(|error| WorkerError::Poison { offset, reason: error.to_string() })?;
+        if event.op == Op::Truncate && position.kind == Kind::Round {
+            self.restarted = Some(offset);
+            self.ready_at = None;
+        }
         self.live.clear();
         let live = |(store, held): (&Option<Checkpoint>, &bool)| {
             !held && store.as_ref().is_some_and(|store| offset >= store.next_offset)
@@ -382,7 +389,7 @@ impl<'a> Worker<'a> {
     fn follow_ledger(&mut self, feed: &mut dyn Feed) -> Result<(), Failure> {
         let Some(progress) = feed.progress()? else { return Ok(()) };
         // Until every table has been read there is nothing to catch up with (h28).
-        if progress.snapshot.is_none() {
+        if progress.snapshot.is_none() && progress.log_end > self.restarted.unwrap_or(0) {
             self.ready_at.get_or_insert((progress.log_end, progress.end_lsn));
         }
         if progress.log_end <= self.next_offset {
@@ -403,7 +410,7 @@ impl<'a> Worker<'a> {
             let mut to = Checkpoint {
                 next_offset: self.next_offset,
                 lsn: self.lsn,
-                ready: from.ready || caught_up,
+                ready: (from.ready && self.restarted.is_none()) || caught_up,
                 ..from.clone()
             };
             if from.next_offset < to.next_offset {
@@ -433,6 +440,9 @@ impl<'a> Worker<'a> {
             }
         }
         self.control.moved(&self.stores);
+        if self.caught_up() {
+            self.restarted = None;
+        }
         let now = self.clock.now_us();
         self.checked_at = now;
         if elapsed(self.group_at, now) >= GROUP_INTERVAL {

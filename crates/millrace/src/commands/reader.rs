@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use change::{Progress, TableProgress};
-use kafka::{KafkaPublisher, Names};
+use kafka::{Connection, KafkaPublisher, Names, Problem};
 use postgres::{PostgresSource, SourceOptions};
 use relay::{Control, PublishError, RelayError};
 
@@ -27,6 +27,7 @@ pub(crate) fn run(service: &Service, takeover: bool) -> Outcome {
         unsettled: Cell::new(false),
         reading: Cell::new(false),
         told: Cell::new(None),
+        checked: Cell::new(false),
     };
     let mut supervisor = Supervisor::new();
     loop {
@@ -59,6 +60,10 @@ fn attempt(service: &Service, watch: &Watch<'_>) -> Result<(), RelayError> {
     let process = &service.process;
     let kafka = process.kafka()?;
     let names: Names = process.names(&kafka).map_err(PublishError::from)?;
+    if !watch.checked.get() {
+        check_topics(&kafka, &names)?;
+        watch.checked.set(true);
+    }
     let plan = process.plan(names.generation())?;
     let config = process.source()?;
     let database = config.database().to_owned();
@@ -76,6 +81,25 @@ fn attempt(service: &Service, watch: &Watch<'_>) -> Result<(), RelayError> {
     relay::run(&mut source, &mut publisher, &clock, watch, (&plan.pipeline, &database), limits)
 }
 
+/// Refuses topics that would lose what is written to them, and warns of what an operator chose and should know.
+fn check_topics(kafka: &Connection, names: &Names) -> Result<(), RelayError> {
+    let problems = match kafka::compare_topics(kafka, names) {
+        Ok(problems) => problems,
+        // Brokers need not let the running role read configurations; `setup` has looked.
+        Err(error) => {
+            tracing::debug!(%error, "the topics' configuration was not compared");
+            return Ok(());
+        }
+    };
+    for Problem { fatal, refusal } in problems {
+        if fatal {
+            return Err(refusal.into());
+        }
+        tracing::warn!("{}; remedy: {}", refusal.what, refusal.remedy);
+    }
+    Ok(())
+}
+
 /// A snapshot's progress is logged this often.
 const TELL_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -90,6 +114,8 @@ struct Watch<'a> {
     reading: Cell<bool>,
     /// When it was last told how far they have been read.
     told: Cell<Option<Instant>>,
+    /// Whether the topics' configuration was looked at.
+    checked: Cell<bool>,
 }
 
 impl Control for Watch<'_> {

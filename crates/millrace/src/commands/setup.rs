@@ -257,10 +257,14 @@ fn make_log(
     let created =
         SlotState::Created { consistent_point: slot.consistent_point, snapshot: slot.snapshot.clone() };
     let mut records = vec![intent(created)];
-    for PublishedTable { relation, name, publication, estimated_rows } in
+    for PublishedTable { relation, name, publication, estimated_rows, filenode } in
         process.runtime.block_on(source::published(admin, plan))?
     {
-        let unread = TableProgress { estimated_rows, ..TableProgress::new(name, publication, Read::Nothing) };
+        let unread = TableProgress {
+            estimated_rows,
+            filenode,
+            ..TableProgress::new(name, publication, Read::Nothing)
+        };
         records.push(SetupRecord::Ledger(LedgerEntry::Table(relation, unread)));
     }
     records.push(SetupRecord::Ledger(LedgerEntry::Progress(progress)));

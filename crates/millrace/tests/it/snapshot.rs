@@ -536,3 +536,32 @@ fn h25_a_large_table_without_a_key_needs_consent() {
     configure(&pipeline, TABLES.len(), "[snapshot]\nkeyless_mb = 4\n");
     pipeline.succeed(&["setup"]);
 }
+
+/// Rows that DDL changes are in no event: the table is read anew, and nothing is ready meanwhile.
+#[test]
+fn h30_a_rewritten_table_is_read_anew() {
+    let mut pipeline = Pipeline::running();
+    fill_points(&pipeline.postgres);
+    pipeline.postgres.sql(
+        "app",
+        "INSERT INTO emails SELECT g, g % 7, 'inbox', 'me', 's', 'b', false, g, '2026-01-01 10:00Z'
+         FROM generate_series(1, 500) g",
+    );
+    pipeline.assert_stores_equal();
+    let traffic = Traffic::start(&pipeline.postgres, 9, 2);
+    pipeline.postgres.sql("app", "ALTER TABLE emails ALTER size TYPE bigint USING size::bigint * 1000");
+    let read = |pipeline: &Pipeline| pipeline.succeed(&["snapshot", "public.emails"]);
+    soon("the table is read anew", || !read(&pipeline).contains("is in the log: 0 rows"));
+    // A type that is wider and needs no rewrite changes nothing.
+    pipeline.succeed(&["wait", "--timeout", "60s"]);
+    traffic.stop();
+    pipeline.assert_stores_equal();
+    let before = read(&pipeline);
+    pipeline
+        .postgres
+        .sql("app", "ALTER TABLE points ALTER owner TYPE varchar; UPDATE points SET amount = amount");
+    pipeline.assert_stores_equal();
+    assert_eq!(read(&pipeline), before);
+    assert!(read(&pipeline).contains("is in the log"), "{before}");
+    assert!(pipeline.succeed(&["snapshot", "public.points"]).contains("in the log: 0 rows"));
+}

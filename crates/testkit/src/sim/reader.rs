@@ -156,9 +156,11 @@ impl Source for SimSource {
                     deliver(WalEvent::Begin { commit_lsn, commit_time_us: 0, xid })?;
                     if !self.described || self.faults.strike_often() {
                         self.described = true;
-                        tables.iter().try_for_each(|table| deliver(WalEvent::Relation(schema(*table))))?;
+                        tables.iter().try_for_each(|table| {
+                            deliver(WalEvent::Relation { schema: schema(*table), filenode: 1 })
+                        })?;
                     } else if edits.iter().any(|edit| edit.touches(TABLES[1])) && *published {
-                        deliver(WalEvent::Relation(schema(TABLES[1])))?;
+                        deliver(WalEvent::Relation { schema: schema(TABLES[1]), filenode: 1 })?;
                     }
                     for edit in edits.iter().filter_map(|edit| edit.published(tables)) {
                         self.fail()?;
@@ -183,6 +185,7 @@ impl Source for SimSource {
             name: format!("public.t{relation}"),
             publication: relation + 1,
             estimated_rows: -1,
+            filenode: 1,
         };
         Ok(TABLES[..count].iter().map(table).collect())
     }
@@ -213,7 +216,7 @@ impl Source for SimSource {
         }
         let mut budget = self.faults.up_to(8);
         for ReadRequest { relation, after, only_keys, keys } in tables {
-            deliver(RoundEvent::Table(schema(*relation)))?;
+            deliver(RoundEvent::Table { schema: schema(*relation), filenode: 1 })?;
             let mut give = |id: i64, value: &str| {
                 self.fail()?;
                 deliver(RoundEvent::Row(row(id, Datum::Text(value)).as_tuple()))
