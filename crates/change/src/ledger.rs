@@ -109,6 +109,9 @@ pub struct TableProgress {
     pub publication: u32,
     /// How far it has been read.
     pub read: Read,
+    /// The key in whose order it is read; see [`TableSchema::key_signature`]. Empty before its first round.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub key: Vec<String>,
     /// Keys whose rows the stream could not tell (a value left out of a row that moved here from where nothing had been
     /// read); the next round reads them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -137,6 +140,7 @@ impl TableProgress {
             name,
             publication,
             read,
+            key: Vec::new(),
             owed: Vec::new(),
             stale: false,
             filenode: 0,

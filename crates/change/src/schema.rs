@@ -76,6 +76,15 @@ impl TableSchema {
         self.key_places().into_iter().map(|place| &self.columns[place])
     }
 
+    /// What the order of keys depends on: name, type and collation of each column of the key.
+    pub fn key_signature(&self) -> Vec<String> {
+        let signature = |column: &Column| {
+            let collation = column.collation.as_ref().map_or("", |collation| &collation.name);
+            format!("{} {} {collation}", column.name, column.type_oid)
+        };
+        self.key_columns().map(signature).collect()
+    }
+
     /// Where the columns of the record's key stand among the columns, in the key's order.
     pub fn key_places(&self) -> Vec<usize> {
         let mut places: Vec<usize> = (0..self.columns.len()).collect();

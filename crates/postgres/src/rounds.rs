@@ -9,7 +9,7 @@
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::pin::pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use change::{Key, Lsn, Read, Snapshot, TableSchema};
@@ -28,6 +28,8 @@ use crate::tls::Tls;
 const LOCK_TIMEOUT: &str = "2s";
 /// How long a connection may take to end its part of a round.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
+/// Connections are kept for so long after a round.
+const REST: Duration = Duration::from_secs(30);
 /// Rows are handed over in pieces of this size.
 const PIECE_BYTES: usize = 256 << 10;
 /// Pieces of a chunk that may wait to be taken.
@@ -67,6 +69,7 @@ ORDER BY g.place";
 pub(crate) struct Rounds {
     tls: Tls,
     clients: Vec<Client>,
+    used: Instant,
     /// Bytes of a row on average, by table.
     row_bytes: HashMap<u32, u64>,
 }
@@ -151,11 +154,12 @@ pub(crate) async fn compare(
 
 impl Rounds {
     pub(crate) fn new(tls: Tls) -> Self {
-        Rounds { tls, clients: Vec::new(), row_bytes: HashMap::new() }
+        Rounds { tls, clients: Vec::new(), used: Instant::now(), row_bytes: HashMap::new() }
     }
 
     /// Has so many connections to the server; fewer, but one, where it grants no more.
     pub(crate) async fn connect(&mut self, target: &Target, count: usize) -> Result<(), SourceError> {
+        self.used = Instant::now();
         self.clients.retain(|client| !client.is_closed());
         while self.clients.len() < count.max(1) {
             match catalog::connect_to(target).await {
@@ -168,6 +172,13 @@ impl Rounds {
             }
         }
         Ok(())
+    }
+
+    /// Gives the connections back when there was no round for a while.
+    pub(crate) fn rest(&mut self) {
+        if self.used.elapsed() >= REST {
+            self.clients.clear();
+        }
     }
 
     /// Leaves the connections, with whatever runs there.
@@ -281,13 +292,22 @@ fn read_all(
     if !accept(&snapshot) {
         return Ok(Round::NotNow("waiting for a transaction to become visible".into()));
     }
-    let mut bytes = 0;
+    let mut schemas = Vec::new();
     for (table, request) in tables.iter().zip(requests) {
+        let (schema, filenode) = runtime.block_on(describe(&rounds.clients[0], table))?;
+        let begun = request.after.is_some() || !request.keys.is_empty();
+        if begun && schema.key_signature() != request.key {
+            return Ok(Round::Rekeyed(request.relation));
+        }
+        schemas.push((schema, filenode));
+    }
+    let mut bytes = 0;
+    for ((table, request), described) in tables.iter().zip(requests).zip(schemas) {
         if bytes >= budget && bytes > 0 {
             break;
         }
         let mut reading = TableReading { runtime, rounds, table, budget: (budget - bytes).max(1), bytes: 0 };
-        reading.read(request, deliver)?;
+        reading.read(request, described, deliver)?;
         bytes += reading.bytes;
     }
     Ok(Round::Taken { snapshot, until })
@@ -308,6 +328,17 @@ async fn names(rounds: &Rounds, requests: &[ReadRequest]) -> Result<Vec<Table>, 
     Ok(tables)
 }
 
+/// What a table looks like under the round's snapshot, and the file that holds its rows.
+async fn describe(leader: &Client, table: &Table) -> Result<(TableSchema, u32), SourceError> {
+    let at = |error: &Error| failed("cannot describe a table", error);
+    let gone = || SourceError::Unavailable(format!("table {} was dropped", table.sql));
+    let name = leader.query_opt(NAME, &[&table.relation]).await.map_err(|e| at(&e))?.ok_or_else(gone)?;
+    let schema = catalog::table_schema(leader, name.get(0), name.get(1)).await.map_err(|e| at(&e))?;
+    let schema = schema.filter(|schema| schema.relation == table.relation).ok_or_else(gone)?;
+    let filenode = catalog::filenode(leader, table.relation).await.map_err(|e| at(&e))?;
+    Ok((schema, filenode))
+}
+
 struct TableReading<'a> {
     runtime: &'a tokio::runtime::Handle,
     rounds: &'a mut Rounds,
@@ -317,8 +348,12 @@ struct TableReading<'a> {
 }
 
 impl TableReading<'_> {
-    fn read(&mut self, request: &ReadRequest, deliver: Deliver<'_>) -> Result<(), RelayError> {
-        let (schema, filenode) = self.runtime.block_on(self.schema())?;
+    fn read(
+        &mut self,
+        request: &ReadRequest,
+        (schema, filenode): (TableSchema, u32),
+        deliver: Deliver<'_>,
+    ) -> Result<(), RelayError> {
         let places = schema.key_places();
         let key: Vec<String> = schema.key_columns().map(|column| quote(&column.name)).collect();
         let columns: Vec<String> = schema.columns.iter().map(|column| quote(&column.name)).collect();
@@ -342,18 +377,6 @@ impl TableReading<'_> {
             self.range(&select, &key, &places, count, request.after.as_ref(), deliver)?
         };
         deliver(RoundEvent::End(end))
-    }
-
-    async fn schema(&self) -> Result<(TableSchema, u32), SourceError> {
-        let at = |error: &Error| failed("cannot describe a table", error);
-        let leader = &self.rounds.clients[0];
-        let gone = || SourceError::Unavailable(format!("table {} was dropped", self.table.sql));
-        let name = leader.query_opt(NAME, &[&self.table.relation]).await.map_err(|e| at(&e))?;
-        let name = name.ok_or_else(gone)?;
-        let schema = catalog::table_schema(leader, name.get(0), name.get(1)).await.map_err(|e| at(&e))?;
-        let schema = schema.filter(|schema| schema.relation == self.table.relation).ok_or_else(gone)?;
-        let filenode = catalog::filenode(leader, self.table.relation).await.map_err(|e| at(&e))?;
-        Ok((schema, filenode))
     }
 
     /// Reads the keys after `after` in chunks, one per connection.

@@ -335,6 +335,7 @@ impl Source for PostgresSource {
     }
 
     fn write_heartbeat(&mut self, heartbeat: &Heartbeat) -> Result<(), SourceError> {
+        self.rounds.rest();
         let tls = Tls::new(&self.target.ssl).map_err(ConnectionError::from)?;
         let written = self.query(async {
             let values: [&(dyn ToSql + Sync); 3] =

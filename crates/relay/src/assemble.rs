@@ -291,6 +291,7 @@ impl Assembler {
         if self.versions.get(&relation).is_some_and(|(_, known)| retyped(known, &schema)) {
             self.reading.retyped(relation, filenode);
         }
+        self.reading.rekeyed(relation, &schema.key_signature());
         let encoder = self.version(&schema)?;
         let order = self.relations.get(&relation).map_or((0, 0), |known| known.order);
         let key_order = KeyOrder::of(&schema);

@@ -76,7 +76,12 @@ impl Relay<'_> {
         let requests: Vec<ReadRequest> =
             self.assembler.reading.pending().take(TABLES_MAX).map(request).collect();
         match self.read(source, publisher, control, &requests)? {
-            (Round::NotNow(reason), _) => self.give_way(reason, control),
+            (Round::NotNow(reason), _) => {
+                // A table may be gone.
+                self.assembler.tables_changed = true;
+                self.give_way(reason, control);
+            }
+            (Round::Rekeyed(relation), _) => self.assembler.reading.rekeyed(relation, &[]),
             (Round::Taken { snapshot, until }, pieces) => {
                 let bytes: u64 = pieces.iter().map(|piece| piece.bytes).sum();
                 control.reached("round.read");
@@ -149,7 +154,14 @@ impl Relay<'_> {
                 match event {
                     RoundEvent::Table { schema, filenode } => {
                         let relation = schema.relation;
-                        let piece = ReadPiece { relation, read: Read::Nothing, filenode, rows: 0, bytes: 0 };
+                        let piece = ReadPiece {
+                            relation,
+                            read: Read::Nothing,
+                            key: schema.key_signature(),
+                            filenode,
+                            rows: 0,
+                            bytes: 0,
+                        };
                         let encoder = self.assembler.round_table(&schema)?;
                         if stale.contains(&relation) {
                             self.assembler.round_row(&encoder, position, None, now_us)?;
@@ -227,7 +239,7 @@ fn request((relation, table): (u32, &TableProgress)) -> ReadRequest {
         Read::All => (None, true),
         Read::Nothing | Read::Removed => (None, false),
     };
-    ReadRequest { relation, after, only_keys, keys: table.owed.clone() }
+    ReadRequest { relation, key: table.key.clone(), after, only_keys, keys: table.owed.clone() }
 }
 
 fn out_of_order() -> RelayError {

@@ -162,6 +162,10 @@ impl Reading {
     /// Compares what is published with what is known. `whole`: the log was begun by a version that demanded empty
     /// tables, so that those it does not know are complete.
     pub(crate) fn reconcile(&mut self, published: &[PublishedTable], whole: bool) -> Result<(), Refusal> {
+        if published.is_empty() {
+            // The publication is gone, of which the stream will tell; its tables were not taken out of it.
+            return Ok(());
+        }
         for PublishedTable { relation, name, publication, estimated_rows, filenode } in published {
             let begin = |read, stale| TableProgress {
                 estimated_rows: *estimated_rows,
@@ -207,10 +211,17 @@ impl Reading {
 
     /// The stream tells of a table: one that nobody has told of before was published while we ran.
     pub(crate) fn announced(&mut self, relation: u32, name: &str) {
-        if let Entry::Vacant(unknown) = self.tables.entry(relation) {
-            unknown.insert(TableProgress::new(name.to_owned(), 0, Read::Nothing));
-            self.changed.insert(relation);
-            self.note_active();
+        match self.tables.entry(relation) {
+            Entry::Vacant(unknown) => {
+                unknown.insert(TableProgress::new(name.to_owned(), 0, Read::Nothing));
+                self.changed.insert(relation);
+                self.note_active();
+            }
+            // Put back without a word: to be looked at again.
+            Entry::Occupied(mut known) if known.get().read == Read::Removed => {
+                known.get_mut().publication = 0
+            }
+            Entry::Occupied(_) => {}
         }
     }
 
@@ -324,6 +335,19 @@ impl Reading {
         self.start_over(relation);
     }
 
+    /// The table's key is this one now. Where it was read in the order of another, how far it was read means nothing any
+    /// more, and it starts over. As above, the ALTER kept writers out.
+    pub(crate) fn rekeyed(&mut self, relation: u32, key: &[String]) {
+        let read = |table: &TableProgress| table.pending() && !table.key.is_empty() && table.key != key;
+        let in_window = self.piece(relation).is_some();
+        let Some(table) = self.tables.get_mut(&relation) else { return };
+        if read(table) || (in_window && table.key != key) {
+            table.stale = true;
+            table.key = key.to_vec();
+            self.start_over(relation);
+        }
+    }
+
     /// A TRUNCATE by this transaction is being published.
     pub(crate) fn truncated(&mut self, relation: u32, xid: u32) {
         if self.piece(relation).is_some_and(|(snapshot, _)| snapshot.saw(xid)) {
@@ -389,12 +413,13 @@ impl Reading {
     /// The rows of a round are in the log's open transaction.
     pub(crate) fn round(&mut self, snapshot: Snapshot, until: Lsn, pieces: Vec<ReadPiece>, begun_ms: i64) {
         let mut window = Window { snapshot, until, pieces: Vec::new() };
-        for ReadPiece { relation, read, filenode, rows, bytes } in pieces {
+        for ReadPiece { relation, read, key, filenode, rows, bytes } in pieces {
             let Some(table) = self.tables.get_mut(&relation) else { continue };
             table.rows += rows;
             table.bytes += bytes;
             table.stale = false;
             table.filenode = filenode;
+            table.key = key;
             if table.begun_ms == 0 {
                 table.begun_ms = begun_ms;
             }
@@ -416,6 +441,7 @@ pub(crate) struct ReadPiece {
     pub(crate) relation: u32,
     /// How far the table is read now.
     pub(crate) read: Read,
+    pub(crate) key: Vec<String>,
     pub(crate) filenode: u32,
     pub(crate) rows: u64,
     pub(crate) bytes: u64,

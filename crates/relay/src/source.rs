@@ -134,6 +134,8 @@ pub struct PublishedTable {
 pub struct ReadRequest {
     /// The table.
     pub relation: u32,
+    /// The key in whose order it has been read; empty before its first round.
+    pub key: Vec<String>,
     /// Its rows after this key are wanted, in the key's order; `None`: from the first. A table without a key is read
     /// whole, whatever its size.
     pub after: Option<Key>,
@@ -171,6 +173,8 @@ pub enum Round {
     },
     /// Nothing was read; says why.
     NotNow(String),
+    /// Nothing was read: this table has another key than the one in whose order it has been read.
+    Rekeyed(u32),
 }
 
 /// Why the source cannot go on.

@@ -537,6 +537,43 @@ fn h25_a_large_table_without_a_key_needs_consent() {
     pipeline.succeed(&["setup"]);
 }
 
+/// In the middle of being read a table gets another key, another one a new column, and a third is dropped.
+#[test]
+fn h33_a_table_whose_key_changes_while_it_is_read_starts_over() {
+    let mut pipeline = Pipeline::new();
+    make_tables(&pipeline.postgres);
+    pipeline.postgres.sql(
+        "app",
+        "INSERT INTO t_index SELECT 1000 - g, g, repeat('old', 50) FROM generate_series(1, 300) g;
+         INSERT INTO t_none SELECT g % 50, 'bag' FROM generate_series(1, 100) g",
+    );
+    configure(&pipeline, TABLES.len(), "[snapshot]\nround_kb = 1\n");
+    pipeline.succeed(&["setup"]);
+    let subscriber = Subscriber::start(&pipeline.postgres);
+    subscriber.catch_up(&pipeline.postgres);
+    // Tables are read in the order of their object ids; all before it are empty.
+    pipeline.dies_at("round.committed", &["reader"], "reader");
+    pipeline.dies_at("window.closed", &["reader"], "reader");
+    assert!(pipeline.succeed(&["snapshot", "public.t_index"]).contains("is being read: "));
+    let rekey = "ALTER TABLE t_index REPLICA IDENTITY DEFAULT; ALTER TABLE t_none ADD extra text";
+    subscriber.postgres.sql("app", rekey);
+    pipeline.postgres.sql("app", rekey);
+    pipeline.postgres.sql(
+        "app",
+        "UPDATE t_index SET pk = pk + 1000 WHERE id % 3 = 0; DELETE FROM t_index WHERE id % 5 = 0;
+         UPDATE t_index SET v = 'new' WHERE id % 7 = 0; INSERT INTO t_none VALUES (7, 'bag', 'extra')",
+    );
+    pipeline.spawn(Role::Reader);
+    soon("the snapshot is complete", || {
+        pipeline.assert_alive();
+        snapshot_is_complete(&pipeline)
+    });
+    pipeline
+        .postgres
+        .sql("app", "UPDATE t_index SET v = 'newer' WHERE id % 11 = 0; DELETE FROM t_none WHERE id = 7");
+    assert_log_equals(&pipeline, &subscriber, TABLES.len());
+}
+
 /// Rows that DDL changes are in no event: the table is read anew, and nothing is ready meanwhile.
 #[test]
 fn h30_a_rewritten_table_is_read_anew() {

@@ -215,7 +215,7 @@ impl Source for SimSource {
             return Ok(Round::NotNow("simulated".into()));
         }
         let mut budget = self.faults.up_to(8);
-        for ReadRequest { relation, after, only_keys, keys } in tables {
+        for ReadRequest { relation, after, only_keys, keys, .. } in tables {
             deliver(RoundEvent::Table { schema: schema(*relation), filenode: 1 })?;
             let mut give = |id: i64, value: &str| {
                 self.fail()?;
