@@ -326,7 +326,7 @@ fn h43_an_index_goes_on_being_built_after_every_kill() {
     let copy = pipeline.search_directory().join("emails.copy");
     soon("the copy is asked for", || copy.exists());
     // Some lives end before they have begun, some in the fill, some around the swap.
-    let (mut reached, mut in_the_fill) = (0, 0);
+    let (mut reached, mut in_the_fill, mut unbegun) = (0, 0, 0);
     for kill in 0..40 {
         if let Some(page) = pipeline.get("/indexes/emails/documents?limit=1") {
             assert!(page["total"].as_u64() >= Some(MAILS), "the old index is shown: {page}");
@@ -348,8 +348,8 @@ fn h43_an_index_goes_on_being_built_after_every_kill() {
                 in_the_fill += usize::from(at > reached);
                 reached = at;
             }
-            // Asked for, and not begun.
-            None if copy.exists() => {}
+            // Asked for, and nothing of it kept yet.
+            None if copy.exists() => unbegun += 1,
             None => break,
         }
     }
@@ -360,5 +360,6 @@ fn h43_an_index_goes_on_being_built_after_every_kill() {
     assert_eq!(directories(&pipeline), ["emails"]);
     assert_equal(&mut pipeline);
     let log = pipeline.log("search");
-    assert_eq!(log.matches("the build begins store=\"search.emails\"").count(), 2, "{}", tail(&log));
+    let begun = log.matches("the build begins store=\"search.emails\"").count();
+    assert!((2..=2 + unbegun).contains(&begun), "{begun} times: {}", tail(&log));
 }
