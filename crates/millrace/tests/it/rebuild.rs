@@ -16,7 +16,7 @@ use crate::harness::{Pipeline, Role, SOON, soon, tail};
 use crate::mailbox::{POINTS, Traffic, fill_points};
 
 /// Mails that make the log long enough to be caught in the middle of a rebuild.
-const MAILS: u64 = 60_000;
+const MAILS: u64 = 30_000;
 /// A counter that never has a group.
 const NOBODY: &str = "[counters.nobody]\nsql = \"SELECT user_id, count(*) FROM public.emails WHERE user_id = -1 GROUP BY user_id\"\n";
 
