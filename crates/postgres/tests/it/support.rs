@@ -3,7 +3,7 @@ use std::time::Duration;
 use change::{Datum, Lsn, Tuple};
 use postgres::{Config, PostgresSource, SourceOptions};
 use relay::{RelayError, RowChange, Source, SourceError, WalEvent};
-use testkit::services::Postgres;
+use testkit::services::{Postgres, wait_until};
 use tokio::runtime::Runtime;
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -68,6 +68,8 @@ impl Reader {
 
     pub(crate) fn start(server: &Postgres, tables: &[&str], from: Lsn) -> Self {
         let mut reader = Self::connect(server, options(tables)).unwrap();
+        // The session of the reader before may still be ending.
+        wait_until("the slot is free", PATIENCE, || (!reader.source.busy().unwrap()).then_some(()));
         reader.source.start(from).unwrap();
         reader
     }
