@@ -6,6 +6,7 @@
 //! dropped since then loses nothing but that: types outlive it, and what cannot be found stays as the message says.
 
 use change::{Collation, Column, ReplicaIdentity, TableSchema};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Row};
 
 use crate::config::{ChannelBinding, Config, ConfigError, Host, Target};
@@ -218,6 +219,11 @@ pub(crate) async fn complete(
         identity: relation.identity,
         columns,
     })
+}
+
+/// Whether somebody else's lock was in the way: not to be had in time, or in a circle with ours.
+pub(crate) fn locked(error: &tokio_postgres::Error) -> bool {
+    matches!(error.code(), Some(&SqlState::LOCK_NOT_AVAILABLE | &SqlState::T_R_DEADLOCK_DETECTED))
 }
 
 /// The file that holds a table's rows; 0 where there is none.

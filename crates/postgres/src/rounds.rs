@@ -203,7 +203,7 @@ impl Rounds {
         for client in &self.clients {
             if let Err(error) = client.batch_execute(&begin).await {
                 return match error.code() {
-                    Some(&SqlState::LOCK_NOT_AVAILABLE) => {
+                    _ if catalog::locked(&error) => {
                         Ok(Err(format!("waiting for the lock of {}", list.join(", "))))
                     }
                     Some(&SqlState::UNDEFINED_TABLE) => Ok(Err("a table was dropped".into())),

@@ -14,7 +14,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error, IsolationLevel};
 
 use crate::plan::{Plan, Table, quote, quote_literal};
-use crate::{ConnectionError, ReplicationConnection, check};
+use crate::{ConnectionError, ReplicationConnection, catalog, check};
 
 /// How often a table's lock is tried for, each time for [`LOCK_TIMEOUT`]; between two tries writers go on.
 const LOCK_TRIES: u32 = 15;
@@ -189,7 +189,7 @@ pub async fn publish(
     for attempt in 1..=LOCK_TRIES {
         match publish_once(admin, plan, tables, exists).await {
             Ok(()) => return Ok(()),
-            Err(SetupError::Failed { error, .. }) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
+            Err(SetupError::Failed { error, .. }) if catalog::locked(&error) => {
                 tracing::info!(attempt, "the tables are being written; trying for their lock again");
                 tokio::time::sleep(LOCK_PAUSE).await;
             }
