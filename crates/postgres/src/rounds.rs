@@ -296,7 +296,8 @@ fn read_all(
     for (table, request) in tables.iter().zip(requests) {
         let (schema, filenode) = runtime.block_on(describe(&rounds.clients[0], table))?;
         let begun = request.after.is_some() || !request.keys.is_empty();
-        if begun && schema.key_signature() != request.key {
+        let rewritten = request.filenode != 0 && filenode != request.filenode;
+        if begun && (rewritten || schema.key_signature() != request.key) {
             return Ok(Round::Rekeyed(request.relation));
         }
         schemas.push((schema, filenode));
@@ -333,6 +334,10 @@ async fn describe(leader: &Client, table: &Table) -> Result<(TableSchema, u32), 
     let at = |error: &Error| failed("cannot describe a table", error);
     let gone = || SourceError::Unavailable(format!("table {} was dropped", table.sql));
     let name = leader.query_opt(NAME, &[&table.relation]).await.map_err(|e| at(&e))?.ok_or_else(gone)?;
+    if format!("ONLY {}.{}", quote(name.get(0)), quote(name.get(1))) != table.sql {
+        // The lock was taken by name.
+        return Err(SourceError::Unavailable(format!("table {} was renamed", table.sql)));
+    }
     let schema = catalog::table_schema(leader, name.get(0), name.get(1)).await.map_err(|e| at(&e))?;
     let schema = schema.filter(|schema| schema.relation == table.relation).ok_or_else(gone)?;
     let filenode = catalog::filenode(leader, table.relation).await.map_err(|e| at(&e))?;

@@ -36,14 +36,21 @@ pub fn check(ledger: &Ledger, source: &SourceState) -> Result<Progress, Refusal>
             source.confirmed_flush, progress.end_lsn
         ));
     }
-    if source.flush_lsn < progress.end_lsn {
+    let held = held(progress);
+    if source.flush_lsn < held {
         return refuse(format!(
-            "the server's WAL ends at {} but the log already holds {}: the server was restored from a backup, \
+            "the server's WAL ends at {} but the log already holds {held}: the server was restored from a backup, \
              or failed over to a standby that had not received everything",
-            source.flush_lsn, progress.end_lsn
+            source.flush_lsn
         ));
     }
     Ok(progress.clone())
+}
+
+/// Below this LSN stands everything that the log shows: a snapshot's round is ahead of the stream.
+fn held(progress: &Progress) -> Lsn {
+    let window = progress.snapshot.as_ref().and_then(|snapshot| snapshot.window.as_ref());
+    window.map_or(progress.end_lsn, |window| window.until.max(progress.end_lsn))
 }
 
 /// The log must be the one that the ledger speaks of, whole.
@@ -77,12 +84,14 @@ fn check_history(progress: &Progress, source: &SourceState) -> Result<(), Refusa
     }
     if known.timeline != found.timeline {
         match source.switch_point {
-            Some(switch) if progress.end_lsn <= switch => {}
+            Some(switch) if held(progress) <= switch => {}
             Some(switch) => {
                 return refuse(format!(
                     "the server is on timeline {} since {switch}, but the log holds {} of timeline {}: changes \
                      in the log were lost by the server",
-                    found.timeline, progress.end_lsn, known.timeline
+                    found.timeline,
+                    held(progress),
+                    known.timeline
                 ));
             }
             None => {

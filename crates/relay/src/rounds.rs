@@ -10,6 +10,8 @@ use crate::{Control, Publisher, ReadRequest, RelayError, Round, RoundEvent, Sour
 
 /// Tables that one round reads at most: each is a lock.
 const TABLES_MAX: usize = 16;
+/// With more transactions that no snapshot has seen, one is taken only to forget most of them: the ledger holds them all.
+const UNSEEN_MAX: usize = 1_000;
 /// For so long the stream pauses for transactions to become visible that it has told of already.
 const PROBE: Duration = Duration::from_secs(1);
 /// Between two looks at what is visible.
@@ -58,6 +60,10 @@ impl Relay<'_> {
         publisher: &mut dyn Publisher,
         control: &dyn Control,
     ) -> Result<(), RelayError> {
+        if self.assembler.between() && self.assembler.reading.unseen() > UNSEEN_MAX {
+            let snapshot = source.visible()?;
+            self.assembler.reading.accepts(&snapshot);
+        }
         if self.assembler.between() && (self.assembler.tables_changed || self.assembler.reading.has_unknown())
         {
             self.reconcile(source, false)?;
@@ -239,7 +245,14 @@ fn request((relation, table): (u32, &TableProgress)) -> ReadRequest {
         Read::All => (None, true),
         Read::Nothing | Read::Removed => (None, false),
     };
-    ReadRequest { relation, key: table.key.clone(), after, only_keys, keys: table.owed.clone() }
+    ReadRequest {
+        relation,
+        key: table.key.clone(),
+        filenode: table.filenode,
+        after,
+        only_keys,
+        keys: table.owed.clone(),
+    }
 }
 
 fn out_of_order() -> RelayError {

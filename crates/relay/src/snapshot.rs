@@ -176,7 +176,8 @@ impl Reading {
             match self.tables.get_mut(relation) {
                 None => {
                     let read = if whole { Read::All } else { Read::Nothing };
-                    self.tables.insert(*relation, begin(read, false));
+                    // A `t` before its first row tells workers that it is being read.
+                    self.tables.insert(*relation, begin(read, !whole));
                 }
                 Some(known) if known.read == Read::Removed => *known = begin(Read::Nothing, true),
                 Some(known) if known.publication == 0 => {
@@ -213,7 +214,8 @@ impl Reading {
     pub(crate) fn announced(&mut self, relation: u32, name: &str) {
         match self.tables.entry(relation) {
             Entry::Vacant(unknown) => {
-                unknown.insert(TableProgress::new(name.to_owned(), 0, Read::Nothing));
+                let unread = TableProgress::new(name.to_owned(), 0, Read::Nothing);
+                unknown.insert(TableProgress { stale: true, ..unread });
                 self.changed.insert(relation);
                 self.note_active();
             }
@@ -298,9 +300,16 @@ impl Reading {
         self.answers = answers;
     }
 
-    /// A change of this transaction was left out.
+    /// A change of this transaction was left out. What the window's snapshot has seen, later ones see as well.
     pub(crate) fn left_out(&mut self, xid: u32) {
-        self.unseen.insert(xid);
+        if !self.window.as_ref().is_some_and(|window| window.snapshot.saw(xid)) {
+            self.unseen.insert(xid);
+        }
+    }
+
+    /// How many transactions no snapshot has seen of which changes were left out.
+    pub(crate) fn unseen(&self) -> usize {
+        self.unseen.len()
     }
 
     /// A row came to this key without a value that is nowhere in the log.
@@ -353,8 +362,11 @@ impl Reading {
         if self.piece(relation).is_some_and(|(snapshot, _)| snapshot.saw(xid)) {
             self.start_over(relation);
         }
-        if self.tables.get(&relation).is_some_and(TableProgress::pending) {
-            self.unseen.insert(xid);
+        if let Some(table) = self.tables.get_mut(&relation).filter(|table| table.pending()) {
+            // It has another file from here on.
+            table.filenode = 0;
+            self.changed.insert(relation);
+            self.left_out(xid);
         }
     }
 

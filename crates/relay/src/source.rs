@@ -136,6 +136,8 @@ pub struct ReadRequest {
     pub relation: u32,
     /// The key in whose order it has been read; empty before its first round.
     pub key: Vec<String>,
+    /// The file that held its rows then; 0 for unknown.
+    pub filenode: u32,
     /// Its rows after this key are wanted, in the key's order; `None`: from the first. A table without a key is read
     /// whole, whatever its size.
     pub after: Option<Key>,
@@ -173,7 +175,8 @@ pub enum Round {
     },
     /// Nothing was read; says why.
     NotNow(String),
-    /// Nothing was read: this table has another key than the one in whose order it has been read.
+    /// Nothing was read: this table has another key than the one in whose order it has been read, or its rows were
+    /// rewritten since, perhaps with other values (h30).
     Rekeyed(u32),
 }
 

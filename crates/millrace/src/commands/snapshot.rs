@@ -44,7 +44,9 @@ pub(crate) fn execute(process: &Process, table: &str, yes: bool) -> Outcome {
         println!("Nothing was changed; `millrace snapshot {table} --yes` does it.");
         return Ok(());
     }
-    let findings = process.runtime.block_on(check::tables(&admin, &plan)).map_err(failed)?;
+    // It is the running role's rights that count.
+    let reader = process.connect(&process.source()?)?;
+    let findings = process.runtime.block_on(check::tables(&reader, &plan)).map_err(failed)?;
     let wrong = findings.into_iter().filter(|finding| finding.verdict == Verdict::Wrong);
     let wrong: Vec<Refusal> = wrong.map(|finding| Refusal::new(finding.what, finding.remedy)).collect();
     if !wrong.is_empty() {

@@ -90,7 +90,7 @@ fn statement(rng: &mut StdRng, tables: usize) -> String {
                 at(n)
             )
         }
-        19 if rng.random_bool(0.15) => format!("TRUNCATE {table};"),
+        19 if rng.random_bool(0.03) => format!("TRUNCATE {table};"),
         _ => format!("DELETE FROM {table} WHERE {};", at(n)),
     }
 }
