@@ -9,6 +9,8 @@
 //!
 //! Every value carries `format`. A reader refuses a newer one rather than guess.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{Lsn, Position, SchemaRef, Snapshot, TableSchema};
@@ -82,8 +84,8 @@ pub struct Piece {
     /// How far it had been read before.
     pub after: Read,
     /// Single keys that were read because the stream could not tell their rows.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub keys: Vec<Key>,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub keys: BTreeSet<Key>,
 }
 
 /// How far a table has been read.
@@ -114,14 +116,14 @@ pub struct TableProgress {
     pub key: Vec<String>,
     /// Keys whose rows the stream could not tell (a value left out of a row that moved here from where nothing had been
     /// read); the next round reads them.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub owed: Vec<Key>,
-    /// Whether the log holds rows of it that count no more: its next round ends them by a `t` first.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub owed: BTreeSet<Key>,
+    /// Whether the log holds rows of it that count no more: a `t` will end them before its next round.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub stale: bool,
-    /// The file that held its rows when it was last read or retyped; 0 for unknown.
+    /// Where its rows were when it was last looked at.
     #[serde(default)]
-    pub filenode: u32,
+    pub storage: Option<Storage>,
     /// Rows read so far.
     pub rows: u64,
     /// Bytes of their values.
@@ -141,9 +143,9 @@ impl TableProgress {
             publication,
             read,
             key: Vec::new(),
-            owed: Vec::new(),
+            owed: BTreeSet::new(),
             stale: false,
-            filenode: 0,
+            storage: None,
             rows: 0,
             bytes: 0,
             estimated_rows: -1,
@@ -154,6 +156,23 @@ impl TableProgress {
     /// Whether rows are still to be read.
     pub fn pending(&self) -> bool {
         matches!(self.read, Read::Nothing | Read::UpTo(_)) || !self.owed.is_empty()
+    }
+}
+
+/// What tells that a table's rows were rewritten, perhaps with other values, of which no row event tells (h30). Such a
+/// rewrite changes both; VACUUM FULL and TRUNCATE change the file alone, SET STATISTICS the columns.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Storage {
+    /// Of the file, and of the columns whose default older rows lack.
+    pub file: i64,
+    /// Of the columns' definitions.
+    pub columns: i64,
+}
+
+impl Storage {
+    /// Whether the rows are others than those that were there `before`.
+    pub fn rewritten(self, before: Storage) -> bool {
+        self.file != before.file && self.columns != before.columns
     }
 }
 
@@ -315,7 +334,7 @@ mod tests {
     fn a_snapshots_progress_comes_back() {
         let table = TableProgress {
             read: Read::UpTo(vec!["é".into(), "7".into()]),
-            owed: vec![vec!["x".into(), "1".into()]],
+            owed: [vec!["x".into(), "1".into()]].into(),
             ..TableProgress::new("public.t".into(), 9, Read::Nothing)
         };
         let entry = LedgerEntry::Table(16384, table);
@@ -323,7 +342,7 @@ mod tests {
         let window = Window {
             snapshot: "5:7:6".parse().unwrap(),
             until: Lsn(77),
-            pieces: vec![Piece { relation: 16384, after: Read::Nothing, keys: vec![vec!["x".into()]] }],
+            pieces: vec![Piece { relation: 16384, after: Read::Nothing, keys: [vec!["x".into()]].into() }],
         };
         let snapshot =
             SnapshotProgress { unseen: vec![3], window: Some(window), ..SnapshotProgress::default() };

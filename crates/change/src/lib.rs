@@ -24,7 +24,7 @@ pub use envelope::{
 };
 pub use ledger::{
     Key, LedgerEntry, LedgerError, Piece, Progress, Read, SlotIntent, SlotState, SnapshotProgress, Split,
-    TableProgress, Timeline, Window,
+    Storage, TableProgress, Timeline, Window,
 };
 pub use lsn::{Lsn, ParseLsnError};
 pub use position::{Kind, ParsePositionError, Position};

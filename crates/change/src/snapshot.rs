@@ -69,6 +69,11 @@ impl Snapshot {
         here.chain(beyond).all(|xid| open_for_other(&xid))
     }
 
+    /// The transactions, their 32-bit xids, that had begun and not ended.
+    pub fn in_progress(&self) -> impl Iterator<Item = u32> {
+        self.in_progress.iter().map(|xid| *xid as u32)
+    }
+
     /// Whether the snapshot saw the effects of a *committed* transaction, given its 32-bit xid.
     pub fn saw(&self, xid: u32) -> bool {
         let xid = self.extend(xid);

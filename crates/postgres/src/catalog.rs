@@ -5,7 +5,7 @@
 //! names, collations, and the order of the key, which under REPLICA IDENTITY FULL is the primary key. A table
 //! dropped since then loses nothing but that: types outlive it, and what cannot be found stays as the message says.
 
-use change::{Collation, Column, ReplicaIdentity, TableSchema};
+use change::{Collation, Column, ReplicaIdentity, Storage, TableSchema};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Row};
 
@@ -226,10 +226,18 @@ pub(crate) fn locked(error: &tokio_postgres::Error) -> bool {
     matches!(error.code(), Some(&SqlState::LOCK_NOT_AVAILABLE | &SqlState::T_R_DEADLOCK_DETECTED))
 }
 
-/// The file that holds a table's rows; 0 where there is none.
-pub(crate) async fn filenode(client: &Client, relation: u32) -> Result<u32, tokio_postgres::Error> {
-    let query = "SELECT coalesce(pg_catalog.pg_relation_filenode($1::oid::regclass), 0)";
-    client.query_one(query, &[&relation]).await?.try_get(0)
+/// Where a table's rows are: see [`Storage`]. All from one statement's snapshot, or half of a change would show.
+pub(crate) const STORAGE: &str = "
+SELECT pg_catalog.hashtextextended(c.relfilenode || ':' ||
+           coalesce(string_agg(a.attnum::text, ',' ORDER BY a.attnum) FILTER (WHERE a.atthasmissing), ''), 0),
+       pg_catalog.hashtextextended(coalesce(string_agg(a.attnum || ':' || a.xmin, ',' ORDER BY a.attnum), ''), 0)
+FROM pg_catalog.pg_class c
+LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
+WHERE c.oid = $1 GROUP BY c.relfilenode";
+
+pub(crate) async fn storage(client: &Client, relation: u32) -> Result<Storage, tokio_postgres::Error> {
+    let row = client.query_one(STORAGE, &[&relation]).await?;
+    Ok(Storage { file: row.try_get(0)?, columns: row.try_get(1)? })
 }
 
 async fn resolve(

@@ -12,7 +12,7 @@ use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use change::{Key, Lsn, Read, Snapshot, TableSchema};
+use change::{Key, Lsn, Read, Snapshot, Storage, TableSchema};
 use relay::{PublishedTable, ReadRequest, RelayError, Round, RoundEvent, SourceError};
 use tokio::sync::mpsc;
 use tokio_postgres::error::SqlState;
@@ -43,12 +43,13 @@ const OVERRUN: u64 = 2;
 
 const PUBLISHED: &str = "
 SELECT g.relid, n.nspname || '.' || c.relname, coalesce(r.oid, p.oid), c.reltuples::int8,
-       coalesce(pg_catalog.pg_relation_filenode(g.relid), 0)
+       s.file, s.columns
 FROM pg_catalog.pg_publication p
 JOIN LATERAL pg_catalog.pg_get_publication_tables(p.pubname) g ON true
 JOIN pg_catalog.pg_class c ON c.oid = g.relid
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = g.relid
+JOIN LATERAL (STORAGE) s (file, columns) ON true
 WHERE p.pubname = $1 ORDER BY g.relid";
 
 const NAME: &str = "
@@ -83,14 +84,15 @@ struct Table {
 
 /// The tables that the publication has.
 pub(crate) async fn published(client: &Client, publication: &str) -> Result<Vec<PublishedTable>, Error> {
-    let rows = client.query(PUBLISHED, &[&publication]).await?;
+    let query = PUBLISHED.replace("STORAGE", &catalog::STORAGE.replace("$1", "g.relid"));
+    let rows = client.query(&query, &[&publication]).await?;
     let table = |row: &tokio_postgres::Row| {
         Ok(PublishedTable {
             relation: row.try_get(0)?,
             name: row.try_get(1)?,
             publication: row.try_get(2)?,
             estimated_rows: row.try_get(3)?,
-            filenode: row.try_get(4)?,
+            storage: Storage { file: row.try_get(4)?, columns: row.try_get(5)? },
         })
     };
     rows.iter().map(table).collect()
@@ -103,13 +105,14 @@ pub(crate) async fn visible(client: &Client) -> Result<Snapshot, SourceError> {
     parse(row.get(0))
 }
 
-/// How keys of a table compare with `bound`, told by the key columns' own operators and collations.
+/// How keys of a table compare with `bound`, told by the key columns' own operators and collations; `None` where the key
+/// has other columns or types now.
 pub(crate) async fn compare(
     client: &Client,
     relation: u32,
     keys: &[Key],
     bound: &Key,
-) -> Result<Vec<Ordering>, SourceError> {
+) -> Result<Option<Vec<Ordering>>, SourceError> {
     let at = |error: &Error| failed(&format!("cannot compare keys of relation {relation}"), error);
     let Some(name) = client.query_opt(NAME, &[&relation]).await.map_err(|e| at(&e))? else {
         return Err(SourceError::Unavailable(format!("relation {relation} was dropped while it was read")));
@@ -120,8 +123,7 @@ pub(crate) async fn compare(
         found.iter().flat_map(|schema| schema.key_columns().map(|column| column.name.clone())).collect();
     let types = client.query(KEY, &[&relation, &names]).await.map_err(|e| at(&e))?;
     if types.len() != bound.len() {
-        let what = format!("the key of {schema}.{table} was changed while the table was read");
-        return Err(SourceError::Unavailable(what));
+        return Ok(None);
     }
     let mut arrays = Vec::new();
     let (mut left, mut right) = (Vec::new(), Vec::new());
@@ -143,13 +145,20 @@ pub(crate) async fn compare(
     );
     let values: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
         arrays.iter().map(|array| array as &(dyn tokio_postgres::types::ToSql + Sync)).collect();
-    let rows = client.query(&query, &values).await.map_err(|e| at(&e))?;
+    let rows = match client.query(&query, &values).await {
+        Ok(rows) => rows,
+        // Not values of these types, or none that have an order.
+        Err(error) if error.code().is_some_and(|code| matches!(&code.code()[..2], "22" | "42")) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(at(&error)),
+    };
     let ordering = |row: &tokio_postgres::Row| match row.try_get(0) {
         Ok(Some(true)) => Ok(Ordering::Less),
         Ok(_) => Ok(Ordering::Greater),
         Err(error) => Err(at(&error)),
     };
-    rows.iter().map(ordering).collect()
+    rows.iter().map(ordering).collect::<Result<_, _>>().map(Some)
 }
 
 impl Rounds {
@@ -294,13 +303,13 @@ fn read_all(
     }
     let mut schemas = Vec::new();
     for (table, request) in tables.iter().zip(requests) {
-        let (schema, filenode) = runtime.block_on(describe(&rounds.clients[0], table))?;
+        let (schema, storage) = runtime.block_on(describe(&rounds.clients[0], table))?;
         let begun = request.after.is_some() || !request.keys.is_empty();
-        let rewritten = request.filenode != 0 && filenode != request.filenode;
+        let rewritten = request.storage.is_some_and(|before| storage.rewritten(before));
         if begun && (rewritten || schema.key_signature() != request.key) {
             return Ok(Round::Rekeyed(request.relation));
         }
-        schemas.push((schema, filenode));
+        schemas.push((schema, storage));
     }
     let mut bytes = 0;
     for ((table, request), described) in tables.iter().zip(requests).zip(schemas) {
@@ -329,8 +338,8 @@ async fn names(rounds: &Rounds, requests: &[ReadRequest]) -> Result<Vec<Table>, 
     Ok(tables)
 }
 
-/// What a table looks like under the round's snapshot, and the file that holds its rows.
-async fn describe(leader: &Client, table: &Table) -> Result<(TableSchema, u32), SourceError> {
+/// What a table looks like under the round's snapshot, and where its rows are.
+async fn describe(leader: &Client, table: &Table) -> Result<(TableSchema, Storage), SourceError> {
     let at = |error: &Error| failed("cannot describe a table", error);
     let gone = || SourceError::Unavailable(format!("table {} was dropped", table.sql));
     let name = leader.query_opt(NAME, &[&table.relation]).await.map_err(|e| at(&e))?.ok_or_else(gone)?;
@@ -340,8 +349,8 @@ async fn describe(leader: &Client, table: &Table) -> Result<(TableSchema, u32), 
     }
     let schema = catalog::table_schema(leader, name.get(0), name.get(1)).await.map_err(|e| at(&e))?;
     let schema = schema.filter(|schema| schema.relation == table.relation).ok_or_else(gone)?;
-    let filenode = catalog::filenode(leader, table.relation).await.map_err(|e| at(&e))?;
-    Ok((schema, filenode))
+    let storage = catalog::storage(leader, table.relation).await.map_err(|e| at(&e))?;
+    Ok((schema, storage))
 }
 
 struct TableReading<'a> {
@@ -356,7 +365,7 @@ impl TableReading<'_> {
     fn read(
         &mut self,
         request: &ReadRequest,
-        (schema, filenode): (TableSchema, u32),
+        (schema, storage): (TableSchema, Storage),
         deliver: Deliver<'_>,
     ) -> Result<(), RelayError> {
         let places = schema.key_places();
@@ -364,7 +373,7 @@ impl TableReading<'_> {
         let columns: Vec<String> = schema.columns.iter().map(|column| quote(&column.name)).collect();
         let select = format!("SELECT {} FROM {}", columns.join(", "), self.table.sql);
         let count = columns.len();
-        deliver(RoundEvent::Table { schema, filenode })?;
+        deliver(RoundEvent::Table { schema, storage })?;
         if !request.keys.is_empty() && !key.is_empty() {
             let list: Vec<String> = request.keys.iter().map(row_of).collect();
             let sql = format!("{select} WHERE {} IN ({})", row(&key), list.join(", "));

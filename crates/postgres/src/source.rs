@@ -259,8 +259,7 @@ impl PostgresSource {
             Message::Relation(relation) => {
                 let schema = self.query(catalog::complete(&self.client, &relation))?;
                 self.relations.insert(relation.oid, schema.columns.len());
-                let filenode = self.query(catalog::filenode(&self.client, relation.oid))?;
-                WalEvent::Relation { schema, filenode }
+                WalEvent::Relation(schema)
             }
             // Types come with their relation; where a change was first made is nobody's concern.
             Message::Type { .. } | Message::Origin { .. } => return Ok(()),
@@ -423,7 +422,12 @@ impl Source for PostgresSource {
         Ok(round)
     }
 
-    fn compare(&mut self, relation: u32, keys: &[Key], bound: &Key) -> Result<Vec<Ordering>, SourceError> {
+    fn compare(
+        &mut self,
+        relation: u32,
+        keys: &[Key],
+        bound: &Key,
+    ) -> Result<Option<Vec<Ordering>>, SourceError> {
         self.runtime.block_on(rounds::compare(&self.client, relation, keys, bound))
     }
 

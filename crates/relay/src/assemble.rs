@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use change::{
     ChangeStamp, Clock, Encoder, Key, Kind, LedgerEntry, Lsn, NEW_LOG, Op, Position, RecordBatch, Refusal,
-    RelationEncoder, RowImages, SchemaRef, Split, TableSchema, Tuple,
+    RelationEncoder, RowImages, SchemaRef, Snapshot, Split, TableSchema, Tuple,
 };
 use xxhash_rust::xxh3::Xxh3;
 
@@ -78,8 +78,6 @@ pub(crate) struct Assembler {
     held_records: usize,
     /// Which changes are left to the snapshot.
     pub(crate) reading: Reading,
-    /// The publication may have other tables than before.
-    pub(crate) tables_changed: bool,
 }
 
 impl Assembler {
@@ -106,7 +104,6 @@ impl Assembler {
             batch: RecordBatch::default(),
             held_records: 0,
             reading,
-            tables_changed: false,
         }
     }
 
@@ -116,7 +113,7 @@ impl Assembler {
             WalEvent::Begin { commit_lsn, commit_time_us, xid } => {
                 self.begin(commit_lsn, commit_time_us, xid)?;
             }
-            WalEvent::Relation { schema, filenode } => self.relation(schema, filenode)?,
+            WalEvent::Relation(schema) => self.relation(schema)?,
             WalEvent::Row { lsn, relation, change } => self.row(lsn, relation, change, clock)?,
             WalEvent::Truncate { lsn, relations } => self.truncate(lsn, relations, clock)?,
             WalEvent::Message { lsn, transactional, prefix, content } => {
@@ -172,6 +169,13 @@ impl Assembler {
         schemas.chain(self.reading.entries())
     }
 
+    /// Before the ledger is told how far the log has come.
+    pub(crate) fn settle(&mut self) {
+        if let Some(split) = self.reach().split {
+            self.reading.settle(Some(split.ordinal));
+        }
+    }
+
     /// The ledger has it now.
     pub(crate) fn entries_committed(&mut self) {
         self.new_schemas.clear();
@@ -183,10 +187,10 @@ impl Assembler {
         self.open.is_none() && self.cursor.split().is_none()
     }
 
-    /// The first position of a round that is read now. A message may stand above the end, and a round here already.
+    /// The first position of a round that is read now. A message may stand above the end, and a round there already.
     pub(crate) fn begin_round(&self) -> Position {
-        let message = if self.position.kind == Kind::Message { self.position.lsn } else { Lsn::ZERO };
-        let lsn = self.end_lsn.max(message);
+        let above = self.position.kind != Kind::Transaction;
+        let lsn = if above { self.end_lsn.max(self.position.lsn) } else { self.end_lsn };
         let ordinal = if (self.position.lsn, self.position.kind) == (lsn, Kind::Round) {
             self.position.ordinal + 1
         } else {
@@ -201,7 +205,33 @@ impl Assembler {
         self.version(schema)
     }
 
-    /// Takes in a row of a round, or a stale table's end (`None`).
+    /// Ends the tables in the log of which it holds rows that count no more.
+    pub(crate) fn end_stale(&mut self, visible: &Snapshot, now_us: i64) -> Result<(), RelayError> {
+        let mut position = self.begin_round();
+        let mut ended = false;
+        for relation in self.reading.end_stale(visible) {
+            // What was never described has no rows there.
+            let Some((at, schema)) = self.versions.get(&relation) else { continue };
+            let encoder = self.encoder.relation(*at, schema);
+            self.round_row(&encoder, position, None, now_us)?;
+            position.ordinal += 1;
+            ended = true;
+        }
+        if ended {
+            self.end_round();
+        }
+        Ok(())
+    }
+
+    /// The table begins again: its key cannot be compared any more with that up to which it was read.
+    pub(crate) fn begin_again(&mut self, relation: u32) {
+        self.reading.begin_again(relation, self.ordinal());
+        if self.open.is_none() {
+            self.reading.settle(None);
+        }
+    }
+
+    /// Takes in a row of a round, or a table's end (`None`).
     pub(crate) fn round_row(
         &mut self,
         relation: &RelationEncoder,
@@ -270,6 +300,7 @@ impl Assembler {
         let open =
             open.ok_or_else(|| protocol(format!("COMMIT at {commit_lsn} of a transaction not open")))?;
         self.held_records = 0;
+        self.reading.settle(None);
         if open.plan == Plan::Skip {
             return Ok(());
         }
@@ -285,13 +316,10 @@ impl Assembler {
         Ok(())
     }
 
-    fn relation(&mut self, schema: TableSchema, filenode: u32) -> Result<(), RelayError> {
+    fn relation(&mut self, schema: TableSchema) -> Result<(), RelayError> {
         let relation = schema.relation;
-        self.reading.announced(relation, &schema.full_name());
-        if self.versions.get(&relation).is_some_and(|(_, known)| retyped(known, &schema)) {
-            self.reading.retyped(relation, filenode);
-        }
-        self.reading.rekeyed(relation, &schema.key_signature());
+        self.reading.announced(relation, &schema.full_name(), self.xid());
+        self.reading.rekeyed(relation, &schema.key_signature(), self.ordinal());
         let encoder = self.version(&schema)?;
         let order = self.relations.get(&relation).map_or((0, 0), |known| known.order);
         let key_order = KeyOrder::of(&schema);
@@ -385,9 +413,18 @@ impl Assembler {
         )
     }
 
+    fn xid(&self) -> u32 {
+        self.open.as_ref().map_or(0, |open| open.xid)
+    }
+
+    /// That of the open transaction's next change.
+    fn ordinal(&self) -> u64 {
+        self.open.as_ref().map_or(0, |open| open.ordinal)
+    }
+
     /// Takes away the halves of a row's change that are left to the snapshot.
     fn judge(&mut self, relation: u32, halves: &mut [Option<RowImages<'_>>; 2]) -> Result<(), RelayError> {
-        let xid = self.open.as_ref().map_or(0, |open| open.xid);
+        let xid = self.xid();
         let known = self.relations.get(&relation).ok_or_else(|| unknown_relation(relation))?;
         let mut owed = None;
         let mut alive = false;
@@ -414,7 +451,7 @@ impl Assembler {
         }
         if let Some(key) = owed {
             self.reading.left_out(xid);
-            self.reading.owe(relation, key)?;
+            self.reading.owe(relation, key, self.ordinal())?;
         }
         Ok(())
     }
@@ -426,7 +463,7 @@ impl Assembler {
             hash.digest()
         };
         if self.reading.active() && self.is_new() {
-            let xid = self.open.as_ref().map_or(0, |open| open.xid);
+            let xid = self.xid();
             relations.iter().for_each(|relation| self.reading.truncated(*relation, xid));
         }
         let count = relations.len() as u64;
@@ -448,7 +485,9 @@ impl Assembler {
         clock: &dyn Clock,
     ) -> Result<(), RelayError> {
         let own = prefix.starts_with(OWN_PREFIX);
-        self.tables_changed |= prefix == TABLES_CHANGED;
+        if prefix == TABLES_CHANGED {
+            self.reading.republished([self.xid()]);
+        }
         if transactional {
             let digest = || {
                 let mut hash = Xxh3::new();
@@ -557,16 +596,6 @@ fn halves<'a>(relation: &RelationEncoder, change: RowChange<'a>) -> [Option<RowI
         ],
         RowChange::Update { old, new } => one(Op::Update, old, Some(new)),
     }
-}
-
-/// Whether a column has another type than it had.
-fn retyped(known: &TableSchema, now: &TableSchema) -> bool {
-    now.columns.iter().any(|column| {
-        let before = known.column(&column.name).map(|place| &known.columns[place]);
-        before.is_some_and(|before| {
-            (before.type_oid, &before.type_name) != (column.type_oid, &column.type_name)
-        })
-    })
 }
 
 /// The key of one half of a change; `None` for a table without a key.

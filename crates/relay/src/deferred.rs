@@ -1,4 +1,4 @@
-//! Events that wait for Postgres to compare keys (h26), and everything behind them.
+//! Events that wait for Postgres to compare keys (h26) or for a round, and everything behind them.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -16,7 +16,7 @@ pub(crate) struct Deferred {
 #[derive(Debug)]
 enum Event {
     Begin { commit_lsn: Lsn, commit_time_us: i64, xid: u32 },
-    Relation { schema: TableSchema, filenode: u32 },
+    Relation(TableSchema),
     Row { lsn: Lsn, relation: u32, kind: RowKind, old: Option<TupleBuf>, new: Option<TupleBuf> },
     Truncate { lsn: Lsn, relations: Vec<u32> },
     Message { lsn: Lsn, transactional: bool, prefix: String, content: Vec<u8> },
@@ -42,7 +42,7 @@ impl Deferred {
             WalEvent::Begin { commit_lsn, commit_time_us, xid } => {
                 Event::Begin { commit_lsn, commit_time_us, xid }
             }
-            WalEvent::Relation { schema, filenode } => Event::Relation { schema, filenode },
+            WalEvent::Relation(schema) => Event::Relation(schema),
             WalEvent::Row { lsn, relation, change } => {
                 let (kind, old, new) = match change {
                     RowChange::Insert { new } => (RowKind::Insert, None, Some(new)),
@@ -60,14 +60,15 @@ impl Deferred {
         });
     }
 
-    /// The keys of all that wait, by table.
+    /// The keys of what waits, by table, as far as the tables stay as they are.
     pub(crate) fn keys(
         &self,
         undecided: impl Fn(&WalEvent<'_>) -> Vec<(u32, Key)>,
     ) -> HashMap<u32, Vec<Key>> {
         let mut keys = HashMap::<u32, Vec<Key>>::new();
-        for (relation, key) in self.events.iter().filter_map(Event::view).flat_map(|event| undecided(&event))
-        {
+        let events = self.events.iter().filter_map(Event::view);
+        let events = events.take_while(|event| !matches!(event, WalEvent::Relation(_)));
+        for (relation, key) in events.flat_map(|event| undecided(&event)) {
             keys.entry(relation).or_default().push(key);
         }
         for keys in keys.values_mut() {
@@ -100,9 +101,7 @@ impl Event {
             Event::Begin { commit_lsn, commit_time_us, xid } => {
                 WalEvent::Begin { commit_lsn: *commit_lsn, commit_time_us: *commit_time_us, xid: *xid }
             }
-            Event::Relation { schema, filenode } => {
-                WalEvent::Relation { schema: schema.clone(), filenode: *filenode }
-            }
+            Event::Relation(schema) => WalEvent::Relation(schema.clone()),
             Event::Row { lsn, relation, kind, old, new } => {
                 let (old, new) = (old.as_ref().map(TupleBuf::as_tuple), new.as_ref().map(TupleBuf::as_tuple));
                 let change = match kind {

@@ -16,6 +16,8 @@ const UNSEEN_MAX: usize = 1_000;
 const PROBE: Duration = Duration::from_secs(1);
 /// Between two looks at what is visible.
 const PROBE_INTERVAL: Duration = Duration::from_millis(5);
+/// Between two looks whether a change of the publication is visible.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// After a round that could not be read the stream goes on for so long: doubled from the first to the last.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 
@@ -24,33 +26,74 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(500), Duration::fr
 pub(crate) struct Pace {
     next_us: i64,
     back_off: Duration,
+    /// When to look at the publication.
+    look_us: i64,
+    /// Not all of what the last look showed could be taken in.
+    look_again: bool,
 }
 
 impl Default for Pace {
     fn default() -> Self {
-        Pace { next_us: i64::MIN, back_off: BACK_OFF.0 }
+        Pace { next_us: i64::MIN, back_off: BACK_OFF.0, look_us: i64::MIN, look_again: false }
     }
 }
 
 impl Relay<'_> {
-    /// Brings what is published in line with what is known: tables may have come or gone.
-    pub(crate) fn reconcile(&mut self, source: &mut dyn Source, whole: bool) -> Result<(), RelayError> {
+    /// Looks at the publication before the stream begins. What ran until now may have changed it, and shows later.
+    pub(crate) fn first_look(&mut self, source: &mut dyn Source) -> Result<(), RelayError> {
+        let snapshot = source.visible()?;
+        self.assembler.reading.republished(snapshot.in_progress());
+        self.reconcile(source)
+    }
+
+    /// Brings what is known in line with what is published: tables may have come or gone.
+    fn reconcile(&mut self, source: &mut dyn Source) -> Result<(), RelayError> {
         let published = source.published()?;
-        self.assembler.reading.reconcile(&published, whole)?;
-        self.assembler.tables_changed = false;
+        let between = self.assembler.between();
+        self.assembler.reading.reconcile(&published, between)?;
+        self.pace.look_again = !between;
         Ok(())
     }
 
-    /// Whether a round should be read, the stream standing between two transactions.
-    fn round_due(&mut self, control: &dyn Control) -> bool {
-        if !self.assembler.between() || !self.assembler.reading.active() {
-            return false;
+    /// Ends what counts no more, before anything of it is left out of the log: the stores behind it are right until then.
+    pub(crate) fn end_stale(
+        &mut self,
+        source: &mut dyn Source,
+        publisher: &mut dyn Publisher,
+        control: &dyn Control,
+    ) -> Result<(), RelayError> {
+        if self.assembler.reading.has_stale() {
+            // Its transaction id is above all that were given out before, and a snapshot after it tells of them all.
+            self.beat(source, self.progress.beat.0)?;
+            let visible = source.visible()?;
+            self.assembler.end_stale(&visible, self.clock.now_us())?;
+            self.commit(publisher, control)?;
         }
-        let end_lsn = self.assembler.reach().end_lsn;
-        if self.assembler.reading.close_window(end_lsn) {
-            control.reached("window.closed");
+        Ok(())
+    }
+
+    /// Looks at the publication again when the stream told that it had changed, which is before others see it.
+    fn look(&mut self, source: &mut dyn Source) -> Result<(), RelayError> {
+        if self.pace.look_again {
+            return self.reconcile(source);
         }
-        self.assembler.reading.may_read() && self.clock.now_us() >= self.pace.next_us
+        if self.assembler.reading.awaits_publication() && self.clock.now_us() >= self.pace.look_us {
+            self.pace.look_us = self.clock.now_us().saturating_add(LOOK_INTERVAL.as_micros() as i64);
+            let snapshot = source.visible()?;
+            if self.assembler.reading.sees_publication(&snapshot) {
+                self.reconcile(source)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the stream should pause here, at the end of a transaction, for [`round`](Self::round).
+    pub(crate) fn may_pause(&self) -> bool {
+        let reading = &self.assembler.reading;
+        self.assembler.between()
+            && reading.active()
+            && (reading.window_ends(self.assembler.reach().end_lsn)
+                || (reading.may_read() && self.clock.now_us() >= self.pace.next_us))
     }
 
     /// Reads a round, if it is time for one.
@@ -60,15 +103,23 @@ impl Relay<'_> {
         publisher: &mut dyn Publisher,
         control: &dyn Control,
     ) -> Result<(), RelayError> {
-        if self.assembler.between() && self.assembler.reading.unseen() > UNSEEN_MAX {
+        if !self.assembler.between() {
+            return Ok(());
+        }
+        if self.assembler.reading.unseen() > UNSEEN_MAX {
             let snapshot = source.visible()?;
             self.assembler.reading.accepts(&snapshot);
         }
-        if self.assembler.between() && (self.assembler.tables_changed || self.assembler.reading.has_unknown())
-        {
-            self.reconcile(source, false)?;
+        self.look(source)?;
+        self.end_stale(source, publisher, control)?;
+        if !self.may_pause() {
+            return Ok(());
         }
-        if !self.round_due(control) {
+        let end_lsn = self.assembler.reach().end_lsn;
+        if self.assembler.reading.close_window(end_lsn) {
+            control.reached("window.closed");
+        }
+        if !self.may_pause() {
             return Ok(());
         }
         if self.waiting_since.is_some() {
@@ -84,10 +135,10 @@ impl Relay<'_> {
         match self.read(source, publisher, control, &requests)? {
             (Round::NotNow(reason), _) => {
                 // A table may be gone.
-                self.assembler.tables_changed = true;
+                self.pace.look_again = true;
                 self.give_way(reason, control);
             }
-            (Round::Rekeyed(relation), _) => self.assembler.reading.rekeyed(relation, &[]),
+            (Round::Rekeyed(relation), _) => self.assembler.begin_again(relation),
             (Round::Taken { snapshot, until }, pieces) => {
                 let bytes: u64 = pieces.iter().map(|piece| piece.bytes).sum();
                 control.reached("round.read");
@@ -96,7 +147,7 @@ impl Relay<'_> {
                 self.commit(publisher, control)?;
                 control.reached("round.committed");
                 control.read(&mut self.assembler.reading.tables());
-                self.pace = Pace::default();
+                self.pace = Pace { look_us: self.pace.look_us, ..Pace::default() };
                 if let Some(rate) = self.limits.snapshot_rate {
                     let earned = u128::from(bytes) * 1_000_000 / u128::from(rate.max(1));
                     self.pace.next_us = begun_us.saturating_add(i64::try_from(earned).unwrap_or(i64::MAX));
@@ -119,8 +170,8 @@ impl Relay<'_> {
                 return Ok(false);
             }
             if self.since(begun_us) >= PROBE {
-                let reason = "waiting for transactions that are in the log already to become visible: they wait for a \
-                              synchronous standby (synchronous_standby_names)";
+                let reason = "waiting for transactions that the log may have already to become visible: they wait for a \
+                              synchronous standby (synchronous_standby_names), or have not ended";
                 self.give_way(reason.to_owned(), control);
                 return Ok(false);
             }
@@ -130,7 +181,7 @@ impl Relay<'_> {
 
     fn give_way(&mut self, reason: String, control: &dyn Control) {
         control.snapshot_waits(&reason);
-        self.assembler.reading.waits(Some(reason));
+        self.assembler.reading.waits(reason);
         let wait = self.pace.back_off;
         self.pace.next_us = self.clock.now_us().saturating_add(wait.as_micros() as i64);
         self.pace.back_off = (wait * 2).min(BACK_OFF.1);
@@ -149,8 +200,6 @@ impl Relay<'_> {
         // The table whose rows come now.
         let mut current = None;
         let mut reading = std::mem::take(&mut self.assembler.reading);
-        let stale: Vec<u32> =
-            reading.pending().filter(|(_, table)| table.stale).map(|(relation, _)| relation).collect();
         let now_us = self.clock.now_us();
         let round = source.read(
             requests,
@@ -158,21 +207,17 @@ impl Relay<'_> {
             &mut |snapshot| reading.accepts(snapshot),
             &mut |event| {
                 match event {
-                    RoundEvent::Table { schema, filenode } => {
+                    RoundEvent::Table { schema, storage } => {
                         let relation = schema.relation;
                         let piece = ReadPiece {
                             relation,
                             read: Read::Nothing,
                             key: schema.key_signature(),
-                            filenode,
+                            storage,
                             rows: 0,
                             bytes: 0,
                         };
                         let encoder = self.assembler.round_table(&schema)?;
-                        if stale.contains(&relation) {
-                            self.assembler.round_row(&encoder, position, None, now_us)?;
-                            position.ordinal += 1;
-                        }
                         current = Some((encoder, piece));
                     }
                     RoundEvent::Row(row) => {
@@ -200,13 +245,14 @@ impl Relay<'_> {
         Ok((round?, pieces))
     }
 
-    /// Has Postgres compare the keys that only it can compare, and takes in the events that waited for it.
+    /// Has Postgres compare the keys that only it can compare, and takes in the events that waited, up to the next pause.
     pub(crate) fn decide(
         &mut self,
         source: &mut dyn Source,
         publisher: &mut dyn Publisher,
         control: &dyn Control,
     ) -> Result<(), RelayError> {
+        self.paused = false;
         while !self.deferred.is_empty() {
             let mut answers = Answers::new();
             // Older answers would hide keys that the new ones must have.
@@ -214,7 +260,10 @@ impl Relay<'_> {
             for (relation, keys) in self.deferred.keys(|event| self.assembler.undecided(event)) {
                 let bounds: Vec<Key> = self.assembler.reading.bounds(relation).cloned().collect();
                 for bound in bounds {
-                    let orderings = source.compare(relation, &keys, &bound)?;
+                    let Some(orderings) = source.compare(relation, &keys, &bound)? else {
+                        self.assembler.begin_again(relation);
+                        break;
+                    };
                     let answer =
                         |(key, ordering): (&Key, _)| ((relation, key.clone(), bound.clone()), ordering);
                     answers.extend(keys.iter().zip(orderings).map(answer));
@@ -223,13 +272,16 @@ impl Relay<'_> {
             self.assembler.reading.answered(answers);
             let mut deferred = std::mem::take(&mut self.deferred);
             let moved = deferred.drain(|event| {
-                let decided = self.assembler.decided(&event);
+                let decided = !self.paused && self.assembler.decided(&event);
                 if decided {
                     self.take(event, publisher, control)?;
                 }
                 Ok::<_, RelayError>(decided)
             })?;
             self.deferred = deferred;
+            if self.paused {
+                return Ok(());
+            }
             if !moved {
                 let what = "the server did not say how a row's key compares".to_owned();
                 return Err(SourceError::Unavailable(what).into());
@@ -248,10 +300,10 @@ fn request((relation, table): (u32, &TableProgress)) -> ReadRequest {
     ReadRequest {
         relation,
         key: table.key.clone(),
-        filenode: table.filenode,
+        storage: table.storage,
         after,
         only_keys,
-        keys: table.owed.clone(),
+        keys: table.owed.iter().cloned().collect(),
     }
 }
 

@@ -122,16 +122,20 @@ pub fn run(
     progress.timeline = state.timeline;
     let encoder = Encoder::new(pipeline, database);
     let mut relay = Relay::new(encoder, progress, &ledger, clock, limits);
-    // Older versions made a log of empty tables and took no notes of them.
-    relay.reconcile(source, ledger.tables.is_empty())?;
     relay.beat(source, state.heartbeat.beat)?;
+    relay.first_look(source)?;
+    relay.end_stale(source, publisher, control)?;
     source.start(relay.progress.end_lsn)?;
 
     while !control.stop() {
         let arrived =
             source.poll(relay.patience(), &mut |event| relay.take_or_defer(event, publisher, control))?;
-        relay.decide(source, publisher, control)?;
         relay.round(source, publisher, control)?;
+        relay.decide(source, publisher, control)?;
+        while relay.paused {
+            relay.round(source, publisher, control)?;
+            relay.decide(source, publisher, control)?;
+        }
         if relay.due(arrived) {
             relay.commit(publisher, control)?;
         }
@@ -166,12 +170,14 @@ pub(crate) struct Relay<'a> {
     pub(crate) clock: &'a dyn Clock,
     pub(crate) limits: &'a Limits,
     pub(crate) assembler: Assembler,
-    /// Events that wait for Postgres to compare keys.
+    /// Events that wait for Postgres to compare keys, or for a round.
     pub(crate) deferred: Deferred,
+    /// Whether what comes now waits for a round.
+    pub(crate) paused: bool,
     /// When the next round of a snapshot may be.
     pub(crate) pace: Pace,
     /// What the ledger holds.
-    progress: Progress,
+    pub(crate) progress: Progress,
     /// What may be acknowledged and has not been yet.
     confirmed: Option<Confirmed>,
     /// Records and bytes sent in the open Kafka transaction.
@@ -202,6 +208,7 @@ impl<'a> Relay<'a> {
             limits,
             assembler,
             deferred: Deferred::default(),
+            paused: false,
             pace: Pace::default(),
             progress,
             confirmed: None,
@@ -214,14 +221,14 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// Takes in one event of the source, or has it wait behind one whose key only Postgres can compare.
+    /// Takes in one event of the source, or has it wait behind one whose key only Postgres can compare, or for a round.
     fn take_or_defer(
         &mut self,
         event: WalEvent<'_>,
         publisher: &mut dyn Publisher,
         control: &dyn Control,
     ) -> Result<(), RelayError> {
-        if self.deferred.is_empty() && self.assembler.decided(&event) {
+        if !self.paused && self.deferred.is_empty() && self.assembler.decided(&event) {
             return self.take(event, publisher, control);
         }
         self.deferred.push(event);
@@ -238,7 +245,9 @@ impl<'a> Relay<'a> {
         if let WalEvent::Keepalive { reply_requested: true, .. } = event {
             self.reply_requested = true;
         }
+        let ended = matches!(event, WalEvent::Commit { .. });
         self.assembler.take(event, self.clock)?;
+        self.paused = ended && self.may_pause();
         let (batch, ready) = self.assembler.ready();
         if ready == 0 {
             return Ok(());
@@ -310,6 +319,7 @@ impl<'a> Relay<'a> {
         self.send(publisher)?;
         let Reach { end_lsn, position, split } = self.assembler.reach();
         let now_us = self.clock.now_us();
+        self.assembler.settle();
         let snapshot = self.assembler.reading.progress();
         let time_ms = now_us.div_euclid(1000);
         let mut progress = Progress { end_lsn, position, split, snapshot, time_ms, ..self.progress.clone() };
@@ -336,7 +346,7 @@ impl<'a> Relay<'a> {
 
     /// Writes the heartbeat; the next commit tells the ledger. A crash between leaves the table ahead of the
     /// ledger, which is sound.
-    fn beat(&mut self, source: &mut dyn Source, last: i64) -> Result<(), RelayError> {
+    pub(crate) fn beat(&mut self, source: &mut dyn Source, last: i64) -> Result<(), RelayError> {
         let nonce = format!("{:016x}", RandomState::new().build_hasher().finish());
         let heartbeat = Heartbeat { beat: last + 1, nonce };
         source.write_heartbeat(&heartbeat)?;

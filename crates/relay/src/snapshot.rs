@@ -42,15 +42,22 @@
 //! after it and would die by it in the log: the table starts over. Else nothing of the table is alive after it, and
 //! what is published from then on is complete up to b as before.
 //!
+//! A table can *begin again*: it was rewritten (h30), or its key is another one, so that what the log holds of it counts
+//! no more. Its rows are ended there by a `t`, and it is read from its beginning. What was streamed of it until then is
+//! dead by that `t`, so the next round must see it: it waits for every transaction that had begun by then, a heartbeat's
+//! being the last of them ([`Reading::end_stale`]).
+//!
 //! *Invariant:* a decision depends on nothing but what the ledger holds and the stream says; so a restart, which
-//! replays the stream from the ledger's end, decides alike.
+//! replays the stream from the ledger's end, decides alike. Therefore what an open transaction does to this state is
+//! kept ahead of it, and reaches the ledger no earlier than the changes before it do ([`Reading::settle`]).
 
 use std::cmp::Ordering;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use change::{
-    Key, LedgerEntry, Lsn, NEW_LOG, Piece, Read, Refusal, Snapshot, SnapshotProgress, TableProgress, Window,
+    Key, LedgerEntry, Lsn, NEW_LOG, Piece, Read, Refusal, Snapshot, SnapshotProgress, Storage, TableProgress,
+    Window,
 };
 
 use crate::{Ledger, PublishedTable};
@@ -74,6 +81,13 @@ pub(crate) enum Verdict {
 /// How a key compares with the bound up to which a table was read, where only Postgres can tell.
 pub(crate) type Answers = HashMap<(u32, Key, Key), Ordering>;
 
+/// What a change does to the snapshot's own state.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Effect {
+    Owe(u32, Key),
+    BeginAgain(u32),
+}
+
 /// The state of the snapshot: what the ledger holds of it, and what the stream has changed since.
 #[derive(Debug, Default)]
 pub(crate) struct Reading {
@@ -81,6 +95,10 @@ pub(crate) struct Reading {
     genesis: Option<Snapshot>,
     unseen: BTreeSet<u32>,
     window: Option<Window>,
+    /// Effects of the open transaction that the ledger may not have yet, and the ordinals of the changes they came with.
+    ahead: BTreeMap<Effect, u64>,
+    /// Transactions that may have changed the publication, and are not known to be visible.
+    republished: BTreeSet<u32>,
     /// Why there is no round, for whoever looks.
     waiting: Option<String>,
     active: bool,
@@ -114,7 +132,7 @@ impl Reading {
 
     fn note_active(&mut self) {
         let partly = |table: &TableProgress| table.pending() || table.read == Read::Removed;
-        self.active = self.window.is_some() || self.tables.values().any(partly);
+        self.active = self.window.is_some() || !self.ahead.is_empty() || self.tables.values().any(partly);
     }
 
     /// Whether the log holds every table whole.
@@ -159,31 +177,28 @@ impl Reading {
         self.tables.values()
     }
 
-    /// Compares what is published with what is known. `whole`: the log was begun by a version that demanded empty
-    /// tables, so that those it does not know are complete.
-    pub(crate) fn reconcile(&mut self, published: &[PublishedTable], whole: bool) -> Result<(), Refusal> {
+    /// Compares what is published with what is known. Unless the stream stands `between` two transactions only new tables
+    /// are taken in: the rest of a split one goes on as it began.
+    pub(crate) fn reconcile(&mut self, published: &[PublishedTable], between: bool) -> Result<(), Refusal> {
         if published.is_empty() {
             // The publication is gone, of which the stream will tell; its tables were not taken out of it.
             return Ok(());
         }
-        for PublishedTable { relation, name, publication, estimated_rows, filenode } in published {
-            let begin = |read, stale| TableProgress {
+        for PublishedTable { relation, name, publication, estimated_rows, storage } in published {
+            let begin = |stale| TableProgress {
                 estimated_rows: *estimated_rows,
-                filenode: *filenode,
+                storage: Some(*storage),
                 stale,
-                ..TableProgress::new(name.clone(), *publication, read)
+                ..TableProgress::new(name.clone(), *publication, Read::Nothing)
             };
             match self.tables.get_mut(relation) {
-                None => {
-                    let read = if whole { Read::All } else { Read::Nothing };
-                    // A `t` before its first row tells workers that it is being read.
-                    self.tables.insert(*relation, begin(read, !whole));
-                }
-                Some(known) if known.read == Read::Removed => *known = begin(Read::Nothing, true),
+                None => drop(self.tables.insert(*relation, begin(false))),
+                Some(_) if !between => continue,
+                Some(known) if known.read == Read::Removed => *known = begin(true),
                 Some(known) if known.publication == 0 => {
                     known.publication = *publication;
                     known.estimated_rows = *estimated_rows;
-                    known.filenode = *filenode;
+                    known.storage = Some(*storage);
                 }
                 Some(known) if known.publication != *publication => {
                     let what = format!(
@@ -191,51 +206,65 @@ impl Reading {
                     );
                     return Err(Refusal::new(what, NEW_LOG));
                 }
+                Some(known) if known.storage != Some(*storage) => {
+                    let before = known.storage.replace(*storage);
+                    if before.is_some_and(|before| storage.rewritten(before)) {
+                        self.begin_again(*relation, 0);
+                    }
+                }
                 Some(_) => continue,
             }
             self.changed.insert(*relation);
         }
-        for (relation, table) in &mut self.tables {
-            let gone = !published.iter().any(|found| found.relation == *relation);
-            if gone && table.read != Read::Removed {
-                table.read = Read::Removed;
-                table.owed.clear();
-                self.changed.insert(*relation);
-                if let Some(window) = &mut self.window {
-                    window.pieces.retain(|piece| piece.relation != *relation);
-                }
-            }
+        if !between {
+            self.note_active();
+            return Ok(());
         }
+        let gone = |relation: &u32| !published.iter().any(|found| found.relation == *relation);
+        // One that only the stream has told of may be published by a transaction that is not visible yet.
+        let looked_at = |table: &TableProgress| table.publication != 0 || self.republished.is_empty();
+        let known = self.tables.iter().filter(|(_, table)| table.read != Read::Removed && looked_at(table));
+        let withdrawn: Vec<u32> = known.map(|(relation, _)| *relation).filter(gone).collect();
+        withdrawn.into_iter().for_each(|relation| self.reads_anew(relation, Read::Removed));
+        self.settle(None);
         self.note_active();
         Ok(())
     }
 
-    /// The stream tells of a table: one that nobody has told of before was published while we ran.
-    pub(crate) fn announced(&mut self, relation: u32, name: &str) {
-        match self.tables.entry(relation) {
-            Entry::Vacant(unknown) => {
-                let unread = TableProgress::new(name.to_owned(), 0, Read::Nothing);
-                unknown.insert(TableProgress { stale: true, ..unread });
-                self.changed.insert(relation);
-                self.note_active();
-            }
-            // Put back without a word: to be looked at again.
-            Entry::Occupied(mut known) if known.get().read == Read::Removed => {
-                known.get_mut().publication = 0
-            }
-            Entry::Occupied(_) => {}
+    /// The stream tells of a table, in this transaction, which it does when the table may have changed: it may have been
+    /// published, put back, or rewritten.
+    pub(crate) fn announced(&mut self, relation: u32, name: &str, xid: u32) {
+        self.republished.insert(xid);
+        if let Entry::Vacant(unknown) = self.tables.entry(relation) {
+            unknown.insert(TableProgress::new(name.to_owned(), 0, Read::Nothing));
+            self.changed.insert(relation);
+            self.note_active();
         }
     }
 
-    /// Whether some table has not been looked at by [`reconcile`](Self::reconcile).
-    pub(crate) fn has_unknown(&self) -> bool {
-        self.tables.values().any(|table| table.publication == 0)
+    /// These transactions may have changed the publication.
+    pub(crate) fn republished(&mut self, xids: impl IntoIterator<Item = u32>) {
+        self.republished.extend(xids);
+    }
+
+    /// Whether the publication is to be looked at again once others see what changed it.
+    pub(crate) fn awaits_publication(&self) -> bool {
+        !self.republished.is_empty()
+    }
+
+    /// Whether something that may have changed the publication is visible since this snapshot.
+    pub(crate) fn sees_publication(&mut self, snapshot: &Snapshot) -> bool {
+        let awaited = self.republished.len();
+        self.republished.retain(|xid| !snapshot.saw(*xid));
+        self.republished.len() < awaited
     }
 
     /// Whether every change of the table is published, whatever its key.
     pub(crate) fn settled(&self, relation: u32) -> bool {
         let whole = |table: &TableProgress| table.read == Read::All && table.owed.is_empty();
-        self.tables.get(&relation).is_some_and(whole) && self.piece(relation).is_none()
+        self.ahead.is_empty()
+            && self.tables.get(&relation).is_some_and(whole)
+            && self.piece(relation).is_none()
     }
 
     /// Whether [`judge`](Self::judge) needs no more answers for this key.
@@ -245,8 +274,9 @@ impl Reading {
 
     /// The keys up to which the table was read, now and before the window's round.
     pub(crate) fn bounds(&self, relation: u32) -> impl Iterator<Item = &Key> {
-        let now = self.tables.get(&relation).map(|table| &table.read);
-        let before = self.piece(relation).map(|(_, piece)| &piece.after);
+        let again = self.begins_again(relation);
+        let now = self.tables.get(&relation).filter(|_| !again).map(|table| &table.read);
+        let before = self.piece(relation).filter(|_| !again).map(|(_, piece)| &piece.after);
         [now, before].into_iter().flatten().filter_map(|read| match read {
             Read::UpTo(key) => Some(key),
             _ => None,
@@ -269,7 +299,8 @@ impl Reading {
     ) -> Option<Verdict> {
         let publish = |yes| Some(if yes { Verdict::Publish } else { Verdict::LeaveOut });
         let Some(table) = self.tables.get(&relation) else { return publish(false) };
-        if key.is_some_and(|key| table.owed.contains(key)) {
+        let owed = |key: &Key| table.owed.contains(key) || self.owes_ahead(relation, key);
+        if self.begins_again(relation) || key.is_some_and(owed) {
             return publish(false);
         }
         let bound = match self.piece(relation) {
@@ -287,6 +318,14 @@ impl Reading {
             (Read::Nothing | Read::Removed, _) | (Read::UpTo(_), None) => publish(false),
             (Read::UpTo(bound), Some(key)) => publish(self.compare(relation, order, key, bound)?.is_le()),
         }
+    }
+
+    fn begins_again(&self, relation: u32) -> bool {
+        !self.ahead.is_empty() && self.ahead.contains_key(&Effect::BeginAgain(relation))
+    }
+
+    fn owes_ahead(&self, relation: u32, key: &Key) -> bool {
+        !self.ahead.is_empty() && self.ahead.contains_key(&Effect::Owe(relation, key.clone()))
     }
 
     fn piece(&self, relation: u32) -> Option<(&Snapshot, &Piece)> {
@@ -312,10 +351,11 @@ impl Reading {
         self.unseen.len()
     }
 
-    /// A row came to this key without a value that is nowhere in the log.
-    pub(crate) fn owe(&mut self, relation: u32, key: Key) -> Result<(), Refusal> {
-        let Some(table) = self.tables.get_mut(&relation) else { return Ok(()) };
-        if table.owed.len() >= OWED_MAX {
+    /// A row came to this key, by the open transaction's change of this ordinal, without a value that is nowhere in the
+    /// log.
+    pub(crate) fn owe(&mut self, relation: u32, key: Key, ordinal: u64) -> Result<(), Refusal> {
+        let Some(table) = self.tables.get(&relation) else { return Ok(()) };
+        if table.owed.len() + self.ahead.len() >= OWED_MAX {
             let what = format!(
                 "more than {OWED_MAX} rows of {} changed their keys while it is being read, each without a value that \
                  Postgres does not send",
@@ -327,55 +367,93 @@ impl Reading {
             );
             return Err(Refusal::new(what, remedy));
         }
-        table.owed.push(key);
-        self.changed.insert(relation);
-        self.note_active();
+        self.ahead.entry(Effect::Owe(relation, key)).or_insert(ordinal);
+        self.active = true;
         Ok(())
     }
 
-    /// A column got another type: if its rows were rewritten by that, their values changed without an event (h30), and
-    /// the table starts over. Whoever wrote it before is visible: the ALTER kept everybody out.
-    pub(crate) fn retyped(&mut self, relation: u32, filenode: u32) {
-        let Some(table) = self.tables.get_mut(&relation) else { return };
-        if filenode == 0 || std::mem::replace(&mut table.filenode, filenode) == filenode {
-            return;
+    /// The table's key is this one now. Where it was read in the order of another, how far it was read means nothing any
+    /// more, and it begins again.
+    pub(crate) fn rekeyed(&mut self, relation: u32, key: &[String], ordinal: u64) {
+        let in_window = self.piece(relation).is_some();
+        let another = |table: &TableProgress| {
+            (table.pending() || in_window) && !table.key.is_empty() && table.key != key
+        };
+        if self.tables.get(&relation).is_some_and(another) {
+            self.begin_again(relation, ordinal);
         }
-        table.stale = true;
-        self.start_over(relation);
     }
 
-    /// The table's key is this one now. Where it was read in the order of another, how far it was read means nothing any
-    /// more, and it starts over. As above, the ALTER kept writers out.
-    pub(crate) fn rekeyed(&mut self, relation: u32, key: &[String]) {
-        let read = |table: &TableProgress| table.pending() && !table.key.is_empty() && table.key != key;
-        let in_window = self.piece(relation).is_some();
-        let Some(table) = self.tables.get_mut(&relation) else { return };
-        if read(table) || (in_window && table.key != key) {
-            table.stale = true;
-            table.key = key.to_vec();
-            self.start_over(relation);
+    /// The table begins again, with the open transaction's change of this ordinal.
+    pub(crate) fn begin_again(&mut self, relation: u32, ordinal: u64) {
+        let begun = |table: &TableProgress| !matches!(table.read, Read::Nothing | Read::Removed);
+        if self.tables.get(&relation).is_some_and(begun) {
+            self.ahead.entry(Effect::BeginAgain(relation)).or_insert(ordinal);
+            self.active = true;
         }
+    }
+
+    /// What the open transaction did counts for the ledger too, as far as the ledger will hold the transaction: up to its
+    /// change `until`, or all of it.
+    pub(crate) fn settle(&mut self, until: Option<u64>) {
+        if self.ahead.is_empty() {
+            return;
+        }
+        let ahead = std::mem::take(&mut self.ahead);
+        let (settled, ahead) = ahead.into_iter().partition(|(_, at)| until.is_none_or(|until| *at <= until));
+        self.ahead = ahead;
+        for effect in BTreeMap::into_keys(settled) {
+            match effect {
+                Effect::Owe(relation, key) => {
+                    if let Some(table) = self.tables.get_mut(&relation) {
+                        table.owed.insert(key);
+                        self.changed.insert(relation);
+                    }
+                }
+                Effect::BeginAgain(relation) => {
+                    self.reads_anew(relation, Read::Nothing);
+                    self.tables.entry(relation).and_modify(|table| table.stale = true);
+                }
+            }
+        }
+        self.note_active();
+    }
+
+    /// Whether the log holds rows of a table that count no more.
+    pub(crate) fn has_stale(&self) -> bool {
+        self.tables.values().any(|table| table.stale)
+    }
+
+    /// The tables of which the log holds rows that count no more; they are ended there now. With their rows end those that
+    /// were streamed by transactions which the next round may not see: it waits for whatever is not `visible`.
+    pub(crate) fn end_stale(&mut self, visible: &Snapshot) -> Vec<u32> {
+        self.unseen.extend(visible.in_progress());
+        let stale: Vec<u32> =
+            self.tables.iter().filter(|(_, table)| table.stale).map(|(relation, _)| *relation).collect();
+        for relation in &stale {
+            self.tables.entry(*relation).and_modify(|table| table.stale = false);
+            self.changed.insert(*relation);
+        }
+        stale
     }
 
     /// A TRUNCATE by this transaction is being published.
     pub(crate) fn truncated(&mut self, relation: u32, xid: u32) {
         if self.piece(relation).is_some_and(|(snapshot, _)| snapshot.saw(xid)) {
-            self.start_over(relation);
+            self.reads_anew(relation, Read::Nothing);
         }
-        if let Some(table) = self.tables.get_mut(&relation).filter(|table| table.pending()) {
-            // It has another file from here on.
-            table.filenode = 0;
+        if self.tables.get(&relation).is_some_and(TableProgress::pending) {
             self.changed.insert(relation);
             self.left_out(xid);
         }
     }
 
-    /// Nothing of the table counts as read any more. What the log holds of it is ended by a `t`: that of a TRUNCATE, or
-    /// for a stale table the one with which its next round begins.
-    fn start_over(&mut self, relation: u32) {
+    /// Nothing of the table counts as read any more.
+    fn reads_anew(&mut self, relation: u32, read: Read) {
         let Some(table) = self.tables.get_mut(&relation) else { return };
-        table.read = Read::Nothing;
+        table.read = read;
         table.owed.clear();
+        table.key.clear();
         (table.rows, table.bytes) = (0, 0);
         self.changed.insert(relation);
         if let Some(window) = &mut self.window {
@@ -384,9 +462,14 @@ impl Reading {
         self.note_active();
     }
 
+    /// Whether the window ends where the stream has come to.
+    pub(crate) fn window_ends(&self, end_lsn: Lsn) -> bool {
+        self.window.as_ref().is_some_and(|window| window.until <= end_lsn)
+    }
+
     /// The stream has come to `end_lsn`; closes the window that ends there, and gives whether there was one.
     pub(crate) fn close_window(&mut self, end_lsn: Lsn) -> bool {
-        let caught_up = self.window.as_ref().is_some_and(|window| window.until <= end_lsn);
+        let caught_up = self.window_ends(end_lsn);
         if caught_up {
             self.window = None;
             self.dirty = true;
@@ -397,7 +480,7 @@ impl Reading {
 
     /// Whether there is something to read, and no window open.
     pub(crate) fn may_read(&self) -> bool {
-        self.window.is_none() && self.tables.values().any(TableProgress::pending)
+        self.window.is_none() && self.pending().next().is_some()
     }
 
     /// Takes note of what a snapshot saw; gives whether a round may be read under it.
@@ -409,28 +492,29 @@ impl Reading {
         self.unseen.is_empty() && self.genesis.is_none()
     }
 
-    /// Says why there is no round, or that there is one.
-    pub(crate) fn waits(&mut self, reason: Option<String>) {
-        if self.waiting != reason {
-            self.waiting = reason;
+    /// Says why there is no round.
+    pub(crate) fn waits(&mut self, reason: String) {
+        if self.waiting.as_ref() != Some(&reason) {
+            self.waiting = Some(reason);
             self.dirty = true;
         }
     }
 
     /// The tables of which something is to be read, in the order in which to read them.
     pub(crate) fn pending(&self) -> impl Iterator<Item = (u32, &TableProgress)> {
-        self.tables.iter().filter(|(_, table)| table.pending()).map(|(at, table)| (*at, table))
+        // One that only the stream has told of is looked at first.
+        let readable = |table: &TableProgress| table.pending() && table.publication != 0;
+        self.tables.iter().filter(move |(_, table)| readable(table)).map(|(at, table)| (*at, table))
     }
 
     /// The rows of a round are in the log's open transaction.
     pub(crate) fn round(&mut self, snapshot: Snapshot, until: Lsn, pieces: Vec<ReadPiece>, begun_ms: i64) {
         let mut window = Window { snapshot, until, pieces: Vec::new() };
-        for ReadPiece { relation, read, key, filenode, rows, bytes } in pieces {
+        for ReadPiece { relation, read, key, storage, rows, bytes } in pieces {
             let Some(table) = self.tables.get_mut(&relation) else { continue };
             table.rows += rows;
             table.bytes += bytes;
-            table.stale = false;
-            table.filenode = filenode;
+            table.storage = Some(storage);
             table.key = key;
             if table.begun_ms == 0 {
                 table.begun_ms = begun_ms;
@@ -454,7 +538,7 @@ pub(crate) struct ReadPiece {
     /// How far the table is read now.
     pub(crate) read: Read,
     pub(crate) key: Vec<String>,
-    pub(crate) filenode: u32,
+    pub(crate) storage: Storage,
     pub(crate) rows: u64,
     pub(crate) bytes: u64,
 }

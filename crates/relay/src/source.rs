@@ -1,7 +1,7 @@
 use std::cmp::Ordering;
 use std::time::Duration;
 
-use change::{Key, Lsn, Read, Refusal, Snapshot, TableSchema, Timeline, Tuple};
+use change::{Key, Lsn, Read, Refusal, Snapshot, Storage, TableSchema, Timeline, Tuple};
 
 use crate::{Confirmed, RelayError};
 
@@ -18,12 +18,7 @@ pub enum WalEvent<'a> {
         xid: u32,
     },
     /// What a relation looks like from here on. Comes before its first row, and again when it may have changed.
-    Relation {
-        /// Its columns and its key.
-        schema: TableSchema,
-        /// The file that holds its rows now, which a rewrite replaces; 0 for unknown.
-        filenode: u32,
-    },
+    Relation(TableSchema),
     /// A row changed.
     Row {
         /// The change's own LSN.
@@ -125,8 +120,8 @@ pub struct PublishedTable {
     pub publication: u32,
     /// Rows that the server estimates; negative for unknown.
     pub estimated_rows: i64,
-    /// The file that holds its rows; 0 for unknown.
-    pub filenode: u32,
+    /// Where its rows are.
+    pub storage: Storage,
 }
 
 /// What to read of a table in a round of a snapshot.
@@ -136,8 +131,8 @@ pub struct ReadRequest {
     pub relation: u32,
     /// The key in whose order it has been read; empty before its first round.
     pub key: Vec<String>,
-    /// The file that held its rows then; 0 for unknown.
-    pub filenode: u32,
+    /// Where its rows were then.
+    pub storage: Option<Storage>,
     /// Its rows after this key are wanted, in the key's order; `None`: from the first. A table without a key is read
     /// whole, whatever its size.
     pub after: Option<Key>,
@@ -154,8 +149,8 @@ pub enum RoundEvent<'a> {
     Table {
         /// Its columns and its key.
         schema: TableSchema,
-        /// The file that holds its rows; 0 for unknown.
-        filenode: u32,
+        /// Where its rows are.
+        storage: Storage,
     },
     /// A row of that table, whole.
     Row(Tuple<'a>),
@@ -239,8 +234,14 @@ pub trait Source {
         deliver: &mut dyn FnMut(RoundEvent<'_>) -> Result<(), RelayError>,
     ) -> Result<Round, RelayError>;
 
-    /// How each key compares with `bound`, by the operators and collations of the table's key columns.
-    fn compare(&mut self, relation: u32, keys: &[Key], bound: &Key) -> Result<Vec<Ordering>, SourceError>;
+    /// How each key compares with `bound`, by the operators and collations of the table's key columns; `None` when these
+    /// are others now, so that the two cannot be compared.
+    fn compare(
+        &mut self,
+        relation: u32,
+        keys: &[Key],
+        bound: &Key,
+    ) -> Result<Option<Vec<Ordering>>, SourceError>;
 
     /// Lets the server forget everything below this LSN. Does not block; keeps the link alive whether called or
     /// not, also while the relay is busy elsewhere.

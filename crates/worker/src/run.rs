@@ -3,7 +3,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use change::{Clock, Event, Kind, Lsn, Op, Position, Refusal, SchemaRef, TableSchema};
+use change::{Clock, Event, Kind, Lsn, Position, Refusal, SchemaRef, TableSchema};
 use tracing::{info, warn};
 
 use crate::{
@@ -180,7 +180,8 @@ pub struct Worker<'a> {
     /// A store that is being filled is ready when it has come to this offset and this LSN. The offset alone would not do:
     /// rows that a snapshot read are newer than the LSN at which they stand in the log.
     pub(crate) ready_at: Option<(i64, Lsn)>,
-    /// Offset at which a table began anew (its rows are read again): until they have been, no store here is ready.
+    /// Offset of the last record of a table that is being read: until the ledger says that it has been, no store here is
+    /// ready.
     pub(crate) restarted: Option<i64>,
     /// Records that could not be applied and are left out.
     skipped: BTreeSet<i64>,
@@ -359,7 +360,7 @@ impl<'a> Worker<'a> {
         let Some(position) = record.position else { return Ok(()) };
         let event = Event::decode(record.value)
             .map_err(|error| WorkerError::Poison { offset, reason: error.to_string() })?;
-        if event.op == Op::Truncate && position.kind == Kind::Round {
+        if position.kind == Kind::Round {
             self.restarted = Some(offset);
             self.ready_at = None;
         }

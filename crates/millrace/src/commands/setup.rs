@@ -257,12 +257,12 @@ fn make_log(
     let created =
         SlotState::Created { consistent_point: slot.consistent_point, snapshot: slot.snapshot.clone() };
     let mut records = vec![intent(created)];
-    for PublishedTable { relation, name, publication, estimated_rows, filenode } in
+    for PublishedTable { relation, name, publication, estimated_rows, storage } in
         process.runtime.block_on(source::published(admin, plan))?
     {
         let unread = TableProgress {
             estimated_rows,
-            filenode,
+            storage: Some(storage),
             ..TableProgress::new(name, publication, Read::Nothing)
         };
         records.push(SetupRecord::Ledger(LedgerEntry::Table(relation, unread)));

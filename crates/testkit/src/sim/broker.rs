@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use change::{
-    LedgerEntry, Lsn, Progress, RecordBatch, SchemaRef, Snapshot, SnapshotProgress, TableSchema, Timeline,
-    header,
+    Headers, Kind, LedgerEntry, Lsn, Progress, RecordBatch, SchemaRef, Snapshot, SnapshotProgress,
+    TableSchema, Timeline, header,
 };
 use relay::{Ledger, PublishError, Publisher};
 use worker::{Feed, FeedError, FeedEvent, GroupOffset, LogBatch, LogState};
@@ -22,6 +22,15 @@ pub(crate) struct Record {
     pub(crate) key: Vec<u8>,
     pub(crate) value: Vec<u8>,
     pub(crate) headers: Vec<(&'static str, Vec<u8>)>,
+}
+
+impl Record {
+    /// Whether a snapshot's round made it.
+    fn is_of_round(&self) -> bool {
+        let mut headers = Headers::default();
+        self.headers.iter().for_each(|(name, value)| headers.read(name, value).expect("our headers"));
+        headers.position.is_some_and(|position| position.kind == Kind::Round)
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -42,8 +51,15 @@ pub(crate) struct Broker {
     ledger: BTreeMap<Vec<u8>, Vec<u8>>,
     epoch: u64,
     group: Option<GroupOffset>,
-    /// From this offset and LSN on the log has been complete, as far as the ledger says.
-    complete_from: Option<(i64, Lsn)>,
+    /// Where the log is complete, by table, as far as the ledger says.
+    complete: BTreeMap<u32, Vec<Complete>>,
+}
+
+/// Where the log holds a table whole: from this offset and LSN on, up to the record with which it is read anew.
+#[derive(Clone, Copy, Debug)]
+struct Complete {
+    from: (i64, Lsn),
+    until: Option<i64>,
 }
 
 impl Broker {
@@ -59,7 +75,7 @@ impl Broker {
             ledger: [entry, table].map(|entry| (entry.key().into_bytes(), entry.value())).into(),
             epoch: 0,
             group: None,
-            complete_from: None,
+            complete: BTreeMap::new(),
         }
     }
 
@@ -78,26 +94,45 @@ impl Broker {
     }
 
     fn commit(&mut self, ledger: Vec<LedgerEntry>) {
-        for slot in self.slots.iter_mut().rev() {
+        let mut read_anew = None;
+        for (offset, slot) in self.slots.iter_mut().enumerate().rev() {
             match slot {
-                Slot::Open(record) => *slot = Slot::Committed(record.clone()),
+                Slot::Open(record) => {
+                    if record.is_of_round() {
+                        read_anew = Some(offset as i64);
+                    }
+                    *slot = Slot::Committed(record.clone());
+                }
                 _ => break,
             }
         }
+        for complete in self.complete.values_mut().filter_map(|known| known.last_mut()) {
+            complete.until = complete.until.or(read_anew);
+        }
         self.slots.push(Slot::Hidden);
         self.ledger.extend(ledger.into_iter().map(|entry| (entry.key().into_bytes(), entry.value())));
-        let progress = self.progress();
-        self.complete_from = match progress {
-            Some(Progress { snapshot: None, log_end, end_lsn, .. }) => {
-                self.complete_from.or(Some((log_end, end_lsn)))
+        if let Some(Progress { snapshot: None, log_end, end_lsn, .. }) = self.progress() {
+            for table in self.read_ledger().tables.into_keys() {
+                let known = self.complete.entry(table).or_default();
+                if known.last().is_none_or(|last| last.until.is_some()) {
+                    known.push(Complete { from: (log_end, end_lsn), until: None });
+                }
             }
-            _ => None,
-        };
+        }
     }
 
-    /// From where on the log holds a table whole; `None` while it does not.
-    pub(crate) fn complete_from(&self, table: u32) -> Option<(i64, Lsn)> {
-        self.complete_from.filter(|_| self.read_ledger().tables.contains_key(&table))
+    /// Whether a store that stands here has all of a table.
+    pub(crate) fn complete_at(&self, table: u32, offset: i64, lsn: Lsn) -> bool {
+        let here = |known: &Complete| {
+            known.from.0 <= offset && known.from.1 <= lsn && known.until.is_none_or(|until| offset <= until)
+        };
+        self.complete.get(&table).is_some_and(|known| known.iter().any(here))
+    }
+
+    /// Whether the log holds a table whole to its end.
+    pub(crate) fn complete(&self, table: u32) -> bool {
+        let whole = |known: &Vec<Complete>| known.last().is_some_and(|last| last.until.is_none());
+        self.complete.get(&table).is_some_and(whole)
     }
 
     fn data_end(&self) -> i64 {

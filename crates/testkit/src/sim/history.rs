@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use change::{Collation, Column, Lsn, ReplicaIdentity, Snapshot, TableSchema};
+use change::{Collation, Column, Lsn, ReplicaIdentity, Snapshot, Storage, TableSchema};
 use rand::Rng;
 use rand::rngs::StdRng;
 
@@ -40,6 +40,8 @@ pub(crate) enum RowEdit {
     Message,
     /// The second table enters the publication.
     Publish,
+    /// ALTER TABLE ... ALTER COLUMN TYPE of the first table, with a rewrite that happens to keep its values.
+    Retype,
 }
 
 impl RowEdit {
@@ -49,7 +51,7 @@ impl RowEdit {
                 std::slice::from_ref(table)
             }
             RowEdit::Truncate { tables } => tables,
-            RowEdit::Message | RowEdit::Publish => &[],
+            RowEdit::Message | RowEdit::Publish | RowEdit::Retype => &[],
         }
     }
 
@@ -79,6 +81,7 @@ impl RowEdit {
             RowEdit::Truncate { tables } => tables.iter().map(|table| (*table, None)).collect(),
             RowEdit::Message => Vec::new(),
             RowEdit::Publish => vec![(TABLES[1], None)],
+            RowEdit::Retype => vec![(TABLES[0], None)],
         }
     }
 
@@ -92,7 +95,7 @@ impl RowEdit {
             }
             RowEdit::Delete { table, id, .. } => drop(tables.remove(&(*table, *id))),
             RowEdit::Truncate { tables: truncated } => tables.retain(|(t, _), _| !truncated.contains(t)),
-            RowEdit::Message | RowEdit::Publish => {}
+            RowEdit::Message | RowEdit::Publish | RowEdit::Retype => {}
         }
     }
 }
@@ -106,6 +109,8 @@ pub(crate) enum Entry {
         xid: u32,
         /// Whether the second table was published by then.
         published: bool,
+        /// How often the first table had been retyped by its beginning.
+        retyped: u32,
         edits: Vec<RowEdit>,
     },
     Message {
@@ -127,12 +132,16 @@ pub(crate) struct History {
     tables: Tables,
     /// Whether the second table is published.
     pub(crate) published: bool,
+    /// How often the first table was retyped.
+    pub(crate) retyped: u32,
     /// The next transaction id, those of transactions that run, and what the committed ones hold locked that others do
     /// not see yet.
     xid: u32,
     running: Vec<u32>,
     invisible: BTreeMap<u32, BTreeSet<(u32, Option<i64>)>>,
     next_id: i64,
+    /// Ids that rows had, for other rows to have.
+    left: Vec<(u32, i64)>,
 }
 
 impl History {
@@ -144,10 +153,12 @@ impl History {
             states,
             tables: Tables::new(),
             published: false,
+            retyped: 0,
             xid: 700,
             running: Vec::new(),
             invisible: BTreeMap::new(),
             next_id: 1,
+            left: Vec::new(),
         }
     }
 
@@ -194,8 +205,9 @@ impl History {
         self.invisible.retain(|_, _| rng.random_bool(0.3));
     }
 
-    /// All of it does.
+    /// All of it does, and what runs ends.
     pub(crate) fn reveal_all(&mut self) {
+        self.running.clear();
         self.invisible.clear();
     }
 
@@ -213,11 +225,50 @@ impl History {
         }
     }
 
+    /// Whether others see that the second table is published.
+    pub(crate) fn published_visibly(&self) -> bool {
+        let unseen = |entry: &Entry| match entry {
+            Entry::Transaction { xid, edits, .. } => {
+                self.invisible.contains_key(xid) && matches!(edits[..], [RowEdit::Publish])
+            }
+            _ => false,
+        };
+        self.published && !self.entries.iter().any(unseen)
+    }
+
+    /// Where a table's rows are, as others see it.
+    pub(crate) fn storage(&self, table: u32) -> Storage {
+        let mut storage = Storage { file: 1, columns: 1 };
+        for entry in &self.entries {
+            let Entry::Transaction { xid, edits, .. } = entry else { continue };
+            if self.invisible.contains_key(xid) {
+                continue;
+            }
+            for edit in edits {
+                let retyped = table == TABLES[0] && matches!(edit, RowEdit::Retype);
+                storage.file +=
+                    i64::from(retyped || matches!(edit, RowEdit::Truncate { .. }) && edit.touches(table));
+                storage.columns += i64::from(retyped);
+            }
+        }
+        storage
+    }
+
+    /// A transaction of nobody's table, over and visible.
+    pub(crate) fn beat(&mut self) {
+        self.xid += 1;
+    }
+
+    /// What holds a lock that keeps readers out becomes visible, for they wait for it.
+    pub(crate) fn unlock(&mut self) {
+        self.invisible.retain(|_, held| !held.contains(&(TABLES[0], None)));
+    }
+
     /// Publishes the second table, whose writers are locked out for that moment.
     pub(crate) fn publish(&mut self, rng: &mut StdRng) {
         if !self.published {
             self.published = true;
-            self.commit(rng, vec![RowEdit::Publish]);
+            self.commit(rng, vec![RowEdit::Publish], self.retyped);
         }
     }
 
@@ -234,11 +285,12 @@ impl History {
 
     fn transaction(&mut self, rng: &mut StdRng) {
         let size = if rng.random_bool(0.1) { rng.random_range(10..60) } else { rng.random_range(1..6) };
+        let retyped = self.retyped;
         let edits = (0..size).filter_map(|_| self.edit(rng)).collect();
-        self.commit(rng, edits);
+        self.commit(rng, edits, retyped);
     }
 
-    fn commit(&mut self, rng: &mut StdRng, edits: Vec<RowEdit>) {
+    fn commit(&mut self, rng: &mut StdRng, edits: Vec<RowEdit>, retyped: u32) {
         for _ in 0..rng.random_range(1..3) {
             self.running.push(self.xid);
             self.xid += 1;
@@ -257,7 +309,14 @@ impl History {
         self.states.insert(commit_lsn, self.tables.clone());
         self.invisible.insert(xid, locks);
         let published = self.published;
-        self.entries.push(Entry::Transaction { commit_lsn, end_lsn: self.end, xid, published, edits });
+        self.entries.push(Entry::Transaction {
+            commit_lsn,
+            end_lsn: self.end,
+            xid,
+            published,
+            retyped,
+            edits,
+        });
     }
 
     fn edit(&mut self, rng: &mut StdRng) -> Option<RowEdit> {
@@ -269,6 +328,10 @@ impl History {
         // Below and above all ids there are, and between them: rows move into ranges that were read and out of them.
         let mut free = |rng: &mut StdRng| {
             self.next_id += 1;
+            let again = self.left.iter().rposition(|left| left.0 == table && !self.tables.contains_key(left));
+            if let Some(again) = again.filter(|_| rng.random_bool(0.3)) {
+                return self.left.remove(again).1;
+            }
             loop {
                 let id = rng.random_range(-200..200 + self.next_id);
                 if !self.tables.contains_key(&(table, id)) {
@@ -293,15 +356,22 @@ impl History {
                 let tables = if rng.random_bool(0.5) { TABLES.to_vec() } else { vec![table] };
                 RowEdit::Truncate { tables }
             }
+            97 => {
+                self.retyped += 1;
+                RowEdit::Retype
+            }
             _ => RowEdit::Message,
         };
+        if let RowEdit::Update { old: (id, _), .. } | RowEdit::Delete { id, .. } = &edit {
+            self.left.push((table, *id));
+        }
         edit.apply(&mut self.tables);
         Some(edit)
     }
 }
 
 /// What the tables look like: an id and a text.
-pub(crate) fn schema(table: u32) -> TableSchema {
+pub(crate) fn schema(table: u32, retyped: u32) -> TableSchema {
     let column = |name: &str, type_oid, type_name: &str, key, collation| Column {
         name: name.into(),
         type_oid,
@@ -319,7 +389,11 @@ pub(crate) fn schema(table: u32) -> TableSchema {
         identity: if first { ReplicaIdentity::Full } else { ReplicaIdentity::Default },
         columns: vec![
             column("id", id_oid, id_type, Some(1), None),
-            column("value", 25, "text", None, Some(collation)),
+            if first && retyped % 2 == 1 {
+                column("value", 1043, "character varying", None, Some(collation))
+            } else {
+                column("value", 25, "text", None, Some(collation))
+            },
         ],
     }
 }

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -26,15 +27,16 @@ pub(crate) struct Server {
 pub(crate) struct SimSource {
     server: Rc<RefCell<Server>>,
     faults: Faults,
-    /// The next entry, and the first LSN wanted.
+    /// The next entry, what of it was delivered, and the first LSN wanted.
     next: usize,
+    delivered: usize,
     from: Lsn,
     described: bool,
 }
 
 impl SimSource {
     pub(crate) fn new(server: Rc<RefCell<Server>>, faults: Faults) -> Self {
-        SimSource { server, faults, next: 0, from: Lsn::ZERO, described: false }
+        SimSource { server, faults, next: 0, delivered: 0, from: Lsn::ZERO, described: false }
     }
 
     fn fail(&self) -> Result<(), SourceError> {
@@ -69,6 +71,8 @@ impl SimSource {
                 deliver(WalEvent::Row { lsn, relation: *table, change })
             }
             RowEdit::Truncate { tables } => deliver(WalEvent::Truncate { lsn, relations: tables }),
+            // The next change of the table tells of it.
+            RowEdit::Retype => Ok(()),
             RowEdit::Message | RowEdit::Publish => {
                 let prefix = if matches!(edit, RowEdit::Publish) { TABLES_CHANGED } else { "millrace" };
                 deliver(WalEvent::Message { lsn, transactional: true, prefix, content: b"x" })
@@ -107,7 +111,10 @@ impl Source for SimSource {
 
     fn write_heartbeat(&mut self, heartbeat: &Heartbeat) -> Result<(), SourceError> {
         self.fail()?;
-        self.server.borrow_mut().heartbeat = heartbeat.clone();
+        let mut server = self.server.borrow_mut();
+        server.heartbeat = heartbeat.clone();
+        server.history.beat();
+        drop(server);
         self.fail()
     }
 
@@ -116,7 +123,7 @@ impl Source for SimSource {
     fn start(&mut self, from: Lsn) -> Result<(), SourceError> {
         let confirmed = self.server.borrow().confirmed_flush;
         self.from = if self.faults.strike_often() { confirmed } else { from.max(confirmed) };
-        self.next = 0;
+        (self.next, self.delivered) = (0, 0);
         self.described = false;
         Ok(())
     }
@@ -129,10 +136,9 @@ impl Source for SimSource {
         self.fail()?;
         let server = self.server.clone();
         let server = server.borrow();
-        let last = server.history.entries.len().min(self.next + self.faults.up_to(4));
-        let arrived = last > self.next;
-        for entry in &server.history.entries[self.next..last] {
-            self.next += 1;
+        let mut budget = self.faults.up_to(30);
+        let arrived = self.next < server.history.entries.len() && budget > 0;
+        while let Some(entry) = server.history.entries.get(self.next).filter(|_| budget > 0) {
             match entry {
                 Entry::Noise { end_lsn } if *end_lsn >= self.from => {
                     deliver(WalEvent::Keepalive {
@@ -148,28 +154,40 @@ impl Source for SimSource {
                         content: b"m",
                     })?;
                 }
-                Entry::Transaction { commit_lsn, end_lsn, xid, published, edits }
+                Entry::Transaction { commit_lsn, end_lsn, xid, published, retyped, edits }
                     if *commit_lsn >= self.from =>
                 {
                     let tables = if *published { &TABLES[..] } else { &TABLES[..1] };
                     let (commit_lsn, xid) = (*commit_lsn, *xid);
-                    deliver(WalEvent::Begin { commit_lsn, commit_time_us: 0, xid })?;
-                    if !self.described || self.faults.strike_often() {
-                        self.described = true;
-                        tables.iter().try_for_each(|table| {
-                            deliver(WalEvent::Relation { schema: schema(*table), filenode: 1 })
-                        })?;
-                    } else if edits.iter().any(|edit| edit.touches(TABLES[1])) && *published {
-                        deliver(WalEvent::Relation { schema: schema(TABLES[1]), filenode: 1 })?;
+                    if self.delivered == 0 {
+                        deliver(WalEvent::Begin { commit_lsn, commit_time_us: 0, xid })?;
                     }
-                    for edit in edits.iter().filter_map(|edit| edit.published(tables)) {
-                        self.fail()?;
-                        self.deliver_edit(&edit, commit_lsn, deliver)?;
+                    for (place, edit) in edits.iter().enumerate().skip(self.delivered) {
+                        if budget == 0 {
+                            return Ok(true);
+                        }
+                        budget -= 1;
+                        let before = |edit: &&RowEdit| matches!(edit, RowEdit::Retype);
+                        let retyped = retyped + edits[..place].iter().filter(before).count() as u32;
+                        let describe = !std::mem::replace(&mut self.described, true);
+                        for table in tables {
+                            if describe || self.faults.strike_often() || edit.touches(*table) {
+                                deliver(WalEvent::Relation(schema(*table, retyped)))?;
+                            }
+                        }
+                        if let Some(edit) = edit.published(tables) {
+                            self.fail()?;
+                            self.deliver_edit(&edit, commit_lsn, deliver)?;
+                        }
+                        self.delivered = place + 1;
                     }
                     deliver(WalEvent::Commit { commit_lsn, end_lsn: *end_lsn })?;
                 }
                 _ => {}
             }
+            budget = budget.saturating_sub(1);
+            self.next += 1;
+            self.delivered = 0;
         }
         if self.next == server.history.entries.len() {
             deliver(WalEvent::Keepalive { wal_end: server.history.end, reply_requested: false })?;
@@ -179,13 +197,14 @@ impl Source for SimSource {
 
     fn published(&mut self) -> Result<Vec<PublishedTable>, SourceError> {
         self.fail()?;
-        let count = if self.server.borrow().history.published { 2 } else { 1 };
+        let server = self.server.borrow();
+        let count = if server.history.published_visibly() { 2 } else { 1 };
         let table = |relation: &u32| PublishedTable {
             relation: *relation,
             name: format!("public.t{relation}"),
             publication: relation + 1,
             estimated_rows: -1,
-            filenode: 1,
+            storage: server.history.storage(*relation),
         };
         Ok(TABLES[..count].iter().map(table).collect())
     }
@@ -203,20 +222,31 @@ impl Source for SimSource {
         deliver: &mut dyn FnMut(RoundEvent<'_>) -> Result<(), RelayError>,
     ) -> Result<Round, RelayError> {
         self.fail()?;
-        let (snapshot, rows, until) = {
+        let (snapshot, rows, until, storage, retyped) = {
             let mut server = self.server.borrow_mut();
+            server.history.unlock();
             let snapshot = server.history.snapshot(false);
+            let storage = TABLES.map(|table| (table, server.history.storage(table)));
+            let retyped = server.history.retyped;
             let rows = server.history.seen_by(&snapshot);
             // The world goes on while a round is read.
             self.faults.grow(&mut server.history);
-            (snapshot, rows, server.history.end)
+            (snapshot, rows, server.history.end, BTreeMap::from(storage), retyped)
         };
         if !accept(&snapshot) {
             return Ok(Round::NotNow("simulated".into()));
         }
+        let rewritten = |table: &&ReadRequest| {
+            (table.after.is_some() || !table.keys.is_empty())
+                && table.storage.is_some_and(|before| storage[&table.relation].rewritten(before))
+        };
+        if let Some(table) = tables.iter().find(rewritten) {
+            return Ok(Round::Rekeyed(table.relation));
+        }
         let mut budget = self.faults.up_to(8);
         for ReadRequest { relation, after, only_keys, keys, .. } in tables {
-            deliver(RoundEvent::Table { schema: schema(*relation), filenode: 1 })?;
+            let schema = schema(*relation, retyped);
+            deliver(RoundEvent::Table { schema, storage: storage[relation] })?;
             let mut give = |id: i64, value: &str| {
                 self.fail()?;
                 deliver(RoundEvent::Row(row(id, Datum::Text(value)).as_tuple()))
@@ -254,9 +284,9 @@ impl Source for SimSource {
         Ok(Round::Taken { snapshot, until })
     }
 
-    fn compare(&mut self, _: u32, keys: &[Key], bound: &Key) -> Result<Vec<Ordering>, SourceError> {
+    fn compare(&mut self, _: u32, keys: &[Key], bound: &Key) -> Result<Option<Vec<Ordering>>, SourceError> {
         self.fail()?;
-        Ok(keys.iter().map(|key| id(key).cmp(&id(bound))).collect())
+        Ok(Some(keys.iter().map(|key| id(key).cmp(&id(bound))).collect()))
     }
 
     fn acknowledge(&mut self, confirmed: Confirmed) -> Result<(), SourceError> {
