@@ -11,8 +11,8 @@ pub struct Refusal {
 }
 
 /// The remedy where a log cannot be complete any more.
-pub const NEW_LOG: &str = "begin a new log: millrace teardown --yes && millrace setup; the stores go with the old log and are \
-                           built again from a new snapshot of the tables";
+pub const NEW_LOG: &str = "begin a new log: millrace generation new, and let the reader and the workers run; the stores are built \
+                           from it, and readers keep the present ones until then";
 
 impl Refusal {
     /// Puts the two together.

@@ -11,8 +11,9 @@ use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode as Code};
 use rdkafka::message::{BorrowedMessage, Headers as _, Message};
 use rdkafka::{Offset, TopicPartitionList};
 use relay::Ledger;
-use worker::{Feed, FeedError, FeedEvent, GroupOffset, LogBatch, LogState};
+use worker::{Feed, FeedError, FeedEvent, GroupOffset, LogBatch, LogState, Successor};
 
+use crate::generations::generations;
 use crate::ledger::{entry, read_ledger, require_topics};
 use crate::membership::Membership;
 use crate::reader::{Absence, Next, PartitionReader, explain, is_outage};
@@ -174,22 +175,31 @@ impl KafkaFeed {
         let consumer = self.consumer();
         explain(error, &self.log, consumer.client(), &consumer.context().reports).into()
     }
+}
 
-    fn group_offset(&self) -> Result<Option<GroupOffset>, FeedError> {
-        if !self.member {
-            return Ok(None);
-        }
-        let mut asked = TopicPartitionList::new();
-        asked.add_partition(&self.log, 0);
-        let committed = self
-            .consumer()
-            .committed_offsets(asked, self.connection.outage())
-            .map_err(|error| KafkaError::of("cannot read the consumer group's offset", &error))?;
-        Ok(committed.find_partition(&self.log, 0).and_then(|element| match element.offset() {
-            Offset::Offset(offset) => Some(GroupOffset { offset, ours: element.metadata() == TAG }),
-            _ => None,
-        }))
-    }
+/// What a consumer group has committed for a log, if anything.
+pub fn group_offset(
+    connection: &Connection,
+    names: &Names,
+    group: &str,
+) -> Result<Option<GroupOffset>, KafkaError> {
+    committed(&consumer(connection, group, &[])?, &names.log(), connection.outage())
+}
+
+fn committed(
+    consumer: &BaseConsumer<Membership>,
+    log: &str,
+    limit: Duration,
+) -> Result<Option<GroupOffset>, KafkaError> {
+    let mut asked = TopicPartitionList::new();
+    asked.add_partition(log, 0);
+    let committed = consumer
+        .committed_offsets(asked, limit)
+        .map_err(|error| KafkaError::of("cannot read the consumer group's offset", &error))?;
+    Ok(committed.find_partition(log, 0).and_then(|element| match element.offset() {
+        Offset::Offset(offset) => Some(GroupOffset { offset, ours: element.metadata() == TAG }),
+        _ => None,
+    }))
 }
 
 impl Feed for KafkaFeed {
@@ -229,7 +239,18 @@ impl Feed for KafkaFeed {
                 ),
             )
         })?;
-        Ok(LogState { id, generation: self.names.generation(), start, end, group: self.group_offset()? })
+        let group = match self.member {
+            true => committed(self.consumer(), &self.log, self.connection.outage())?,
+            false => None,
+        };
+        let generation = self.names.generation();
+        let known = generations(&self.connection, self.names.pipeline())?;
+        let diverged = known.and_then(|known| known.get(generation)).is_some_and(|this| this.diverged);
+        // Where this log is not current any more, the current one is its successor.
+        let later = known.map(|known| [Some(known.current), known.next]).into_iter().flatten().flatten();
+        let next = later.filter(|later| later.number > generation).last();
+        let next = next.map(|next| Successor { diverged: next.diverged });
+        Ok(LogState { id, generation, diverged, start, end, group, next })
     }
 
     fn seek(&mut self, offset: i64) -> Result<(), FeedError> {

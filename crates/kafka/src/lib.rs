@@ -17,6 +17,7 @@
 mod connection;
 mod deliveries;
 mod feed;
+mod generations;
 mod ledger;
 mod membership;
 mod names;
@@ -28,10 +29,15 @@ mod tail;
 mod topics;
 
 pub use connection::{Connection, KafkaError};
-pub use feed::KafkaFeed;
+pub use feed::{KafkaFeed, group_offset};
+pub use generations::{
+    Generation, Generations, GenerationsWatch, generations, not_set_up, write_generations,
+};
 pub use ledger::{ReadUntil, read_ledger};
 pub use names::Names;
 pub use publisher::KafkaPublisher;
-pub use setup::{SetupRecord, SetupWriter, current_generation};
+pub use setup::{SetupRecord, SetupWriter};
 pub use tail::{RangeReader, Start};
-pub use topics::{Problem, check_topics, compare_topics, delete_groups, delete_topics, ensure_topics};
+pub use topics::{
+    Problem, check_topics, compare_topics, delete_groups, delete_topics, ensure_topics, groups_of, log_exists,
+};

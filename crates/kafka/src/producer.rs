@@ -13,7 +13,7 @@ use rdkafka::{ClientConfig, util::Timeout};
 
 use crate::connection::fences;
 use crate::deliveries::{Deliveries, LOG, OTHER, undelivered};
-use crate::{Connection, KafkaError, Names};
+use crate::{Connection, KafkaError};
 
 /// The largest record that the log's topic takes (bytes, as batched).
 pub(crate) const RECORD_MAX_BYTES: u32 = 64 << 20;
@@ -46,9 +46,9 @@ pub(crate) struct Producer {
 }
 
 impl Producer {
-    /// Starts a producer and fences every older one of the same log; returns when their transactions have ended.
-    pub(crate) fn start(connection: &Connection, names: &Names) -> Result<Self, KafkaError> {
-        let config = configure(connection, names);
+    /// Starts a producer and fences every older one of the same id; returns when their transactions have ended.
+    pub(crate) fn start(connection: &Connection, transactional_id: &str) -> Result<Self, KafkaError> {
+        let config = configure(connection, transactional_id);
         let transaction_timeout = config.get("transaction.timeout.ms").and_then(|ms| ms.parse().ok());
         let inner: ThreadedProducer<Deliveries> = config
             .create_with_context(Deliveries::default())
@@ -214,7 +214,7 @@ fn may_retry(error: &RDKafkaError) -> bool {
         && (error.is_retriable() || error.code() == Code::OperationTimedOut)
 }
 
-fn configure(connection: &Connection, names: &Names) -> ClientConfig {
+fn configure(connection: &Connection, transactional_id: &str) -> ClientConfig {
     let outage = connection.outage();
     let record_max = RECORD_MAX_BYTES.to_string();
     let queue_max = QUEUE_MAX_KIB.to_string();
@@ -228,7 +228,7 @@ fn configure(connection: &Connection, names: &Names) -> ClientConfig {
         ("transaction.timeout.ms", &transaction),
     ]);
     config
-        .set("transactional.id", names.transactional_id())
+        .set("transactional.id", transactional_id)
         .set("enable.idempotence", "true")
         .set("acks", "all")
         .set("message.timeout.ms", outage.as_millis().to_string());

@@ -68,7 +68,7 @@ impl Publisher for KafkaPublisher {
     fn open(&mut self) -> Result<Ledger, PublishError> {
         self.producer = None;
         require_topics(&self.connection, &self.names)?;
-        let producer = Producer::start(&self.connection, &self.names)?;
+        let producer = Producer::start(&self.connection, &self.names.transactional_id())?;
         let ledger = read_ledger(&self.connection, &self.names, ReadUntil::TrueEnd)?;
         let header_end = i64::from(ledger.log.is_some());
         self.log_end = ledger.progress.as_ref().map_or(header_end, |progress| progress.log_end);

@@ -89,6 +89,11 @@ impl PartitionReader {
             .map_err(|error| self.explain(&error))
     }
 
+    /// Reads no further until the next seek.
+    pub(crate) fn rest(&mut self) -> Result<(), KafkaError> {
+        self.consumer.unassign().map_err(|error| self.explain(&error))
+    }
+
     /// What comes next, waiting for it at most `timeout`.
     pub(crate) fn next(&mut self, timeout: Duration) -> Result<Next<'_>, KafkaError> {
         match self.consumer.poll(timeout) {

@@ -17,7 +17,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError as ClientError, KafkaResult, RDKafkaErrorCode as Code};
 
 use crate::connection::Reports;
-use crate::feed::SESSION_TIMEOUT;
+use crate::feed::{SESSION_TIMEOUT, group_offset};
 use crate::ledger::topic_exists;
 use crate::producer::RECORD_MAX_BYTES;
 use crate::{Connection, KafkaError, Names};
@@ -149,6 +149,26 @@ pub fn delete_topics(connection: &Connection, names: &Names, generations: bool) 
     let doing = "cannot delete topics";
     let results = wait(admin.delete_topics(&topics, &options())).map_err(|e| KafkaError::of(doing, &e))?;
     tolerate(doing, results, &[Code::UnknownTopicOrPartition, Code::UnknownTopic])
+}
+
+/// Whether a generation's log is there.
+pub fn log_exists(connection: &Connection, names: &Names) -> Result<bool, KafkaError> {
+    topic_exists(&connection.inquirer()?, &names.log(), connection.outage())
+}
+
+/// The consumer groups that stand somewhere in a log, and where.
+pub fn groups_of(connection: &Connection, names: &Names) -> Result<Vec<(String, i64)>, KafkaError> {
+    let all = connection
+        .inquirer()?
+        .fetch_group_list(None, connection.outage())
+        .map_err(|error| KafkaError::of("cannot list the consumer groups", &error))?;
+    let mut found = Vec::new();
+    for group in all.groups() {
+        if let Some(at) = group_offset(connection, names, group.name())? {
+            found.push((group.name().to_owned(), at.offset));
+        }
+    }
+    Ok(found)
 }
 
 /// Deletes consumer groups with their offsets. Those that do not exist are no error; one with a member is refused, when

@@ -233,9 +233,9 @@ fn main() -> anyhow::Result<()> {
     let mut mirror = Mirror::new(table, url)?;
     loop {
         let outcome = (|| {
-            let generation = kafka::current_generation(&kafka, pipeline).map_err(FeedError::from)?;
-            let generation = generation.ok_or_else(|| Refusal::new("no such pipeline", "millrace setup"))?;
-            let names = Names::new(pipeline, generation)?;
+            let known = kafka::generations(&kafka, pipeline).map_err(FeedError::from)?;
+            let known = known.ok_or_else(|| kafka::not_set_up(pipeline))?;
+            let names = Names::new(pipeline, known.current.number)?;
             let mut feed = KafkaFeed::open(&kafka, &names, &names.group("mirror", None))?;
             worker::run(&mut feed, &mut mirror, &System, &System)
         })();

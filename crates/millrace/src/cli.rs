@@ -207,6 +207,9 @@ pub(crate) enum Command {
         #[command(flatten)]
         format: Format,
     },
+    /// Begin a complete new log beside the current one, and go over to it.
+    #[command(subcommand)]
+    Generation(GenerationCommand),
     /// Print the log as it flows.
     #[command(
         after_help = "Examples:\n  millrace tail --table public.emails\n  millrace tail --from-beginning --limit 10 --json | jq .value.op"
@@ -236,6 +239,37 @@ pub(crate) enum Command {
     /// A mailbox with live traffic to watch the pipeline with; `scripts/demo` runs it.
     #[command(hide = true)]
     Demo(crate::commands::demo::Options),
+}
+
+/// What to do about the pipeline's logs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum GenerationCommand {
+    /// Make a new log, from which every store is built anew and which then takes the current one's place.
+    ///
+    /// The remedy wherever a log cannot be complete any more: its slot was lost or dropped, its topics or their beginning
+    /// are gone, the publication was changed by hand, the source was restored to an earlier point. The running reader fills
+    /// the new log from a snapshot of the tables and all changes since; the workers build a copy of every store from it and
+    /// swap each in when it has come as far as the one that readers see; then the new log is the current one, and the old
+    /// one's slot is dropped. The old log goes on meanwhile, if it can. Everything survives every kill; a new log that was
+    /// begun goes on.
+    ///
+    /// After a restore to an earlier point the stores show what the database no longer has: they are emptied at once.
+    #[command(after_help = "Examples:\n  millrace generation new\n  millrace generation new --wait")]
+    New {
+        /// Show how far it is until the new log is the current one.
+        #[arg(long)]
+        wait: bool,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Remove the logs that are not current any more: their topics, and a slot where one is left.
+    ///
+    /// Shows which consumer groups stand there, and asks.
+    Retire {
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+    },
 }
 
 /// Records to leave out.

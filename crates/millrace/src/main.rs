@@ -5,6 +5,7 @@ mod commands;
 mod config;
 mod failpoint;
 mod failure;
+mod logs;
 mod stop;
 mod supervise;
 mod telemetry;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use change::Refusal;
-use kafka::{Connection, KafkaError, Names};
+use kafka::{Connection, Generations, KafkaError, Names};
 use postgres::plan::{Plan, Table};
 use postgres::setup::SetupError;
 use redis_counters::{Counters, Namespace, Server};
@@ -59,10 +59,13 @@ impl Process {
     /// The names of the current generation; refused where there is none.
     pub(crate) fn names(&self, kafka: &Connection) -> Result<Names, KafkaError> {
         let pipeline = self.config.pipeline.as_str();
-        match kafka::current_generation(kafka, pipeline)? {
-            Some(generation) => Ok(Names::new(pipeline, generation)?),
-            None => Err(Refusal::new(format!("pipeline {pipeline} is not set up"), "millrace setup").into()),
-        }
+        Ok(Names::new(pipeline, self.generations(kafka)?.current.number)?)
+    }
+
+    /// The pipeline's generations; refused where there is none.
+    pub(crate) fn generations(&self, kafka: &Connection) -> Result<Generations, KafkaError> {
+        let pipeline = self.config.pipeline.as_str();
+        Ok(kafka::generations(kafka, pipeline)?.ok_or_else(|| kafka::not_set_up(pipeline))?)
     }
 
     /// Where the source is, for the running role.
@@ -87,12 +90,23 @@ impl Process {
             |name: &crate::config::TableName| Table { schema: name.schema.clone(), name: name.table.clone() };
         Ok(Plan {
             pipeline: pipeline.to_string(),
+            heartbeat: pipeline.heartbeat(generation),
             slot: pipeline.slot(generation),
             publication: pipeline.publication(),
             tables: self.config.postgres.tables.iter().map(table).collect(),
             role: self.source()?.user().to_owned(),
             keyless_bytes: self.config.snapshot.keyless_bytes,
         })
+    }
+
+    /// The workers that are configured.
+    pub(crate) fn workers(&self) -> Vec<&'static str> {
+        let search = self.config.search.as_ref().is_some_and(|search| !search.indexes.is_empty());
+        let counters = !self.config.counters.is_empty();
+        [("counters", counters), ("search", search)]
+            .into_iter()
+            .filter_map(|(name, is)| is.then_some(name))
+            .collect()
     }
 
     /// Where counters are kept; refused where none is configured.

@@ -423,7 +423,7 @@ pub async fn heartbeat(client: &Client, plan: &Plan) -> Result<Finding, Error> {
         ));
     }
     let beats =
-        client.query_opt("SELECT FROM millrace.heartbeat WHERE pipeline = $1", &[&plan.pipeline]).await?;
+        client.query_opt("SELECT FROM millrace.heartbeat WHERE pipeline = $1", &[&plan.heartbeat]).await?;
     Ok(match beats {
         Some(_) => Finding::good("the heartbeat table is in place"),
         None => missing("millrace.heartbeat has no row for this pipeline"),

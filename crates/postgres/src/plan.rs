@@ -36,8 +36,10 @@ impl fmt::Display for Table {
 /// What a pipeline is to have at the source.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Plan {
-    /// Its name: key of its row in the heartbeat table.
+    /// Its name.
     pub pipeline: String,
+    /// Key of its row in the heartbeat table.
+    pub heartbeat: String,
     /// The slot's name.
     pub slot: String,
     /// The publication's name.

@@ -89,7 +89,7 @@ pub fn heartbeat_sql(plan: &Plan) -> Vec<String> {
         format!(
             "INSERT INTO millrace.heartbeat (pipeline, beat, nonce, at) VALUES ({}, 0, '', now()) \
              ON CONFLICT (pipeline) DO NOTHING",
-            quote_literal(&plan.pipeline)
+            quote_literal(&plan.heartbeat)
         ),
         format!("GRANT USAGE ON SCHEMA millrace TO {role}"),
         format!("GRANT SELECT, INSERT, UPDATE ON millrace.heartbeat TO {role}"),
@@ -263,7 +263,8 @@ pub async fn remove(admin: &mut Client, plan: &Plan) -> Result<(), SetupError> {
         return Ok(());
     }
     let transaction = admin.transaction().await.map_err(at())?;
-    let delete = "DELETE FROM millrace.heartbeat WHERE pipeline = $1";
+    // Of every generation.
+    let delete = "DELETE FROM millrace.heartbeat WHERE split_part(pipeline, '.', 1) = $1";
     transaction.execute(delete, &[&plan.pipeline]).await.map_err(at())?;
     let last = "SELECT NOT EXISTS (SELECT FROM millrace.heartbeat)";
     if transaction.query_one(last, &[]).await.map_err(at())?.get(0) {
@@ -351,6 +352,6 @@ async fn look_under(admin: &mut Client, name: &str) -> Result<Snapshot, SetupErr
 pub async fn read_heartbeat(client: &Client, plan: &Plan) -> Result<(i64, String), SetupError> {
     let doing = "cannot read millrace.heartbeat";
     let query = "SELECT beat, nonce FROM millrace.heartbeat WHERE pipeline = $1";
-    let row = client.query_one(query, &[&plan.pipeline]).await.map_err(SetupError::at(doing))?;
+    let row = client.query_one(query, &[&plan.heartbeat]).await.map_err(SetupError::at(doing))?;
     Ok((row.get(0), row.get(1)))
 }

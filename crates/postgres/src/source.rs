@@ -68,8 +68,8 @@ WHERE slot_name = $1 AND active_pid IS NOT NULL";
 /// Which changes to read.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SourceOptions {
-    /// Name of the pipeline, and key of its heartbeat.
-    pub pipeline: String,
+    /// Key of its heartbeat.
+    pub heartbeat: String,
     /// The replication slot.
     pub slot: String,
     /// The publication.
@@ -185,6 +185,29 @@ impl PostgresSource {
             Some(connection) => Ok(connection),
             None => Ok(self.runtime.block_on(ReplicationConnection::connect_to(&self.target))?),
         }
+    }
+
+    /// Which history the server has, and how far: what [`Source::state`] gives but for the slot, which may be gone.
+    pub fn history(&mut self, ledger: &Timeline) -> Result<SourceState, SourceError> {
+        let mut replication = self.replication()?;
+        let (timeline, _) = self.runtime.block_on(replication.identify_system())?;
+        let switch_point = if timeline.system_id == ledger.system_id && timeline.timeline != ledger.timeline {
+            self.runtime.block_on(replication.switch_point(timeline.timeline, ledger.timeline))?
+        } else {
+            None
+        };
+        self.replication = Some(replication);
+        let row = self.query(self.client.query_opt(HEARTBEAT, &[&self.options.heartbeat]))?;
+        let heartbeat = match row {
+            Some(row) => Heartbeat {
+                beat: row.try_get(0).map_err(|error| self.failed(&error))?,
+                nonce: row.try_get(1).map_err(|error| self.failed(&error))?,
+            },
+            None => Heartbeat::default(),
+        };
+        let flush_lsn = self.flush_lsn()?;
+        let confirmed_flush = Lsn::ZERO;
+        Ok(SourceState { confirmed_flush, flush_lsn, timeline, switch_point, heartbeat })
     }
 
     /// What the server's refusal to stream means.
@@ -313,24 +336,7 @@ impl Source for PostgresSource {
 
     fn state(&mut self, ledger: &Timeline) -> Result<SourceState, SourceError> {
         let (_, confirmed_flush) = self.slot()?;
-        let mut replication = self.replication()?;
-        let (timeline, _) = self.runtime.block_on(replication.identify_system())?;
-        let switch_point = if timeline.system_id == ledger.system_id && timeline.timeline != ledger.timeline {
-            self.runtime.block_on(replication.switch_point(timeline.timeline, ledger.timeline))?
-        } else {
-            None
-        };
-        self.replication = Some(replication);
-        let row = self.query(self.client.query_opt(HEARTBEAT, &[&self.options.pipeline]))?;
-        let heartbeat = match row {
-            Some(row) => Heartbeat {
-                beat: row.try_get(0).map_err(|error| self.failed(&error))?,
-                nonce: row.try_get(1).map_err(|error| self.failed(&error))?,
-            },
-            None => Heartbeat::default(),
-        };
-        let flush_lsn = self.flush_lsn()?;
-        Ok(SourceState { confirmed_flush, flush_lsn, timeline, switch_point, heartbeat })
+        Ok(SourceState { confirmed_flush, ..self.history(ledger)? })
     }
 
     fn write_heartbeat(&mut self, heartbeat: &Heartbeat) -> Result<(), SourceError> {
@@ -338,7 +344,7 @@ impl Source for PostgresSource {
         let tls = Tls::new(&self.target.ssl).map_err(ConnectionError::from)?;
         let written = self.query(async {
             let values: [&(dyn ToSql + Sync); 3] =
-                [&self.options.pipeline, &heartbeat.beat, &heartbeat.nonce];
+                [&self.options.heartbeat, &heartbeat.beat, &heartbeat.nonce];
             let write = self.client.execute(BEAT, &values);
             tokio::pin!(write);
             match tokio::time::timeout(STANDBY_PATIENCE, &mut write).await {

@@ -53,6 +53,11 @@ fn held(progress: &Progress) -> Lsn {
     window.map_or(progress.end_lsn, |window| window.until.max(progress.end_lsn))
 }
 
+/// Whether the source has all that a log holds, so that what follows it follows the log's end as well.
+pub fn same_history(progress: &Progress, source: &SourceState) -> bool {
+    check_history(progress, source).is_ok() && source.flush_lsn >= held(progress)
+}
+
 /// The log must be the one that the ledger speaks of, whole.
 fn check_log(ledger: &Ledger, progress: &Progress) -> Result<(), Refusal> {
     let what = match &ledger.log {

@@ -11,12 +11,23 @@ pub struct LogState {
     pub id: String,
     /// Its generation.
     pub generation: u32,
+    /// Whether its source's history is another than that of the generations before.
+    pub diverged: bool,
     /// The first offset that is still there.
     pub start: i64,
     /// The end offset (exclusive, control records included).
     pub end: i64,
     /// What the consumer group has committed, if anything.
     pub group: Option<GroupOffset>,
+    /// The log that is to take its place, if there is one.
+    pub next: Option<Successor>,
+}
+
+/// A log from which stores are built to go over to it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Successor {
+    /// Whether its source's history is another one, so that a store cannot go over without going back.
+    pub diverged: bool,
 }
 
 /// A consumer group's committed offset.

@@ -73,6 +73,11 @@ impl Handover {
         state.recalled |= state.lacking || state.stores.iter().any(|step| *step != Step::None);
     }
 
+    /// The log has got a successor, or has it no more: the worker looks again at what becomes of its stores.
+    pub fn recall(&self) {
+        self.state().recalled = true;
+    }
+
     /// The worker has read where its stores stand.
     pub(crate) fn positioned(&self, stores: &[Option<Checkpoint>]) {
         let mut state = self.state();

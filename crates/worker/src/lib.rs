@@ -25,7 +25,7 @@ mod sink;
 mod start;
 
 pub use checkpoint::Checkpoint;
-pub use feed::{Feed, FeedError, FeedEvent, GroupOffset, LogBatch, LogRecord, LogState};
+pub use feed::{Feed, FeedError, FeedEvent, GroupOffset, LogBatch, LogRecord, LogState, Successor};
 pub use handover::Handover;
 pub use run::{Control, Role, Worker, WorkerError, build, run};
 pub use sink::{Change, Move, Sink, SinkError, StoreSpec, Stored};

@@ -33,6 +33,7 @@ impl Worker<'_> {
         self.member = Member::Positioned;
         match (self.role, at) {
             (Role::Builder, None) => self.done = true,
+            (_, None) if self.done => info!("the stores have gone over to the next log"),
             (_, None) => info!("no store follows the log until it has been built"),
             (_, Some((offset, lsn))) => info!(offset, %lsn, "reading the log"),
         }
@@ -58,11 +59,23 @@ impl Worker<'_> {
         let starts: Result<Vec<Start>, Refusal> =
             specs.iter().zip(&stored).map(|(spec, stored)| decide(spec, stored, log)).collect();
         let mut stores = Vec::with_capacity(specs.len());
-        for (place, start) in starts.map_err(WorkerError::Refused)?.into_iter().enumerate() {
+        let starts = starts.map_err(WorkerError::Refused)?;
+        self.done = !starts.is_empty() && starts.iter().all(|start| *start == Start::Left);
+        for (place, start) in starts.into_iter().enumerate() {
             let (beginning, reason, shown) = match start {
                 Start::Fill { beginning, reason, shown } => (beginning, reason, shown),
                 Start::Continue(checkpoint) => {
                     stores.push(Some(checkpoint));
+                    continue;
+                }
+                Start::Succeed(checkpoint) => {
+                    // A sink without copies goes over when its log is not the current one any more.
+                    sink.rebuild(place, true).map_err(unlocated)?;
+                    stores.push(Some(checkpoint));
+                    continue;
+                }
+                Start::Left => {
+                    stores.push(None);
                     continue;
                 }
             };
@@ -122,17 +135,16 @@ fn find_copies(log: &LogState, sink: &mut dyn Sink) -> Result<Vec<Option<Checkpo
             stores.push(None);
             continue;
         }
-        stores.push(match decide_copy(spec, &stored[place], log).map_err(WorkerError::Refused)? {
-            Start::Continue(checkpoint) => {
-                info!(store = spec.name, offset = checkpoint.next_offset, "the build goes on");
-                Some(checkpoint)
+        let (at, begins) = decide_copy(spec, &stored[place], log).map_err(WorkerError::Refused)?;
+        let (store, generation, offset) = (&spec.name, log.generation, at.next_offset);
+        match begins {
+            None => info!(store, generation, offset, "the build goes on"),
+            Some(reason) => {
+                info!(store, generation, reason, "the build begins");
+                sink.reset(place, &at).map_err(unlocated)?;
             }
-            Start::Fill { beginning, reason, .. } => {
-                info!(store = spec.name, reason, "the build begins");
-                sink.reset(place, &beginning).map_err(unlocated)?;
-                Some(beginning)
-            }
-        });
+        }
+        stores.push(Some(at));
     }
     Ok(stores)
 }

@@ -66,7 +66,7 @@ pub trait Control {
     }
 }
 
-/// Runs the worker until it is told to stop or cannot go on.
+/// Runs the worker until it is told to stop or cannot go on, or all its stores have gone over to a later log.
 ///
 /// After [`FeedError::Unavailable`] the caller drops the feed, waits, and calls again with a new one.
 pub fn run(
@@ -165,7 +165,7 @@ pub struct Worker<'a> {
     pub(crate) frozen: Vec<Option<Checkpoint>>,
     /// Whether a copy was given, and how that went is not known yet.
     pub(crate) given: bool,
-    /// Whether nothing is left to build.
+    /// See [`done`](Self::done).
     pub(crate) done: bool,
     batch: LogBatch,
     live: Vec<bool>,
@@ -245,7 +245,7 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Whether a builder has nothing left to build.
+    /// Whether a builder has nothing left to build, or a worker's stores have all gone over to a later log.
     pub fn done(&self) -> bool {
         self.done
     }

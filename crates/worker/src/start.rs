@@ -2,7 +2,7 @@
 
 use change::{Lsn, NEW_LOG, Refusal};
 
-use crate::{Checkpoint, GroupOffset, LogState, StoreSpec, Stored};
+use crate::{Checkpoint, GroupOffset, LogState, StoreSpec, Stored, Successor};
 
 /// What to do with a store before the log is read.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -11,6 +11,10 @@ pub(crate) enum Start {
     Continue(Checkpoint),
     /// Build it from the log's beginning, where this checkpoint stands.
     Fill { beginning: Checkpoint, reason: String, shown: Shown },
+    /// Go on from its checkpoint, and have a copy built from the log that is to take this one's place.
+    Succeed(Checkpoint),
+    /// It has gone over to a later log.
+    Left,
 }
 
 /// What becomes of a store's content while it is built anew.
@@ -45,39 +49,57 @@ pub(crate) fn decide(spec: &StoreSpec, stored: &Stored, log: &LogState) -> Resul
         ));
     }
     let (reason, shown) = match stored {
-        Stored::Empty => ("it is empty", Shown::Nothing),
-        Stored::Damaged(reason) => (reason.as_str(), Shown::Nothing),
+        Stored::Empty => ("it is empty".to_owned(), Shown::Nothing),
+        Stored::Damaged(reason) => (reason.clone(), Shown::Nothing),
         Stored::At(checkpoint) if checkpoint.definition != spec.definition => {
-            ("its definition changed", Shown::Frozen(checkpoint.clone()))
+            ("its definition changed".to_owned(), Shown::Frozen(checkpoint.clone()))
         }
-        Stored::At(checkpoint) => match (go_on(spec, checkpoint, log), reset) {
-            (gone_on, None) => return gone_on.map(|()| Start::Continue(checkpoint.clone())),
-            (Ok(()), Some(_)) => (RESET, Shown::Current(checkpoint.clone())),
-            (Err(_), Some(_)) => (RESET, Shown::Frozen(checkpoint.clone())),
+        Stored::At(checkpoint) if checkpoint.generation > log.generation && log.next.is_some() => {
+            return Ok(Start::Left);
+        }
+        Stored::At(checkpoint) => match (go_on(spec, checkpoint, log), reset, log.next) {
+            (Ok(()), None, None) => return Ok(Start::Continue(checkpoint.clone())),
+            // What it shows is of a history that the source does not have any more.
+            (_, _, Some(Successor { diverged: true })) => (SUCCESSOR.to_owned(), Shown::Nothing),
+            (Ok(()), _, Some(_)) => return Ok(Start::Succeed(checkpoint.clone())),
+            (Err(refusal), _, Some(_)) => (refusal.what, Shown::Frozen(checkpoint.clone())),
+            (Ok(()), Some(_), None) => (RESET.to_owned(), Shown::Current(checkpoint.clone())),
+            (Err(_), Some(_), None) => (RESET.to_owned(), Shown::Frozen(checkpoint.clone())),
+            (Err(_), None, None) if checkpoint.generation < log.generation => {
+                let shown = if log.diverged { Shown::Nothing } else { Shown::Frozen(checkpoint.clone()) };
+                (format!("it follows generation {}", checkpoint.generation), shown)
+            }
+            (Err(refusal), None, None) => return Err(refusal),
         },
     };
-    Ok(Start::Fill { beginning: beginning(spec, log, reason)?, reason: reason.to_owned(), shown })
+    Ok(Start::Fill { beginning: beginning(spec, log, &reason)?, reason, shown })
 }
 
 const RESET: &str = "the consumer group was reset to the log's start";
+const SUCCESSOR: &str = "the source was restored to an earlier point or is another one";
 
-/// Where a copy goes on, if it can; else where it begins. Nobody sees a copy, so one that does not fit is no loss.
-pub(crate) fn decide_copy(spec: &StoreSpec, stored: &Stored, log: &LogState) -> Result<Start, Refusal> {
+/// Where a copy goes on, if it can; else where it begins, and why. Nobody sees a copy, so one that does not fit is no
+/// loss.
+pub(crate) fn decide_copy<'s>(
+    spec: &StoreSpec,
+    stored: &'s Stored,
+    log: &LogState,
+) -> Result<(Checkpoint, Option<&'s str>), Refusal> {
     let reason = match stored {
         Stored::At(at) if at.definition == spec.definition && go_on(spec, at, log).is_ok() => {
-            return Ok(Start::Continue(at.clone()));
+            return Ok((at.clone(), None));
         }
         Stored::At(_) => "its copy belongs to another definition or log",
         Stored::Damaged(reason) => reason,
         Stored::Empty => "it has just been asked for",
     };
-    let beginning = beginning(spec, log, reason)?;
-    Ok(Start::Fill { beginning, reason: reason.to_owned(), shown: Shown::Nothing })
+    Ok((beginning(spec, log, reason)?, Some(reason)))
 }
 
-/// The checkpoint of a store that holds nothing yet of a log that is there from its beginning.
+/// The checkpoint of a store that holds nothing yet of a log that is there from its beginning. Where the log has a
+/// successor it does not matter that it is not: the store is built from that.
 fn beginning(spec: &StoreSpec, log: &LogState, reason: &str) -> Result<Checkpoint, Refusal> {
-    if log.start > 0 {
+    if log.start > 0 && log.next.is_none() {
         return Err(Refusal::new(
             format!(
                 "{} must be filled from the log's beginning ({reason}), but retention has removed the records \
@@ -136,13 +158,21 @@ mod tests {
     }
 
     fn log() -> LogState {
-        LogState { id: "a".into(), generation: 1, start: 0, end: 100, group: None }
+        LogState {
+            id: "a".into(),
+            generation: 2,
+            diverged: false,
+            start: 0,
+            end: 100,
+            group: None,
+            next: None,
+        }
     }
 
     fn at(next_offset: i64) -> Checkpoint {
         Checkpoint {
             log: "a".into(),
-            generation: 1,
+            generation: 2,
             next_offset,
             lsn: Lsn(7),
             definition: "d".into(),
@@ -164,8 +194,30 @@ mod tests {
                 };
                 format!("fill from {} ({shown}): {reason}", beginning.next_offset)
             }
+            Ok(Start::Succeed(at)) => format!("goes on at {} and is built from the next log", at.next_offset),
+            Ok(Start::Left) => "left".to_owned(),
             Err(refusal) => format!("refused: {}", refusal.what),
         }
+    }
+
+    #[test]
+    fn a_store_goes_over_to_the_log_that_takes_its_logs_place() {
+        let of = |generation| Stored::At(Checkpoint { log: "b".into(), generation, ..at(42) });
+        let next = |diverged| move |log: &mut LogState| log.next = Some(Successor { diverged });
+        assert_eq!(outcome(Stored::At(at(42)), next(false)), "goes on at 42 and is built from the next log");
+        assert!(outcome(Stored::At(at(42)), next(true)).starts_with("fill from 0 (nothing)"));
+        assert!(
+            outcome(Stored::At(at(101)), next(false)).starts_with("fill from 0 (frozen)"),
+            "a log that lost records"
+        );
+        assert_eq!(outcome(of(3), next(false)), "left");
+        // The log it followed is not the current one any more.
+        assert!(outcome(of(1), |_| {}).starts_with("fill from 0 (frozen)"));
+        assert!(outcome(of(1), |log| log.diverged = true).starts_with("fill from 0 (nothing)"));
+        // Retention has taken the old log's beginning, which nobody needs any more.
+        let cut = |log: &mut LogState| (log.start, log.next) = (50, Some(Successor { diverged: false }));
+        assert!(outcome(Stored::At(at(42)), cut).starts_with("fill from 0 (frozen)"));
+        assert!(outcome(Stored::Empty, cut).starts_with("fill from 0 (nothing)"));
     }
 
     #[test]
@@ -194,8 +246,7 @@ mod tests {
     #[test]
     fn a_copy_goes_on_or_begins_anew_but_is_never_refused() {
         let copy = |stored: Stored| match decide_copy(&spec(), &stored, &log()) {
-            Ok(Start::Continue(at)) => at.next_offset,
-            Ok(Start::Fill { beginning, .. }) => beginning.next_offset,
+            Ok((at, _)) => at.next_offset,
             Err(refusal) => panic!("{refusal}"),
         };
         assert_eq!(copy(Stored::At(at(42))), 42);

@@ -35,7 +35,12 @@ pub(crate) fn pipeline(kafka: &Kafka, name: &str) -> (Connection, Names) {
     assert_eq!(ensure_topics(&connection, &names, Some(1)).unwrap(), []);
     let (mut setup, ledger) = SetupWriter::open(&connection, &names).unwrap();
     assert_eq!(ledger.log, None);
-    setup.write(&[SetupRecord::LogHeader(format!("id-{name}")), SetupRecord::CurrentGeneration]).unwrap();
+    setup
+        .write(&[
+            SetupRecord::LogHeader(format!("id-{name}")),
+            SetupRecord::Generations(kafka::Generations::of(kafka::Generation::new(1))),
+        ])
+        .unwrap();
     (connection, names)
 }
 

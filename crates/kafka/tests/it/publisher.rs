@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use change::{LedgerEntry, SlotIntent, SlotState};
 use kafka::{
-    KafkaError, KafkaPublisher, Names, ReadUntil, SetupRecord, SetupWriter, current_generation, read_ledger,
+    KafkaError, KafkaPublisher, Names, ReadUntil, SetupRecord, SetupWriter, generations, read_ledger,
 };
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -111,8 +111,11 @@ fn the_ledger_comes_back_as_it_was_written() {
 #[test]
 fn setup_writes_the_first_record_once() {
     let (connection, names) = pipeline(shared(), "once");
-    assert_eq!(current_generation(&connection, "once").unwrap(), Some(1));
-    assert_eq!(current_generation(&connection, "neverwas").unwrap(), None);
+    assert_eq!(
+        generations(&connection, "once").unwrap(),
+        Some(kafka::Generations::of(kafka::Generation::new(1)))
+    );
+    assert_eq!(generations(&connection, "neverwas").unwrap(), None);
     let (mut setup, ledger) = SetupWriter::open(&connection, &names).unwrap();
     assert_eq!(ledger.log.as_deref(), Some("id-once"));
     let again = setup.write(&[SetupRecord::LogHeader("another".into())]);

@@ -127,10 +127,11 @@ fn of_binding(store: &str, bound: Result<(), Refusal>) -> Finding {
 fn brokers(process: &Process) -> Result<(Option<Option<u32>>, Finding), Failure> {
     let kafka = process.kafka_briefly()?;
     // Any question will do; this one also says whether the pipeline has been set up before.
-    Ok(match kafka::current_generation(&kafka, process.config.pipeline.as_str()) {
-        Ok(generation) => {
-            (Some(generation), Finding::good(format!("Kafka answers at {}", kafka.bootstrap())))
-        }
+    Ok(match kafka::generations(&kafka, process.config.pipeline.as_str()) {
+        Ok(known) => (
+            Some(known.map(|known| known.current.number)),
+            Finding::good(format!("Kafka answers at {}", kafka.bootstrap())),
+        ),
         Err(KafkaError::Refused(refusal)) => (None, of_refusal(refusal)),
         Err(error) => (None, Finding::wrong(error.to_string(), "start Kafka, or correct `kafka.bootstrap`")),
     })

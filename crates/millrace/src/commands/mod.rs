@@ -3,6 +3,7 @@
 mod check;
 mod counters;
 pub(crate) mod demo;
+mod generation;
 mod reader;
 mod rebuild;
 mod run;
@@ -18,7 +19,7 @@ mod verify;
 mod wait;
 mod worker;
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, GenerationCommand};
 use crate::config::Config;
 use crate::failure::Outcome;
 use crate::telemetry;
@@ -45,6 +46,10 @@ pub(crate) fn execute(cli: Cli) -> Outcome {
             verify::execute(&process, &stores, timeout, all, format)
         }
         Command::Rebuild { stores, wait, format } => rebuild::execute(&process, &stores, wait, format),
+        Command::Generation(GenerationCommand::New { wait, format }) => {
+            generation::new(&process, wait, format)
+        }
+        Command::Generation(GenerationCommand::Retire { yes }) => generation::retire(&process, yes),
         Command::Tail { from_beginning, table, limit, format } => {
             tail::execute(&process, from_beginning, table.as_deref(), limit, format)
         }

@@ -19,7 +19,9 @@ use change::{
     Clock, LedgerEntry, NEW_LOG, Position, Progress, Read, Refusal, SlotIntent, SlotState, SnapshotProgress,
     TableProgress,
 };
-use kafka::{Connection, Names, RangeReader, ReadUntil, SetupRecord, SetupWriter, Start};
+use kafka::{
+    Connection, Generation, Generations, Names, RangeReader, ReadUntil, SetupRecord, SetupWriter, Start,
+};
 use postgres::ReplicationConnection;
 use postgres::check::{self, Finding, Verdict};
 use postgres::plan::{Plan, Table};
@@ -43,8 +45,9 @@ pub(crate) fn execute(process: &Process, dry_run: bool) -> Outcome {
     }
     demand(before_setup(process)?.sections)?;
     let kafka = process.kafka()?;
-    let generation = kafka::current_generation(&kafka, process.config.pipeline.as_str())?;
-    let generation = generation.unwrap_or(FIRST_GENERATION);
+    let known = kafka::generations(&kafka, process.config.pipeline.as_str())?;
+    let known = known.unwrap_or(Generations::of(Generation::new(FIRST_GENERATION)));
+    let generation = known.current.number;
     let plan = process.plan(generation)?;
     let names = Names::new(&plan.pipeline, generation)?;
     let problems = kafka::ensure_topics(&kafka, &names, process.config.kafka.replication_factor)?;
@@ -66,7 +69,7 @@ pub(crate) fn execute(process: &Process, dry_run: bool) -> Outcome {
                 println!("published, and to be read by the reader: {}", names.join(", "));
             }
         }
-        Step::MakeSlot => match make_log(process, &kafka, &names, &plan, &mut admin)? {
+        Step::MakeSlot => match make_log(process, &kafka, &names, &plan, &mut admin, known)? {
             Some(NewSlot { consistent_point, .. }) => {
                 println!("pipeline {} is set up: slot {} at {consistent_point}", plan.pipeline, plan.slot);
             }
@@ -77,7 +80,7 @@ pub(crate) fn execute(process: &Process, dry_run: bool) -> Outcome {
 }
 
 /// Refuses on everything that is wrong, and logs what is only worth knowing.
-fn demand(sections: Vec<Section>) -> Outcome {
+pub(crate) fn demand(sections: Vec<Section>) -> Outcome {
     let mut wrong = Vec::new();
     for Finding { what, verdict, remedy } in sections.into_iter().flat_map(|section| section.findings) {
         match verdict {
@@ -109,14 +112,14 @@ fn print_script(process: &Process) -> Outcome {
 
 /// What is left to do about slot and ledger.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Step {
+pub(crate) enum Step {
     /// Nothing.
     Complete,
     /// Everything, after dropping a half-made slot.
     MakeSlot,
 }
 
-async fn next_step(admin: &Client, plan: &Plan, ledger: &Ledger) -> Result<Step, Failure> {
+pub(crate) async fn next_step(admin: &Client, plan: &Plan, ledger: &Ledger) -> Result<Step, Failure> {
     let slot = check::slot(admin, &plan.slot).await;
     let slot = slot.map_err(|error| SetupError::Failed { doing: "cannot read the slot".into(), error })?;
     let step = decide(ledger, slot.is_some(), &plan.slot)?;
@@ -209,13 +212,15 @@ fn refuse_stranger(ledger: &Ledger, table: &Table, oid: Option<u32>) -> Result<(
     Err(Refusal::new(what, NEW_LOG))
 }
 
-/// The log's first record, the slot, and the ledger's first progress; `None` when they are there after all.
-fn make_log(
+/// The log's first record, the slot, and the ledger's first progress, `announced` with it; `None` when they are there
+/// after all.
+pub(crate) fn make_log(
     process: &Process,
     kafka: &Connection,
     names: &Names,
     plan: &Plan,
     admin: &mut Client,
+    announced: Generations,
 ) -> Result<Option<NewSlot>, Failure> {
     let (mut writer, ledger) = SetupWriter::open(kafka, names)?;
     if ledger.progress.is_some() {
@@ -268,7 +273,7 @@ fn make_log(
         records.push(SetupRecord::Ledger(LedgerEntry::Table(relation, unread)));
     }
     records.push(SetupRecord::Ledger(LedgerEntry::Progress(progress)));
-    records.push(SetupRecord::CurrentGeneration);
+    records.push(SetupRecord::Generations(announced));
     writer.write(&records)?;
     Ok(Some(slot))
 }

@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use change::{Lsn, TableProgress};
 use comfy_table::{ContentArrangement, Table, presets};
-use kafka::{Connection, KafkaError, Names, RangeReader, ReadUntil, Start};
+use kafka::{Connection, Generation, Generations, KafkaError, Names, RangeReader, ReadUntil, Start};
 use postgres::setup::SetupError;
 use serde::Serialize;
 use tokio_postgres::Client;
@@ -39,7 +39,18 @@ struct Report {
     generation: u32,
     source: Seen<Source>,
     log: Seen<Log>,
+    /// The log that is to take its place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<NextLog>,
     stores: Vec<StoreLine>,
+}
+
+/// A log from which stores are being built.
+#[derive(Serialize)]
+struct NextLog {
+    generation: u32,
+    #[serde(flatten)]
+    log: Seen<Log>,
 }
 
 /// What was asked for, or why there is no answer.
@@ -180,14 +191,16 @@ struct Lag {
 /// Asks everyone and prints what they say; what cannot be reached is shown as such.
 pub(crate) fn execute(process: &Process, format: Format) -> Outcome {
     let kafka = process.kafka_briefly()?;
-    let (names, away) = match process.names(&kafka) {
-        Ok(names) => (names, None),
+    let (generations, away) = match process.generations(&kafka) {
+        Ok(generations) => (generations, None),
         // The rest is of interest all the more.
         Err(error @ KafkaError::Unavailable(_)) => {
-            (Names::new(process.config.pipeline.as_str(), FIRST_GENERATION)?, Some(Failure::from(error)))
+            (Generations::of(Generation::new(FIRST_GENERATION)), Some(Failure::from(error)))
         }
         Err(error) => return Err(error.into()),
     };
+    let pipeline = process.config.pipeline.as_str();
+    let names = Names::new(pipeline, generations.current.number)?;
     let plan = process.plan(names.generation())?;
     let source = Seen::of(ask_source(process, &plan.slot));
     let head = source.here().map(|source| source.head);
@@ -195,7 +208,15 @@ pub(crate) fn execute(process: &Process, format: Format) -> Outcome {
     let stores = Stores::new(process, &[])?.read();
     let line = |store: Store| StoreLine { lag: store_lag(&kafka, &names, &store, head, log.here()), store };
     let stores = stores.into_iter().map(line).collect();
-    let report = Report { pipeline: plan.pipeline, generation: names.generation(), source, log, stores };
+    let next = generations.next.map(|next| {
+        let log = Names::new(pipeline, next.number).map_err(Failure::from);
+        NextLog {
+            generation: next.number,
+            log: Seen::of(log.and_then(|names| self::log(&kafka, &names, head))),
+        }
+    });
+    let report =
+        Report { pipeline: plan.pipeline, generation: names.generation(), source, log, next, stores };
     if format.json {
         super::print_line(&report)
     } else {
@@ -298,18 +319,11 @@ fn print(report: &Report) {
             lines.add_row(["Postgres", "-", "", "", problem]);
         }
     }
-    match &report.log {
-        Seen::Here(log) => {
-            let state = format!("{} up to offset {}", log.topic, log.end);
-            add(&mut lines, "log: published", Some(log.published), log.lag, state);
-            if let Some(snapshot) = &log.snapshot {
-                snapshot_lines(&mut lines, snapshot);
-            }
-        }
-        Seen::Not { problem } => {
-            lines.add_row(["log", "-", "", "", problem]);
-        }
+    log_lines(&mut lines, "log: published", &report.log);
+    if let Some(NextLog { log, .. }) = &report.next {
+        log_lines(&mut lines, "next log", log);
     }
+    let newest = report.next.as_ref().map_or(&report.log, |next| &next.log);
     for StoreLine { store, lag } in &report.stores {
         let mut state = match (&store.problem, store.ready) {
             (Some(problem), _) => problem.clone(),
@@ -317,7 +331,7 @@ fn print(report: &Report) {
             (None, false) => "filling".into(),
         };
         if let Some(rebuild) = &store.rebuild {
-            let end = report.log.here().map_or_else(String::new, |log| format!(" of {}", log.end));
+            let end = newest.here().map_or_else(String::new, |log| format!(" of {}", log.end));
             let offset = rebuild.next_offset.unwrap_or(0);
             state.push_str(&format!(", being built anew: offset {offset}{end}"));
         }
@@ -327,6 +341,21 @@ fn print(report: &Report) {
         add(&mut lines, &store.store, store.lsn, *lag, state);
     }
     print_table(&lines);
+}
+
+fn log_lines(lines: &mut Table, what: &str, log: &Seen<Log>) {
+    match log {
+        Seen::Here(log) => {
+            let state = format!("{} up to offset {}", log.topic, log.end);
+            add(lines, what, Some(log.published), log.lag, state);
+            if let Some(snapshot) = &log.snapshot {
+                snapshot_lines(lines, snapshot);
+            }
+        }
+        Seen::Not { problem } => {
+            lines.add_row([what, "-", "", "", problem]);
+        }
+    }
 }
 
 fn snapshot_lines(lines: &mut Table, snapshot: &Snapshot) {

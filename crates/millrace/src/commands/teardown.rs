@@ -8,6 +8,7 @@ use std::io::{IsTerminal, Write};
 use anyhow::Context;
 use change::Refusal;
 use kafka::Names;
+use postgres::plan::Plan;
 use postgres::setup as source;
 
 use crate::failure::{Failure, Outcome};
@@ -16,9 +17,13 @@ use crate::wiring::{FIRST_GENERATION, Process};
 /// Lists, asks, removes.
 pub(crate) fn execute(process: &Process, yes: bool) -> Outcome {
     let kafka = process.kafka_briefly()?;
-    let generation = kafka::current_generation(&kafka, process.config.pipeline.as_str())?;
-    let names = Names::new(process.config.pipeline.as_str(), generation.unwrap_or(FIRST_GENERATION))?;
-    let plan = process.plan(names.generation())?;
+    let pipeline = process.config.pipeline.as_str();
+    let known = kafka::generations(&kafka, pipeline)?;
+    let newest = known.map_or(FIRST_GENERATION, |known| known.newest().number);
+    let logs: Vec<Names> =
+        (1..=newest).map(|number| Names::new(pipeline, number)).collect::<Result<_, _>>()?;
+    let plans: Vec<Plan> = (1..=newest).map(|number| process.plan(number)).collect::<Result<_, _>>()?;
+    let (names, plan) = (Names::new(pipeline, newest)?, process.plan(newest)?);
     let groups = ["counters", "search"].map(|worker| names.group(worker, None));
     let mut counters = process.config.redis.as_ref().map(|_| process.counters()).transpose()?;
     let owned = counters.as_mut().map(|counters| counters.owned()).transpose()?.unwrap_or_default();
@@ -31,8 +36,11 @@ pub(crate) fn execute(process: &Process, yes: bool) -> Outcome {
         .collect();
 
     println!("pipeline {}: this will be removed for good", plan.pipeline);
-    println!("  Postgres: slot {}, publication {}, the heartbeat", plan.slot, plan.publication);
-    println!("  Kafka:    topics {}, {}, {}", names.log(), names.ledger(), names.generations());
+    println!("  Postgres: publication {}, the heartbeat", plan.publication);
+    println!("  Kafka:    topic {}", names.generations());
+    for (plan, names) in plans.iter().zip(&logs) {
+        println!("  log:      slot {}, topics {}, {}", plan.slot, names.log(), names.ledger());
+    }
     println!("            groups {}", groups.join(", "));
     for counter in &owned {
         println!("  Redis:    counter {counter}");
@@ -50,8 +58,12 @@ pub(crate) fn execute(process: &Process, yes: bool) -> Outcome {
     process.runtime.block_on(source::exclude_others(&admin, &plan))?;
     // Refused while a worker runs, which would otherwise fill its stores anew; so before anything is lost.
     kafka::delete_groups(&kafka, &groups)?;
-    process.runtime.block_on(source::drop_slot(&admin, &plan.slot))?;
-    kafka::delete_topics(&kafka, &names, true)?;
+    for plan in &plans {
+        process.runtime.block_on(source::drop_slot(&admin, &plan.slot))?;
+    }
+    for names in &logs {
+        kafka::delete_topics(&kafka, names, names.generation() == newest)?;
+    }
     if let Some(counters) = &mut counters {
         counters.drop_counters(&owned.iter().map(String::as_str).collect::<Vec<_>>())?;
     }

@@ -1,15 +1,21 @@
 //! What the two workers share: they run on the log, and again when that can help; and beside each its builder, on a
 //! thread of its own, while there is something to build.
+//!
+//! A worker follows the current log. When that is to get a successor, the builder builds every store from the new log,
+//! and the worker goes over when they all have taken their places; or at once, where the current log cannot be followed
+//! any more.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
-use kafka::KafkaFeed;
+use kafka::{Generation, Generations, KafkaFeed, Names};
 use worker::{Checkpoint, Control, FeedError, Handover, Sink, WorkerError};
 
 use super::service::Service;
 use crate::failure::{Failure, Outcome};
+use crate::logs::Logs;
 use crate::stop::{Stop, SystemClock};
 use crate::supervise::{Next, Supervisor};
 use crate::telemetry::WorkerMetrics;
@@ -33,8 +39,11 @@ pub(crate) fn run(service: &Service, names: [&'static str; 2], sinks: Sinks<'_>)
     let [part, builder] = names;
     let stores: Vec<String> = sinks.stores.stores().iter().map(|store| store.name.clone()).collect();
     let handover = Handover::new(stores.len());
+    let logs = Logs::default();
     let watch = |name| Watch {
         service,
+        logs: &logs,
+        generation: AtomicU32::new(0),
         worker: part,
         name,
         building: name != part,
@@ -56,8 +65,14 @@ pub(crate) fn run(service: &Service, names: [&'static str; 2], sinks: Sinks<'_>)
                 |_| Err(Failure::Failed(anyhow!("{} panicked; the lines above say where", builder.name)));
             built.unwrap_or_else(panicked).inspect_err(|_| service.stop.set())
         });
-        let building =
-            building.map_err(|error| Failure::Failed(anyhow!("cannot start a thread: {error}")))?;
+        let failed = |error| Failure::Failed(anyhow!("cannot start a thread: {error}"));
+        let building = building.map_err(failed)?;
+        let following = thread::Builder::new().name("generations".to_owned());
+        let follow = || logs.follow(&service.process, &ended, |_| handover.recall());
+        following.spawn_scoped(scope, follow).map_err(|error| {
+            ended.set();
+            failed(error)
+        })?;
         let outcome = keep(&worker, sinks.stores);
         ended.set();
         let built = building.join().unwrap_or_else(|_| Err(Failure::Failed(anyhow!("a builder panicked"))));
@@ -69,17 +84,34 @@ pub(crate) fn run(service: &Service, names: [&'static str; 2], sinks: Sinks<'_>)
 fn keep(watch: &Watch<'_>, sink: &mut dyn Sink) -> Outcome {
     let service = watch.service;
     let mut supervisor = Supervisor::new();
+    // The generation that was left for the one after it.
+    let mut left = None;
     loop {
         let started = Instant::now();
         let mut log = String::new();
-        let error = match attempt(watch, sink, &mut log) {
-            Ok(()) => return Ok(()),
+        let generation = |logs: Generations| {
+            if left == Some(logs.current.number) { logs.newest() } else { logs.current }
+        };
+        let error = match attempt(watch, sink, &mut log, generation) {
+            Ok(()) if service.stop.is_set() => return Ok(()),
+            Ok(()) => {
+                left = Some(watch.generation.load(Ordering::Relaxed));
+                continue;
+            }
             Err(error) => error,
         };
         let reason = error.to_string();
         service.telemetry.tell(watch.name, false, reason.clone());
         watch.metrics.restarted();
         match supervisor.after_worker(error, watch.worker, &log, started, Instant::now()) {
+            Next::End(failure) if watch.has_successor() => {
+                tracing::warn!(
+                    part = watch.name,
+                    "going over to the next log, from which the stores are being built: {}",
+                    failure.to_string().trim_end()
+                );
+                left = Some(watch.generation.load(Ordering::Relaxed));
+            }
             Next::End(failure) => return Err(failure),
             Next::Again(wait) => {
                 tracing::warn!(part = watch.name, reason, ?wait, "the worker begins again");
@@ -121,7 +153,7 @@ fn build_when_asked(watch: &Watch<'_>, copies: &mut dyn Sink, ended: &Stop) -> O
         }
         let started = Instant::now();
         let mut log = String::new();
-        let Err(error) = attempt(watch, copies, &mut log) else { continue };
+        let Err(error) = attempt(watch, copies, &mut log, |logs| logs.newest()) else { continue };
         let reason = error.to_string();
         service.telemetry.tell(watch.name, false, reason.clone());
         watch.metrics.restarted();
@@ -147,10 +179,19 @@ fn build_when_asked(watch: &Watch<'_>, copies: &mut dyn Sink, ended: &Stop) -> O
     Ok(())
 }
 
-fn attempt(watch: &Watch<'_>, sink: &mut dyn Sink, log: &mut String) -> Result<(), WorkerError> {
+fn attempt(
+    watch: &Watch<'_>,
+    sink: &mut dyn Sink,
+    log: &mut String,
+    generation: impl Fn(Generations) -> Generation,
+) -> Result<(), WorkerError> {
     let process = &watch.service.process;
     let kafka = process.kafka()?;
-    let names = process.names(&kafka).map_err(FeedError::from)?;
+    let logs = process.generations(&kafka).map_err(FeedError::from)?;
+    watch.logs.learned(logs);
+    let generation = generation(logs).number;
+    watch.generation.store(generation, Ordering::Relaxed);
+    let names = Names::new(process.config.pipeline.as_str(), generation)?;
     *log = names.log();
     let clock = SystemClock(watch.service.stop.clone());
     if watch.building {
@@ -169,14 +210,30 @@ struct Watch<'a> {
     /// The same for the worker, another for its builder.
     name: &'static str,
     building: bool,
+    logs: &'a Logs,
+    /// The log that is followed, or was last.
+    generation: AtomicU32,
     stores: Vec<String>,
     metrics: WorkerMetrics,
     handover: &'a Handover,
 }
 
+impl Watch<'_> {
+    /// Whether there is a later log than the one that was followed.
+    fn has_successor(&self) -> bool {
+        let generation = self.generation.load(Ordering::Relaxed);
+        self.logs.known().is_some_and(|logs| logs.newest().number > generation)
+    }
+}
+
 impl Control for Watch<'_> {
     fn stop(&self) -> bool {
-        self.service.stop.is_set() || (self.building && !self.handover.may_build())
+        let over = if self.building {
+            !self.handover.may_build() || self.has_successor()
+        } else {
+            !self.logs.of_use(self.generation.load(Ordering::Relaxed))
+        };
+        over || self.service.stop.is_set()
     }
 
     fn skip(&self, offset: i64) -> bool {

@@ -28,6 +28,11 @@ impl Pipeline {
         format!("millrace_{}_{generation}", self.0)
     }
 
+    /// The key of a generation's row in the heartbeat table: `mailbox`, then `mailbox.2` and so on.
+    pub(crate) fn heartbeat(&self, generation: u32) -> String {
+        if generation == 1 { self.0.clone() } else { format!("{}.{generation}", self.0) }
+    }
+
     /// The publication: `millrace_mailbox`.
     pub(crate) fn publication(&self) -> String {
         format!("millrace_{}", self.0)

@@ -35,7 +35,7 @@ pub(crate) fn create_slot(server: &Postgres, name: &str) {
 
 pub(crate) fn options(tables: &[&str]) -> SourceOptions {
     SourceOptions {
-        pipeline: "t".into(),
+        heartbeat: "t".into(),
         slot: "millrace_t_1".into(),
         publication: "millrace_t".into(),
         tables: tables.iter().map(|table| table.to_string()).collect(),

@@ -283,7 +283,7 @@ impl Feed for SimFeed {
         let id = broker.progress().map_or_else(String::new, |progress| progress.log);
         let end = broker.slots.len() as i64;
         let group = broker.group.filter(|_| self.member);
-        Ok(LogState { id, generation: 1, start: 0, end, group })
+        Ok(LogState { id, generation: 1, diverged: false, start: 0, end, group, next: None })
     }
 
     fn seek(&mut self, offset: i64) -> Result<(), FeedError> {
