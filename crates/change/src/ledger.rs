@@ -160,7 +160,8 @@ impl TableProgress {
 }
 
 /// What tells that a table's rows were rewritten, perhaps with other values, of which no row event tells (h30). Such a
-/// rewrite changes both; VACUUM FULL and TRUNCATE change the file alone, SET STATISTICS the columns.
+/// rewrite changes both; VACUUM FULL and TRUNCATE change the file alone, SET STATISTICS the columns. (VACUUM FULL after ADD
+/// COLUMN ... DEFAULT changes both for nothing.)
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Storage {
     /// Of the file, and of the columns whose default older rows lack.

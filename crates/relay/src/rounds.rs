@@ -28,7 +28,7 @@ pub(crate) struct Pace {
     back_off: Duration,
     /// When to look at the publication.
     look_us: i64,
-    /// Not all of what the last look showed could be taken in.
+    /// Whether to look in any case.
     look_again: bool,
 }
 
@@ -62,7 +62,9 @@ impl Relay<'_> {
         publisher: &mut dyn Publisher,
         control: &dyn Control,
     ) -> Result<(), RelayError> {
-        if self.assembler.reading.has_stale() {
+        let mut stale = self.assembler.reading.stale().peekable();
+        if stale.peek().is_some() {
+            stale.for_each(|table| control.reads_anew(&table.name));
             // Its transaction id is above all that were given out before, and a snapshot after it tells of them all.
             self.beat(source, self.progress.beat.0)?;
             let visible = source.visible()?;
@@ -70,6 +72,11 @@ impl Relay<'_> {
             self.commit(publisher, control)?;
         }
         Ok(())
+    }
+
+    /// A table that is rewritten is noticed with its next change, and now and then without one.
+    pub(crate) fn look_soon(&mut self) {
+        self.pace.look_again = true;
     }
 
     /// Looks at the publication again when the stream told that it had changed, which is before others see it.

@@ -83,6 +83,11 @@ pub trait Control {
         let _ = tables;
     }
 
+    /// This table was rewritten, or has another key, or was put back: its rows end in the log, and are read anew.
+    fn reads_anew(&self, table: &str) {
+        let _ = table;
+    }
+
     /// A round could not be read now.
     fn snapshot_waits(&self, reason: &str) {
         let _ = reason;
@@ -144,6 +149,7 @@ pub fn run(
         }
         if relay.heartbeat_due() {
             relay.beat(source, relay.progress.beat.0)?;
+            relay.look_soon();
         }
     }
     relay.finish(source, publisher, control)

@@ -419,9 +419,9 @@ impl Reading {
         self.note_active();
     }
 
-    /// Whether the log holds rows of a table that count no more.
-    pub(crate) fn has_stale(&self) -> bool {
-        self.tables.values().any(|table| table.stale)
+    /// The tables of which the log holds rows that count no more.
+    pub(crate) fn stale(&self) -> impl Iterator<Item = &TableProgress> {
+        self.tables.values().filter(|table| table.stale)
     }
 
     /// The tables of which the log holds rows that count no more; they are ended there now. With their rows end those that

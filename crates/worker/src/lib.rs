@@ -27,5 +27,5 @@ mod start;
 pub use checkpoint::Checkpoint;
 pub use feed::{Feed, FeedError, FeedEvent, GroupOffset, LogBatch, LogRecord, LogState, Successor};
 pub use handover::Handover;
-pub use run::{Control, Role, Worker, WorkerError, build, run};
+pub use run::{Control, Role, STAGES, Worker, WorkerError, build, run};
 pub use sink::{Change, Move, Sink, SinkError, StoreSpec, Stored};

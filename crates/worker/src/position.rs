@@ -5,7 +5,7 @@ use tracing::{info, warn};
 
 use crate::run::{Failure, Member, Role, Worker, WorkerError};
 use crate::start::{Shown, Start, decide, decide_copy};
-use crate::{Checkpoint, Feed, LogState, Sink, SinkError, Stored};
+use crate::{Checkpoint, Control, Feed, LogState, Sink, SinkError, Stored};
 
 impl Worker<'_> {
     /// Reads where the stores, or their copies, stand, and seeks to the hindmost.
@@ -13,7 +13,7 @@ impl Worker<'_> {
         let log = feed.log()?;
         self.stores = match self.role {
             Role::Worker => self.find_stores(&log, sink)?,
-            Role::Builder => find_copies(&log, sink)?,
+            Role::Builder => find_copies(&log, sink, self.control)?,
         };
         self.held = vec![false; self.stores.len()];
         self.given = false;
@@ -85,6 +85,7 @@ impl Worker<'_> {
             }
             // Recorded before the group's offset, which may be what asks for it, is overwritten (h43).
             stores.push(if sink.rebuild(place, shown != Shown::Nothing).map_err(unlocated)? {
+                self.control.reached("rebuild.requested");
                 match shown {
                     Shown::Current(checkpoint) => Some(checkpoint),
                     Shown::Frozen(checkpoint) => {
@@ -115,6 +116,7 @@ impl Worker<'_> {
             }
             let (store, offset, lsn) = (spec.name, copy.next_offset, copy.lsn);
             if sink.swap(place)? {
+                self.control.reached("rebuild.swapped");
                 info!(store, offset, %lsn, "the store that was built has taken the place of the one shown");
             } else {
                 warn!(store, offset, %lsn, "the store that was built is behind the one shown: it goes on");
@@ -125,7 +127,11 @@ impl Worker<'_> {
 }
 
 /// The copies that are to be built, and where each stands.
-fn find_copies(log: &LogState, sink: &mut dyn Sink) -> Result<Vec<Option<Checkpoint>>, Failure> {
+fn find_copies(
+    log: &LogState,
+    sink: &mut dyn Sink,
+    control: &dyn Control,
+) -> Result<Vec<Option<Checkpoint>>, Failure> {
     let wanted = sink.copies().map_err(unlocated)?;
     let stored = sink.load().map_err(unlocated)?;
     let specs = sink.stores().to_vec();
@@ -142,6 +148,7 @@ fn find_copies(log: &LogState, sink: &mut dyn Sink) -> Result<Vec<Option<Checkpo
             Some(reason) => {
                 info!(store, generation, reason, "the build begins");
                 sink.reset(place, &at).map_err(unlocated)?;
+                control.reached("rebuild.begun");
             }
         }
         stores.push(Some(at));

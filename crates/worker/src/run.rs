@@ -60,11 +60,20 @@ pub trait Control {
         let _ = reason;
     }
 
+    /// A rebuild has come to one of [`STAGES`]; where tests end the process.
+    fn reached(&self, stage: &str) {
+        let _ = stage;
+    }
+
     /// What the worker and its builder share; needed where the sink keeps copies.
     fn handover(&self) -> Option<&Handover> {
         None
     }
 }
+
+/// Where a crash would be in the middle of a rebuild, in the order in which it comes to them.
+pub const STAGES: [&str; 5] =
+    ["rebuild.requested", "rebuild.begun", "rebuild.caught_up", "rebuild.given", "rebuild.swapped"];
 
 /// Runs the worker until it is told to stop or cannot go on, or all its stores have gone over to a later log.
 ///
@@ -490,12 +499,14 @@ impl<'a> Worker<'a> {
         for place in 0..self.stores.len() {
             let whole = |copy: &&Checkpoint| copy.ready && copy.next_offset == self.next_offset;
             let Some(copy) = self.stores[place].as_ref().filter(whole) else { continue };
+            self.control.reached("rebuild.caught_up");
             let Some(shown) = handover.ask(place) else { continue };
             if shown.is_none_or(|shown| copy.reaches(&shown)) {
                 sink.release(place).map_err(|error| Failure::of_sink(error, self.next_offset))?;
                 self.stores[place] = None;
                 self.given = true;
                 handover.give(place);
+                self.control.reached("rebuild.given");
             }
         }
         Ok(())

@@ -24,6 +24,7 @@ use super::setup::{Step, demand, make_log, make_publication, next_step};
 use super::status::Reading;
 use super::stores::Stores;
 use crate::cli::Format;
+use crate::failpoint;
 use crate::failure::{Failure, Outcome};
 use crate::wiring::Process;
 
@@ -101,13 +102,16 @@ fn make(
     let names = Names::new(&plan.pipeline, next.number)?;
     let problems = kafka::ensure_topics(kafka, &names, process.config.kafka.replication_factor)?;
     demand(vec![Section { about: "topics", findings: problems.into_iter().map(of_problem).collect() }])?;
+    failpoint::reached("generation.topics");
     let ledger = kafka::read_ledger(kafka, &names, ReadUntil::Committed)?;
     let step = process.runtime.block_on(next_step(admin, &plan, &ledger))?;
     process.runtime.block_on(source::make_heartbeat(admin, &plan))?;
     process.runtime.block_on(make_publication(admin, &plan, &ledger))?;
+    failpoint::reached("generation.source");
     if step == Step::MakeSlot {
         make_log(process, kafka, &names, &plan, admin, announced)?;
     }
+    failpoint::reached("generation.announced");
     // Where the log was complete, and its announcement was overwritten.
     if process.generations(kafka)? != announced {
         kafka::write_generations(kafka, &plan.pipeline, &announced)?;

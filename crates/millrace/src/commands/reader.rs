@@ -342,6 +342,10 @@ impl Control for Watch<'_> {
         }
     }
 
+    fn reads_anew(&self, table: &str) {
+        tracing::warn!("{table} is read anew: it was rewritten, or has another key, or was put back");
+    }
+
     fn reached(&self, stage: &str) {
         failpoint::reached(stage);
     }

@@ -154,7 +154,7 @@ fn decide(ledger: &Ledger, slot_exists: bool, slot: &str) -> Result<Step, Refusa
         (Some(_), None | Some(SlotState::Creating), true) | (None, Some(SlotState::Created { .. }), _) => {
             Err(Refusal::new(
                 "the ledger contradicts itself about the slot: somebody else wrote to it, or it lost records",
-                NEW_LOG,
+                "millrace teardown --yes && millrace setup",
             ))
         }
     }

@@ -14,6 +14,7 @@ use kafka::{Generation, Generations, KafkaFeed, Names};
 use worker::{Checkpoint, Control, FeedError, Handover, Sink, WorkerError};
 
 use super::service::Service;
+use crate::failpoint;
 use crate::failure::{Failure, Outcome};
 use crate::logs::Logs;
 use crate::stop::{Stop, SystemClock};
@@ -95,6 +96,7 @@ fn keep(watch: &Watch<'_>, sink: &mut dyn Sink) -> Outcome {
         let error = match attempt(watch, sink, &mut log, generation) {
             Ok(()) if service.stop.is_set() => return Ok(()),
             Ok(()) => {
+                failpoint::reached("generation.left");
                 left = Some(watch.generation.load(Ordering::Relaxed));
                 continue;
             }
@@ -259,6 +261,10 @@ impl Control for Watch<'_> {
         if self.service.telemetry.tell(self.name, ready, state) {
             tracing::info!(part = self.name, state);
         }
+    }
+
+    fn reached(&self, stage: &str) {
+        failpoint::reached(stage);
     }
 
     fn delayed(&self, reason: &str) {

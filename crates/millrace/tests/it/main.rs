@@ -4,6 +4,7 @@ mod chaos;
 mod commands;
 mod debezium;
 mod faults;
+mod generation;
 mod harness;
 mod mailbox;
 mod mirror;

@@ -21,7 +21,7 @@ const MAILS: u64 = 30_000;
 const NOBODY: &str = "[counters.nobody]\nsql = \"SELECT user_id, count(*) FROM public.emails WHERE user_id = -1 GROUP BY user_id\"\n";
 
 /// A running pipeline with a long log, all of it in the stores.
-fn long() -> Pipeline {
+pub(crate) fn long() -> Pipeline {
     let mut pipeline = Pipeline::running_with(NOBODY);
     fill_points(&pipeline.postgres);
     for part in 0..MAILS / 10_000 {
@@ -40,7 +40,7 @@ fn long() -> Pipeline {
 }
 
 /// What `verify` proves; the tests' own comparison would take long over so many mails.
-fn assert_equal(pipeline: &mut Pipeline) {
+pub(crate) fn assert_equal(pipeline: &mut Pipeline) {
     pipeline.succeed(&["wait", "--timeout", "90s"]);
     pipeline.succeed(&["verify"]);
     pipeline.assert_alive();
@@ -67,7 +67,7 @@ fn offset_on_disk(pipeline: &Pipeline, directory: &str) -> Option<i64> {
 }
 
 /// Runs a closure until told to stop; a closure that panics fails the test.
-struct Sampler {
+pub(crate) struct Sampler {
     stop: Arc<AtomicBool>,
     samples: Arc<AtomicU64>,
     thread: JoinHandle<()>,
@@ -87,25 +87,27 @@ impl Sampler {
     }
 
     /// Counters that are there, whole, and never go back.
-    fn of_counters(pipeline: &Pipeline) -> Self {
+    pub(crate) fn of_counters(pipeline: &Pipeline) -> Self {
         let mut redis = pipeline.redis.connect();
-        let mut last = (0, change::Lsn::ZERO);
+        let mut last = ((0, 0), change::Lsn::ZERO);
         Self::start(move || {
-            type Sample = (Vec<i64>, Option<i64>, (i64, String, String));
+            type Sample = (Vec<i64>, Option<i64>, (i64, i64, String, String));
             let mut all = redis::pipe();
             all.atomic().cmd("HVALS").arg("points").cmd("GET").arg("mails");
-            all.cmd("HMGET").arg("millrace:mailbox:points").arg(&["offset", "lsn", "state"]);
-            let (points, mails, (offset, lsn, state)): Sample = all.query(&mut redis).expect("Redis answers");
+            all.cmd("HMGET").arg("millrace:mailbox:points").arg(&["generation", "offset", "lsn", "state"]);
+            let (points, mails, (generation, offset, lsn, state)): Sample =
+                all.query(&mut redis).expect("Redis answers");
             assert_eq!(points.iter().sum::<i64>(), POINTS, "never missing, never half: {points:?}");
             assert!(mails.is_some_and(|mails| mails >= MAILS as i64), "{mails:?} mails");
             assert_eq!(state, "ready");
             let lsn = lsn.parse().expect("an LSN");
-            assert!(offset >= last.0 && lsn >= last.1, "readers go back from {last:?} to {offset}, {lsn}");
-            last = (offset, lsn);
+            let place = (generation, offset);
+            assert!(place >= last.0 && lsn >= last.1, "readers go back from {last:?} to {place:?}, {lsn}");
+            last = (place, lsn);
         })
     }
 
-    fn stop(self) -> u64 {
+    pub(crate) fn stop(self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().expect("every sample was good");
         self.samples.load(Ordering::Relaxed)
@@ -179,6 +181,36 @@ fn h43_a_rebuild_goes_on_after_every_kill() {
     assert_equal(&mut pipeline);
     let log = pipeline.log("counters");
     assert_eq!(log.matches("the build begins store=\"counters.points\"").count(), 2, "{}", tail(&log));
+}
+
+/// The stages are where a kill by chance comes seldom.
+#[test]
+fn h43_a_rebuild_is_completed_wherever_it_was_killed() {
+    let mut pipeline = Pipeline::running();
+    fill_points(&pipeline.postgres);
+    pipeline.assert_stores_equal();
+    let index = pipeline.search_directory().join("emails");
+    for (role, command) in [(Role::Counters, "counters"), (Role::Search, "search")] {
+        for stage in worker::STAGES {
+            pipeline.kill(role);
+            if stage == "rebuild.requested" {
+                // Damaged, so that it is the worker itself that asks.
+                match role {
+                    Role::Counters => pipeline.redis.connect().del::<_, ()>("points").expect("Redis answers"),
+                    _ => std::fs::remove_dir_all(&index).expect("an index"),
+                }
+            } else {
+                pipeline.succeed(&["rebuild", command]);
+            }
+            pipeline.dies_at(stage, &[command], command);
+            pipeline
+                .postgres
+                .sql("app", "INSERT INTO emails (id) SELECT coalesce(max(id), 0) + 1 FROM emails");
+            pipeline.spawn(role);
+            pipeline.succeed(&["rebuild", command, "--wait"]);
+            pipeline.assert_stores_equal();
+        }
+    }
 }
 
 #[test]

@@ -601,4 +601,23 @@ fn h30_a_rewritten_table_is_read_anew() {
     assert_eq!(read(&pipeline), before);
     assert!(read(&pipeline).contains("is in the log"), "{before}");
     assert!(pipeline.succeed(&["snapshot", "public.points"]).contains("in the log: 0 rows"));
+
+    // Another file of the same rows is nothing.
+    let restarts = |pipeline: &Pipeline| pipeline.log("reader").matches("public.emails is read anew").count();
+    let before = restarts(&pipeline);
+    pipeline.postgres.sql("app", "VACUUM FULL emails");
+    pipeline.postgres.sql("app", "UPDATE emails SET size = size + 1");
+    pipeline.succeed(&["wait", "--timeout", "60s"]);
+    assert_eq!(restarts(&pipeline), before);
+
+    // A rewrite that leaves the type as it is, and a default that older rows have without being written.
+    for ddl in [
+        "ALTER TABLE emails ALTER folder TYPE text USING upper(folder)",
+        "ALTER TABLE emails ADD COLUMN label text DEFAULT 'none'",
+    ] {
+        let before = restarts(&pipeline);
+        pipeline.postgres.sql("app", &format!("{ddl}; UPDATE emails SET size = size + 1"));
+        soon("the table is read anew", || restarts(&pipeline) > before);
+        pipeline.assert_stores_equal();
+    }
 }
