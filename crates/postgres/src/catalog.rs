@@ -36,7 +36,8 @@ SELECT b.type,
        coalesce(to_jsonb(d) ->> 'datlocprovider', 'c'),
        CASE WHEN coalesce(to_jsonb(d) ->> 'datlocprovider', 'c') = 'c' THEN d.datcollate::text
             ELSE coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale') END,
-       array_position((p.indkey::int2[])[0:p.indnkeyatts - 1], a.attnum)
+       array_position((p.indkey::int2[])[0:p.indnkeyatts - 1], a.attnum),
+       pg_catalog.pg_encoding_to_char(d.encoding) = 'UTF8'
 FROM given g
 JOIN LATERAL (SELECT type, modifier FROM base WHERE place = g.place ORDER BY depth DESC LIMIT 1) b ON true
 JOIN pg_catalog.pg_database d ON d.datname = pg_catalog.current_database()
@@ -292,7 +293,8 @@ fn collation(row: &Row) -> Result<Option<Collation>, tokio_postgres::Error> {
     Ok(Some(Collation {
         name: if is_default { locale.to_owned() } else { name.to_owned() },
         deterministic,
-        bytewise: bytewise(provider.unwrap_or_default(), locale),
+        // The server compares bytes of its own encoding, we those of UTF-8.
+        bytewise: row.try_get(9)? && bytewise(provider.unwrap_or_default(), locale),
     }))
 }
 
