@@ -10,6 +10,9 @@ use crate::plan::{Plan, Table, quote, quote_literal};
 
 /// The oldest server that works, as `server_version_num` has it.
 const OLDEST_SERVER: i32 = 140_000;
+/// Servers from this one on refuse updates of a published table whose replica identity has a generated column that the
+/// publication does not publish. FULL has every column, also a virtual one, which no publication can publish.
+const IDENTITY_CHECKED: i32 = 180_000;
 /// Below this a short pause of ours ends the connection.
 const SHORTEST_SENDER_TIMEOUT_MS: i64 = 10_000;
 
@@ -185,7 +188,13 @@ async fn one_table(client: &Client, table: &Table) -> Result<Finding, Error> {
             c.relreplident::text AS identity, has_table_privilege(c.oid, 'SELECT') AS readable,
             row_security_active(c.oid) AS hides,
             EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate) AS primary_key,
-            current_user::text AS role
+            (SELECT min(a.attname) FROM pg_index i
+             JOIN pg_attribute a ON a.attrelid = c.oid AND a.attgenerated <> ''
+                 AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])
+             WHERE i.indrelid = c.oid AND CASE c.relreplident WHEN 'i' THEN i.indisreplident
+                                               ELSE i.indisprimary AND i.indimmediate END)::text AS generated_key,
+            (SELECT min(a.attname) FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attgenerated <> '')::text AS generated,
+            current_setting('server_version_num')::int AS version, current_user::text AS role
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2";
     let Some(row) = client.query_opt(TABLE, &[&table.schema, &table.name]).await? else {
         return Ok(Finding::wrong(
@@ -215,15 +224,8 @@ async fn one_table(client: &Client, table: &Table) -> Result<Finding, Error> {
             format!("ALTER TABLE {sql} SET LOGGED;"),
         );
     }
-    let identity: String = row.get("identity");
-    if identity == "n" || (identity == "d" && !row.get::<_, bool>("primary_key")) {
-        let what = "has no replica identity: once published, its updates and deletes would fail";
-        return wrong(
-            what.into(),
-            format!(
-                "ALTER TABLE {sql} REPLICA IDENTITY FULL; -- or add a primary key that is not deferrable"
-            ),
-        );
+    if let Some((what, remedy)) = identity(&row, &sql) {
+        return wrong(what, remedy);
     }
     if !row.get::<_, bool>("readable") || !schema_usable(client, &table.schema).await? {
         let schema = quote(&table.schema);
@@ -235,6 +237,49 @@ async fn one_table(client: &Client, table: &Table) -> Result<Finding, Error> {
         return wrong(what, format!("ALTER ROLE {role} BYPASSRLS;"));
     }
     Ok(Finding::good(format!("table {table} can be streamed")))
+}
+
+/// What is wrong with the old rows that a table's updates and deletes would bring, and the remedy.
+fn identity(row: &Row, sql: &str) -> Option<(String, String)> {
+    let identity: String = row.get("identity");
+    if identity == "n" || (identity == "d" && !row.get::<_, bool>("primary_key")) {
+        return Some((
+            "has no replica identity: once published, its updates and deletes would fail".into(),
+            format!(
+                "ALTER TABLE {sql} REPLICA IDENTITY FULL; -- or add a primary key that is not deferrable"
+            ),
+        ));
+    }
+    if let Some(column) = row.get::<_, Option<String>>("generated_key") {
+        return Some((
+            format!(
+                "has the generated column {} in its key: it is not in the stream, and without it rows have the same key",
+                quote(&column)
+            ),
+            format!(
+                "ALTER TABLE {sql} REPLICA IDENTITY USING INDEX ...; -- a unique one over columns that are NOT NULL and \
+                 not generated; or give it a primary key of such columns"
+            ),
+        ));
+    }
+    let generated: Option<String> = row.get("generated");
+    if let Some(column) =
+        generated.filter(|_| identity == "f" && row.get::<_, i32>("version") >= IDENTITY_CHECKED)
+    {
+        let remedy = if row.get("primary_key") {
+            format!("ALTER TABLE {sql} REPLICA IDENTITY DEFAULT;")
+        } else {
+            format!(
+                "ALTER TABLE {sql} REPLICA IDENTITY USING INDEX ...; -- or add a primary key, and REPLICA IDENTITY DEFAULT"
+            )
+        };
+        let what = format!(
+            "has REPLICA IDENTITY FULL and the generated column {}: once published, its updates and deletes would fail",
+            quote(&column)
+        );
+        return Some((what, remedy));
+    }
+    None
 }
 
 async fn schema_usable(client: &Client, schema: &str) -> Result<bool, Error> {
@@ -256,8 +301,9 @@ pub struct Publication {
 /// Compares the publication with the plan, by object ids and not by names (h29); `None` when there is none.
 pub async fn publication(client: &Client, plan: &Plan) -> Result<Option<Publication>, Error> {
     const PUBLICATION: &str = "SELECT oid, puballtables AS everything, pubviaroot AS via_root,
-            pubinsert AND pubupdate AND pubdelete AND pubtruncate AS all_changes
-        FROM pg_publication WHERE pubname = $1";
+            pubinsert AND pubupdate AND pubdelete AND pubtruncate AS all_changes,
+            coalesce(to_jsonb(p)->>'pubgencols', 'n') <> 'n' AS generated
+        FROM pg_publication p WHERE pubname = $1";
     let Some(row) = client.query_opt(PUBLICATION, &[&plan.publication]).await? else { return Ok(None) };
     let name = quote(&plan.publication);
     let mut found = Publication::default();
@@ -274,6 +320,16 @@ pub async fn publication(client: &Client, plan: &Plan) -> Result<Option<Publicat
     if row.get("via_root") {
         let remedy = format!("ALTER PUBLICATION {name} SET (publish_via_partition_root = false);");
         wrong(format!("publication {} publishes by partition root", plan.publication), remedy);
+    }
+    if row.get("generated") {
+        let remedy = format!("ALTER PUBLICATION {name} SET (publish_generated_columns = none);");
+        wrong(
+            format!(
+                "publication {} publishes generated columns, which a snapshot does not read",
+                plan.publication
+            ),
+            remedy,
+        );
     }
     members(client, plan, row.get("oid"), &mut found).await?;
     Ok(Some(found))

@@ -38,8 +38,8 @@ const FINISH: &str = "
     ALTER TABLE t_toast ALTER v SET STORAGE EXTERNAL;
     ALTER TABLE t_c ADD gone int;
     ALTER TABLE t_c DROP gone;
-    ALTER TABLE t_c ADD twice text GENERATED ALWAYS AS (v || v) STORED;
-    ALTER TABLE t_c REPLICA IDENTITY FULL;";
+    ALTER TABLE t_c REPLICA IDENTITY FULL;
+    ALTER TABLE t_text ADD twice text GENERATED ALWAYS AS (v || v) STORED;";
 
 fn make_tables(postgres: &Postgres) {
     let sql: String =

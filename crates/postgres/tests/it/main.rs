@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // helpers of tests, which the lint does not see
 
 mod catalog;
+mod check;
 mod login;
 mod running;
 mod slot;
