@@ -6,6 +6,8 @@
 use change::NEW_LOG;
 use tokio_postgres::{Client, Error, Row};
 
+use crate::catalog::{self, Hidden};
+use crate::keys;
 use crate::plan::{Plan, Table, quote, quote_literal};
 
 /// The oldest server that works, as `server_version_num` has it.
@@ -184,7 +186,7 @@ pub async fn tables(client: &Client, plan: &Plan) -> Result<Vec<Finding>, Error>
 }
 
 async fn one_table(client: &Client, table: &Table) -> Result<Finding, Error> {
-    const TABLE: &str = "SELECT c.relkind::text AS kind, c.relispartition AS leaf, c.relpersistence::text AS persistence,
+    const TABLE: &str = "SELECT c.oid, c.relkind::text AS kind, c.relispartition AS leaf, c.relpersistence::text AS persistence,
             c.relreplident::text AS identity, has_table_privilege(c.oid, 'SELECT') AS readable,
             row_security_active(c.oid) AS hides,
             EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate) AS primary_key,
@@ -231,6 +233,12 @@ async fn one_table(client: &Client, table: &Table) -> Result<Finding, Error> {
         let schema = quote(&table.schema);
         let remedy = format!("GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT SELECT ON {sql} TO {role};");
         return wrong(format!("cannot be read by role {role}"), remedy);
+    }
+    let operators = key_operators(client, row.get("oid")).await?;
+    if let Some(Hidden { schema, .. }) = operators.into_iter().find(|hidden| !hidden.usable) {
+        let what =
+            format!("has a key that operators of schema {schema} order, which role {role} may not use");
+        return wrong(what, format!("GRANT USAGE ON SCHEMA {schema} TO {role};"));
     }
     if row.get("hides") {
         let what = format!("has row security, which hides rows from role {role}");
@@ -280,6 +288,14 @@ fn identity(row: &Row, sql: &str) -> Option<(String, String)> {
         return Some((what, remedy));
     }
     None
+}
+
+/// Schemas with operators of the table's key that a statement would not find by their names alone.
+async fn key_operators(client: &Client, table: u32) -> Result<Vec<Hidden>, Error> {
+    match catalog::schema_of(client, table).await? {
+        Some(schema) => catalog::hidden_operators(client, &keys::types_of(&schema)).await,
+        None => Ok(Vec::new()),
+    }
 }
 
 async fn schema_usable(client: &Client, schema: &str) -> Result<bool, Error> {

@@ -20,8 +20,13 @@ fn plan(tables: &[&str]) -> Plan {
 }
 
 fn check_tables(server: &Postgres, tables: &[&str]) -> Vec<Finding> {
+    check_as("postgres", server, tables)
+}
+
+fn check_as(role: &str, server: &Postgres, tables: &[&str]) -> Vec<Finding> {
     runtime().block_on(async {
-        let client = connect(&config(&server.url("postgres"))).await.unwrap();
+        let url = server.url("postgres").replace("postgres@", &format!("{role}@"));
+        let client = connect(&config(&url)).await.unwrap();
         check::tables(&client, &plan(tables)).await.unwrap()
     })
 }
@@ -109,4 +114,18 @@ fn a_publication_of_generated_columns_is_refused() {
     assert!(found[0].what.contains("publishes generated columns"), "{found:?}");
     server.sql("postgres", &found[0].remedy);
     assert_eq!(findings(), []);
+}
+
+#[test]
+fn operators_of_a_key_that_the_role_may_not_use_are_refused_and_the_remedy_works() {
+    let server = Postgres::start();
+    server.sql(
+        "postgres",
+        "CREATE ROLE reader LOGIN; CREATE SCHEMA ext; CREATE EXTENSION citext SCHEMA ext;
+         CREATE TABLE a (id ext.citext PRIMARY KEY, other text); GRANT SELECT ON a TO reader",
+    );
+    let found = check_as("reader", &server, &["a"]);
+    assert!(found[0].what.contains("operators of schema ext"), "{found:?}");
+    server.sql("postgres", &found[0].remedy);
+    assert_eq!(check_as("reader", &server, &["a"])[0].verdict, Verdict::Good);
 }

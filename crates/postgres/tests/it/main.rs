@@ -5,6 +5,7 @@
 mod catalog;
 mod check;
 mod login;
+mod rounds;
 mod running;
 mod slot;
 mod stream;
