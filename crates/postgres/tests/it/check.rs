@@ -2,22 +2,9 @@
 
 use postgres::catalog::connect;
 use postgres::check::{self, Finding, Verdict};
-use postgres::plan::{Plan, Table};
 use testkit::services::Postgres;
 
 use crate::support::*;
-
-fn plan(tables: &[&str]) -> Plan {
-    let table = |name: &&str| Table { schema: "public".into(), name: name.to_string() };
-    Plan {
-        pipeline: "t".into(),
-        slot: "millrace_t_1".into(),
-        publication: "millrace_t".into(),
-        tables: tables.iter().map(table).collect(),
-        role: "postgres".into(),
-        keyless_bytes: 1 << 20,
-    }
-}
 
 fn check_tables(server: &Postgres, tables: &[&str]) -> Vec<Finding> {
     check_as("postgres", server, tables)
