@@ -434,28 +434,29 @@ pub struct Size {
     pub rows: u64,
     /// Bytes, TOAST included and indexes not.
     pub bytes: u64,
+    /// Whether nothing tells its rows apart.
+    pub keyless: bool,
 }
 
 /// How much a table holds; nothing where it does not exist.
 pub async fn size(client: &Client, table: &Table) -> Result<Size, Error> {
-    const SIZE: &str = "SELECT greatest(c.reltuples, 0)::int8, pg_table_size(c.oid)
+    const SIZE: &str = "SELECT greatest(c.reltuples, 0)::int8, pg_table_size(c.oid),
+            c.relreplident = 'f' AND NOT EXISTS (
+                SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate)
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2";
     let row = client.query_opt(SIZE, &[&table.schema, &table.name]).await?;
-    let number = |row: &Row, place| row.get::<_, i64>(place).unsigned_abs();
-    Ok(row.map_or(Size { rows: 0, bytes: 0 }, |row| Size { rows: number(&row, 0), bytes: number(&row, 1) }))
+    let Some(row) = row else { return Ok(Size { rows: 0, bytes: 0, keyless: false }) };
+    let number = |place| row.get::<_, i64>(place).unsigned_abs();
+    Ok(Size { rows: number(0), bytes: number(1), keyless: row.get(2) })
 }
 
 /// Tables without a key that are larger than a round may be: nothing tells one part of them from another, so that they
 /// are read in one piece (h25).
 pub async fn too_large(client: &Client, plan: &Plan, tables: &[Table]) -> Result<Vec<Finding>, Error> {
-    const SIZE: &str = "SELECT pg_table_size(c.oid), c.relreplident = 'f' AND NOT EXISTS (
-            SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate)
-        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2";
     let mut findings = Vec::new();
     for table in tables {
-        let Some(row) = client.query_opt(SIZE, &[&table.schema, &table.name]).await? else { continue };
-        let (bytes, keyless): (i64, bool) = (row.get(0), row.get(1));
-        if keyless && bytes.unsigned_abs() > plan.keyless_bytes {
+        let Size { bytes, keyless, .. } = size(client, table).await?;
+        if keyless && bytes > plan.keyless_bytes {
             findings.push(Finding::wrong(
                 format!(
                     "table {table} has no primary key and {} MB: its rows can only be read in one piece, for which all \
