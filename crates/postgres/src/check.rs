@@ -186,7 +186,7 @@ pub async fn tables(client: &Client, plan: &Plan) -> Result<Vec<Finding>, Error>
 }
 
 async fn one_table(client: &Client, table: &Table) -> Result<Finding, Error> {
-    const TABLE: &str = "SELECT c.oid, c.relkind::text AS kind, c.relispartition AS leaf, c.relpersistence::text AS persistence,
+    const TABLE: &str = "SELECT c.oid, c.relkind::text AS kind, c.relpersistence::text AS persistence,
             c.relreplident::text AS identity, has_table_privilege(c.oid, 'SELECT') AS readable,
             row_security_active(c.oid) AS hides,
             EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate) AS primary_key,
@@ -208,10 +208,18 @@ async fn one_table(client: &Client, table: &Table) -> Result<Finding, Error> {
     let role = quote(&row.get::<_, String>("role"));
     let kind: String = row.get("kind");
     let wrong = |what: String, remedy: String| Ok(Finding::wrong(format!("table {table} {what}"), remedy));
-    if kind == "p" || row.get("leaf") {
+    if kind == "p" {
+        let remedy = match partitions(client, row.get("oid")).await? {
+            list if list.is_empty() => {
+                "take it out of `postgres.tables`, and name its partitions there when it has some".into()
+            }
+            list => format!(
+                "take it out of `postgres.tables` and name its partitions there, also those to come: {list}"
+            ),
+        };
         return wrong(
-            "is partitioned; partitions are not supported yet".into(),
-            "take it out of `postgres.tables`".into(),
+            "is partitioned: only its partitions have rows, and each is a table of its own".into(),
+            remedy,
         );
     }
     if kind != "r" {
@@ -288,6 +296,16 @@ fn identity(row: &Row, sql: &str) -> Option<(String, String)> {
         return Some((what, remedy));
     }
     None
+}
+
+/// The tables that hold a partitioned table's rows, as `postgres.tables` has them.
+async fn partitions(client: &Client, root: u32) -> Result<String, Error> {
+    const LEAVES: &str = "SELECT n.nspname::text, c.relname::text FROM pg_partition_tree($1::oid::regclass) t
+        JOIN pg_class c ON c.oid = t.relid JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE t.isleaf AND c.relkind = 'r' ORDER BY 1, 2";
+    let leaves = client.query(LEAVES, &[&root]).await?;
+    let leaf = |row: &Row| format!("\"{}\"", Table { schema: row.get(0), name: row.get(1) });
+    Ok(leaves.iter().map(leaf).collect::<Vec<_>>().join(", "))
 }
 
 /// Schemas with operators of the table's key that a statement would not find by their names alone.

@@ -290,9 +290,8 @@ fn complete_snapshot(pipeline: &mut Pipeline) {
     });
 }
 
-/// After the histories: the log replayed from its first record is what Postgres' own subscriber has.
-fn assert_log_equals(pipeline: &Pipeline, subscriber: &Subscriber, tables: usize) {
-    subscriber.catch_up(&pipeline.postgres);
+/// Waits until the log has what was committed so far.
+fn all_is_published(pipeline: &Pipeline) {
     let head = pipeline.postgres.value("app", "SELECT pg_current_wal_insert_lsn()");
     pipeline.postgres.sql("app", "SELECT pg_logical_emit_message(true, 'oracle', '')");
     soon("the log has everything", || {
@@ -300,6 +299,12 @@ fn assert_log_equals(pipeline: &Pipeline, subscriber: &Subscriber, tables: usize
         let published = text(&status["log"]["published"]);
         pipeline.postgres.value("app", &format!("SELECT pg_lsn '{published}' > '{head}'")) == "t"
     });
+}
+
+/// After the histories: the log replayed from its first record is what Postgres' own subscriber has.
+fn assert_log_equals(pipeline: &Pipeline, subscriber: &Subscriber, tables: usize) {
+    subscriber.catch_up(&pipeline.postgres);
+    all_is_published(pipeline);
     let mut replayed = replay(&pipeline.kafka);
     for (table, _) in &TABLES[..tables] {
         let expected = rows(&subscriber.postgres, table);
@@ -566,4 +571,56 @@ fn h30_a_rewritten_table_is_read_anew() {
     assert_eq!(read(&pipeline), before);
     assert!(read(&pipeline).contains("is in the log"), "{before}");
     assert!(pipeline.succeed(&["snapshot", "public.points"]).contains("in the log: 0 rows"));
+}
+
+/// Partitions that are configured one by one, and the tables of an inheritance tree: rows go from one to the other, one
+/// is emptied, one is detached, and one that is not configured takes rows and gives some back.
+#[test]
+fn partitions_and_children_are_tables_of_their_own() {
+    let mut pipeline = Pipeline::new();
+    pipeline.postgres.sql(
+        "app",
+        "CREATE TABLE events (id int, v text, part int, PRIMARY KEY (id, part)) PARTITION BY LIST (part);
+         CREATE TABLE events_1 PARTITION OF events FOR VALUES IN (1);
+         CREATE TABLE events_2 PARTITION OF events FOR VALUES IN (2);
+         CREATE TABLE events_3 PARTITION OF events FOR VALUES IN (3);
+         CREATE TABLE parent (id int PRIMARY KEY, v text); CREATE TABLE child (PRIMARY KEY (id)) INHERITS (parent);
+         INSERT INTO events SELECT g, repeat('old', 50), g % 3 + 1 FROM generate_series(1, 600) g;
+         INSERT INTO parent SELECT g, 'parent' FROM generate_series(1, 100) g;
+         INSERT INTO child SELECT g, 'child' FROM generate_series(51, 150) g",
+    );
+    pipeline.configure_tables("\"public.events\"", "");
+    let said = pipeline.refused(&["setup"]);
+    assert!(said.contains("\"public.events_1\", \"public.events_2\", \"public.events_3\""), "{said}");
+    let tables = ["events_1", "events_2", "parent", "child"];
+    let names = tables.map(|table| format!("\"public.{table}\"")).join(", ");
+    pipeline.configure_tables(&names, "[snapshot]\nround_kb = 1\n");
+    pipeline.succeed(&["setup"]);
+    pipeline.dies_at("round.committed", &["reader"], "reader");
+    // Both are partly read.
+    let moves = "UPDATE events SET part = part % 3 + 1, v = 'moved' WHERE id % 5 = 0;
+                 UPDATE parent SET v = v || '!' WHERE id % 4 = 0; DELETE FROM ONLY parent WHERE id % 7 = 0;
+                 UPDATE child SET id = id + 1000 WHERE id % 9 = 0";
+    pipeline.postgres.sql("app", moves);
+    pipeline.spawn(Role::Reader);
+    complete_snapshot(&mut pipeline);
+    pipeline.postgres.sql(
+        "app",
+        &format!("{moves}; TRUNCATE events_2; INSERT INTO events VALUES (1001, 'new', 1), (1002, 'new', 2)"),
+    );
+    pipeline.postgres.sql("app", "ALTER TABLE events DETACH PARTITION events_1");
+    pipeline.postgres.sql(
+        "app",
+        "UPDATE events_1 SET v = 'detached' WHERE id % 2 = 0; DELETE FROM events_1 WHERE id % 11 = 0;
+         UPDATE events SET part = 2, v = 'home' WHERE id % 3 = 0; TRUNCATE ONLY parent; INSERT INTO parent VALUES (1, 'p')",
+    );
+    pipeline.assert_alive();
+    all_is_published(&pipeline);
+    let mut replayed = replay(&pipeline.kafka);
+    for table in tables {
+        let expected = rows(&pipeline.postgres, &format!("ONLY {table}"));
+        assert!(!expected.is_empty(), "{table}");
+        assert_eq!(replayed.remove(table).unwrap_or_default(), expected, "{table}");
+    }
+    assert!(replayed.is_empty(), "{replayed:?}");
 }

@@ -116,3 +116,21 @@ fn operators_of_a_key_that_the_role_may_not_use_are_refused_and_the_remedy_works
     server.sql("postgres", &found[0].remedy);
     assert_eq!(check_as("reader", &server, &["a"])[0].verdict, Verdict::Good);
 }
+
+#[test]
+fn of_a_partitioned_table_the_partitions_are_named() {
+    let server = Postgres::start();
+    server.sql(
+        "postgres",
+        "CREATE TABLE root (id int PRIMARY KEY) PARTITION BY RANGE (id);
+         CREATE TABLE low PARTITION OF root FOR VALUES FROM (0) TO (10);
+         CREATE TABLE high PARTITION OF root FOR VALUES FROM (10) TO (20) PARTITION BY RANGE (id);
+         CREATE TABLE higher PARTITION OF high FOR VALUES FROM (15) TO (20);
+         CREATE TABLE none (id int PRIMARY KEY) PARTITION BY RANGE (id)",
+    );
+    let found = check_tables(&server, &["root", "high", "none", "low", "higher"]);
+    assert!(found[0].remedy.ends_with("\"public.higher\", \"public.low\""), "{found:?}");
+    assert!(found[1].remedy.ends_with(" \"public.higher\""), "{found:?}");
+    assert!(found[2].remedy.ends_with("when it has some"), "{found:?}");
+    assert!(found[3..].iter().all(|finding| finding.verdict == Verdict::Good), "{found:?}");
+}
