@@ -247,9 +247,8 @@ impl Feed for KafkaFeed {
         let known = generations(&self.connection, self.names.pipeline())?;
         let diverged = known.and_then(|known| known.get(generation)).is_some_and(|this| this.diverged);
         // Where this log is not current any more, the current one is its successor.
-        let later = known.map(|known| [Some(known.current), known.next]).into_iter().flatten().flatten();
-        let next = later.filter(|later| later.number > generation).last();
-        let next = next.map(|next| Successor { diverged: next.diverged });
+        let newest = known.map(|known| known.newest()).filter(|newest| newest.number > generation);
+        let next = newest.map(|next| Successor { diverged: next.diverged });
         Ok(LogState { id, generation, diverged, start, end, group, next })
     }
 

@@ -99,41 +99,39 @@ pub fn ensure_topics(
     names: &Names,
     replication: Option<u16>,
 ) -> Result<Vec<Problem>, KafkaError> {
-    let inquirer = connection.inquirer()?;
-    let mut problems = Vec::new();
-    for wanted in wanted(names) {
-        if topic_exists(&inquirer, &wanted.topic, connection.outage())? {
-            problems.extend(compare(connection, &inquirer, &wanted)?);
-        } else {
-            create(connection, &wanted, replication)?;
-            wait_until_usable(&inquirer, &wanted.topic)?;
-        }
-    }
-    Ok(problems)
+    each_topic(connection, names, |inquirer, missing| {
+        create(connection, missing, replication)?;
+        wait_until_usable(inquirer, &missing.topic)?;
+        Ok(None)
+    })
 }
 
 /// Checks the log, the ledger and the generations topic, and changes nothing. A missing one is a problem.
 pub fn check_topics(connection: &Connection, names: &Names) -> Result<Vec<Problem>, KafkaError> {
+    each_topic(connection, names, |_, missing| {
+        let what = format!("topic \"{}\" does not exist", missing.topic);
+        Ok(Some(Problem { fatal: true, refusal: Refusal::new(what, "millrace setup") }))
+    })
+}
+
+/// Checks those of the topics that exist; for a reader, which finds out about the others by itself.
+pub fn compare_topics(connection: &Connection, names: &Names) -> Result<Vec<Problem>, KafkaError> {
+    each_topic(connection, names, |_, _| Ok(None))
+}
+
+/// Compares each topic that exists with what it must be, and does `absent` about each that does not.
+fn each_topic(
+    connection: &Connection,
+    names: &Names,
+    absent: impl Fn(&BaseConsumer<Reports>, &Wanted) -> Result<Option<Problem>, KafkaError>,
+) -> Result<Vec<Problem>, KafkaError> {
     let inquirer = connection.inquirer()?;
     let mut problems = Vec::new();
     for wanted in wanted(names) {
         if topic_exists(&inquirer, &wanted.topic, connection.outage())? {
             problems.extend(compare(connection, &inquirer, &wanted)?);
         } else {
-            let what = format!("topic \"{}\" does not exist", wanted.topic);
-            problems.push(Problem { fatal: true, refusal: Refusal::new(what, "millrace setup") });
-        }
-    }
-    Ok(problems)
-}
-
-/// Checks those of the topics that exist; for a reader, which finds out about the others by itself.
-pub fn compare_topics(connection: &Connection, names: &Names) -> Result<Vec<Problem>, KafkaError> {
-    let inquirer = connection.inquirer()?;
-    let mut problems = Vec::new();
-    for wanted in wanted(names) {
-        if topic_exists(&inquirer, &wanted.topic, connection.outage())? {
-            problems.extend(compare(connection, &inquirer, &wanted)?);
+            problems.extend(absent(&inquirer, &wanted)?);
         }
     }
     Ok(problems)

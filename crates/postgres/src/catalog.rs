@@ -5,13 +5,18 @@
 //! names, collations, and the order of the key, which under REPLICA IDENTITY FULL is the primary key. A table
 //! dropped since then loses nothing but that: types outlive it, and what cannot be found stays as the message says.
 
+use std::future::Future;
+use std::time::Duration;
+
 use change::{Collation, Column, ReplicaIdentity, Storage, TableSchema};
+use relay::SourceError;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Row};
 
 use crate::config::{ChannelBinding, Config, ConfigError, Host, Target};
 use crate::connection::{attempts, session_options};
 use crate::error::ConnectionError;
+use crate::plan::Table;
 use crate::tls::Tls;
 
 /// Resolves columns given as parallel arrays ($2 names, $3 types, $4 type modifiers) of relation $1, whose key is the
@@ -36,7 +41,8 @@ SELECT b.type,
        coalesce(to_jsonb(d) ->> 'datlocprovider', 'c'),
        CASE WHEN coalesce(to_jsonb(d) ->> 'datlocprovider', 'c') = 'c' THEN d.datcollate::text
             ELSE coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale') END,
-       array_position((p.indkey::int2[])[0:p.indnkeyatts - 1], a.attnum)
+       array_position((p.indkey::int2[])[0:p.indnkeyatts - 1], a.attnum),
+       pg_catalog.pg_encoding_to_char(d.encoding) = 'UTF8'
 FROM given g
 JOIN LATERAL (SELECT type, modifier FROM base WHERE place = g.place ORDER BY depth DESC LIMIT 1) b ON true
 JOIN pg_catalog.pg_database d ON d.datname = pg_catalog.current_database()
@@ -63,9 +69,30 @@ WHERE r.oid = $1
 ORDER BY a.attnum";
 
 const RELATION: &str = "
-SELECT r.oid, r.relreplident::text
+SELECT n.nspname::text, r.relname::text, r.relreplident::text
 FROM pg_catalog.pg_class r JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace
-WHERE n.nspname = $1 AND r.relname = $2 AND r.relkind IN ('r', 'p')";
+WHERE r.oid = $1 AND r.relkind IN ('r', 'p')";
+
+/// The schemas of those operators by which base types ($1) are ordered that a statement would not find: `>` would
+/// silently be another type's, that of text for `citext`. And whether the role may use them.
+const HIDDEN_OPERATORS: &str = "
+SELECT DISTINCT pg_catalog.quote_ident(n.nspname), pg_catalog.has_schema_privilege(n.oid, 'USAGE')
+FROM pg_catalog.pg_opclass c
+JOIN pg_catalog.pg_am m ON m.oid = c.opcmethod AND m.amname = 'btree'
+JOIN pg_catalog.pg_amop o
+  ON o.amopfamily = c.opcfamily AND o.amoplefttype = c.opcintype AND o.amoprighttype = c.opcintype
+JOIN pg_catalog.pg_operator p ON p.oid = o.amopopr
+JOIN pg_catalog.pg_namespace n ON n.oid = p.oprnamespace
+WHERE c.opcdefault AND c.opcintype = ANY ($1::oid[]) AND NOT pg_catalog.pg_operator_is_visible(p.oid)
+ORDER BY 1";
+
+/// Adds schemas ($1, quoted) to the transaction's search path. At its end, so that whatever is found stays what it is.
+const SEARCH_ALSO: &str = "
+SELECT pg_catalog.set_config(
+    'search_path', pg_catalog.concat_ws(', ', nullif(pg_catalog.current_setting('search_path'), ''), $1::text), true)";
+
+/// How long a query of the catalog may take.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A column before the catalog was asked.
 struct Bare {
@@ -177,9 +204,21 @@ pub async fn table_schema(
     schema: &str,
     table: &str,
 ) -> Result<Option<TableSchema>, tokio_postgres::Error> {
-    let Some(row) = client.query_opt(RELATION, &[&schema, &table]).await? else { return Ok(None) };
-    let relation: u32 = row.try_get(0)?;
-    let identity = match row.try_get(1)? {
+    let table = Table { schema: schema.to_owned(), name: table.to_owned() };
+    match table.oid(client).await? {
+        Some(relation) => schema_of(client, relation).await,
+        None => Ok(None),
+    }
+}
+
+/// The same of the table with this object id.
+pub(crate) async fn schema_of(
+    client: &Client,
+    relation: u32,
+) -> Result<Option<TableSchema>, tokio_postgres::Error> {
+    let Some(row) = client.query_opt(RELATION, &[&relation]).await? else { return Ok(None) };
+    let (schema, table) = (row.try_get(0)?, row.try_get(1)?);
+    let identity = match row.try_get(2)? {
         "d" => ReplicaIdentity::Default,
         "f" => ReplicaIdentity::Full,
         "i" => ReplicaIdentity::Index,
@@ -196,7 +235,61 @@ pub async fn table_schema(
     };
     let columns = rows.iter().map(bare).collect::<Result<_, _>>()?;
     let columns = resolve(client, relation, identity, columns).await?;
-    Ok(Some(TableSchema { relation, schema: schema.to_owned(), table: table.to_owned(), identity, columns }))
+    Ok(Some(TableSchema { relation, schema, table, identity, columns }))
+}
+
+/// The name of the table with this object id.
+pub(crate) async fn name_of(client: &Client, relation: u32) -> Result<Option<Table>, tokio_postgres::Error> {
+    let row = client.query_opt(RELATION, &[&relation]).await?;
+    row.map(|row| Ok(Table { schema: row.try_get(0)?, name: row.try_get(1)? })).transpose()
+}
+
+/// A schema with operators that a statement would not find.
+pub(crate) struct Hidden {
+    /// Its name as SQL.
+    pub(crate) schema: String,
+    /// Whether the role may use it.
+    pub(crate) usable: bool,
+}
+
+/// Where those operators of these base types are that a statement would not find by their names alone.
+pub(crate) async fn hidden_operators(
+    client: &Client,
+    types: &[u32],
+) -> Result<Vec<Hidden>, tokio_postgres::Error> {
+    let rows = client.query(HIDDEN_OPERATORS, &[&types]).await?;
+    rows.iter().map(|row| Ok(Hidden { schema: row.try_get(0)?, usable: row.try_get(1)? })).collect()
+}
+
+/// Lets the transaction's statements find the operators that order these base types. `Err` names the schemas where some
+/// are that cannot be found.
+pub(crate) async fn find_operators(
+    client: &Client,
+    types: &[u32],
+) -> Result<Result<(), String>, tokio_postgres::Error> {
+    let list = |hidden: &[Hidden]| {
+        let schemas: Vec<&str> = hidden.iter().map(|hidden| hidden.schema.as_str()).collect();
+        schemas.join(", ")
+    };
+    let hidden = hidden_operators(client, types).await?;
+    if hidden.is_empty() {
+        return Ok(Ok(()));
+    }
+    client.query_one(SEARCH_ALSO, &[&list(&hidden)]).await?;
+    // A schema that the role may not use is passed over in silence.
+    let hidden = hidden_operators(client, types).await?;
+    Ok(if hidden.is_empty() { Ok(()) } else { Err(list(&hidden)) })
+}
+
+/// Bounds what is asked of a server in time.
+pub(crate) async fn answered<T>(
+    server: impl std::fmt::Display,
+    query: impl Future<Output = Result<T, SourceError>>,
+) -> Result<T, SourceError> {
+    tokio::time::timeout(QUERY_TIMEOUT, query).await.unwrap_or_else(|_| {
+        let seconds = QUERY_TIMEOUT.as_secs();
+        Err(SourceError::Unavailable(format!("{server}: no answer to a query within {seconds} s")))
+    })
 }
 
 /// What a Relation message says, with what the catalog adds to it.
@@ -300,7 +393,8 @@ fn collation(row: &Row) -> Result<Option<Collation>, tokio_postgres::Error> {
     Ok(Some(Collation {
         name: if is_default { locale.to_owned() } else { name.to_owned() },
         deterministic,
-        bytewise: bytewise(provider.unwrap_or_default(), locale),
+        // The server compares bytes of its own encoding, we those of UTF-8.
+        bytewise: row.try_get(9)? && bytewise(provider.unwrap_or_default(), locale),
     }))
 }
 

@@ -6,10 +6,15 @@
 use change::NEW_LOG;
 use tokio_postgres::{Client, Error, Row};
 
+use crate::catalog::{self, Hidden};
+use crate::keys;
 use crate::plan::{Plan, Table, quote, quote_literal};
 
 /// The oldest server that works, as `server_version_num` has it.
 const OLDEST_SERVER: i32 = 140_000;
+/// Servers from this one on refuse updates of a published table whose replica identity has a generated column that the
+/// publication does not publish. FULL has every column, also a virtual one, which no publication can publish.
+const IDENTITY_CHECKED: i32 = 180_000;
 /// Below this a short pause of ours ends the connection.
 const SHORTEST_SENDER_TIMEOUT_MS: i64 = 10_000;
 
@@ -181,11 +186,17 @@ pub async fn tables(client: &Client, plan: &Plan) -> Result<Vec<Finding>, Error>
 }
 
 async fn one_table(client: &Client, table: &Table) -> Result<Finding, Error> {
-    const TABLE: &str = "SELECT c.relkind::text AS kind, c.relispartition AS leaf, c.relpersistence::text AS persistence,
+    const TABLE: &str = "SELECT c.oid, c.relkind::text AS kind, c.relpersistence::text AS persistence,
             c.relreplident::text AS identity, has_table_privilege(c.oid, 'SELECT') AS readable,
             row_security_active(c.oid) AS hides,
             EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate) AS primary_key,
-            current_user::text AS role
+            (SELECT min(a.attname) FROM pg_index i
+             JOIN pg_attribute a ON a.attrelid = c.oid AND a.attgenerated <> ''
+                 AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])
+             WHERE i.indrelid = c.oid AND CASE c.relreplident WHEN 'i' THEN i.indisreplident
+                                               ELSE i.indisprimary AND i.indimmediate END)::text AS generated_key,
+            (SELECT min(a.attname) FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attgenerated <> '')::text AS generated,
+            current_setting('server_version_num')::int AS version, current_user::text AS role
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2";
     let Some(row) = client.query_opt(TABLE, &[&table.schema, &table.name]).await? else {
         return Ok(Finding::wrong(
@@ -197,10 +208,18 @@ async fn one_table(client: &Client, table: &Table) -> Result<Finding, Error> {
     let role = quote(&row.get::<_, String>("role"));
     let kind: String = row.get("kind");
     let wrong = |what: String, remedy: String| Ok(Finding::wrong(format!("table {table} {what}"), remedy));
-    if kind == "p" || row.get("leaf") {
+    if kind == "p" {
+        let remedy = match partitions(client, row.get("oid")).await? {
+            list if list.is_empty() => {
+                "take it out of `postgres.tables`, and name its partitions there when it has some".into()
+            }
+            list => format!(
+                "take it out of `postgres.tables` and name its partitions there, also those to come: {list}"
+            ),
+        };
         return wrong(
-            "is partitioned; partitions are not supported yet".into(),
-            "take it out of `postgres.tables`".into(),
+            "is partitioned: only its partitions have rows, and each is a table of its own".into(),
+            remedy,
         );
     }
     if kind != "r" {
@@ -215,26 +234,86 @@ async fn one_table(client: &Client, table: &Table) -> Result<Finding, Error> {
             format!("ALTER TABLE {sql} SET LOGGED;"),
         );
     }
-    let identity: String = row.get("identity");
-    if identity == "n" || (identity == "d" && !row.get::<_, bool>("primary_key")) {
-        let what = "has no replica identity: once published, its updates and deletes would fail";
-        return wrong(
-            what.into(),
-            format!(
-                "ALTER TABLE {sql} REPLICA IDENTITY FULL; -- or add a primary key that is not deferrable"
-            ),
-        );
+    if let Some((what, remedy)) = identity(&row, &sql) {
+        return wrong(what, remedy);
     }
     if !row.get::<_, bool>("readable") || !schema_usable(client, &table.schema).await? {
         let schema = quote(&table.schema);
         let remedy = format!("GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT SELECT ON {sql} TO {role};");
         return wrong(format!("cannot be read by role {role}"), remedy);
     }
+    let operators = key_operators(client, row.get("oid")).await?;
+    if let Some(Hidden { schema, .. }) = operators.into_iter().find(|hidden| !hidden.usable) {
+        let what =
+            format!("has a key that operators of schema {schema} order, which role {role} may not use");
+        return wrong(what, format!("GRANT USAGE ON SCHEMA {schema} TO {role};"));
+    }
     if row.get("hides") {
         let what = format!("has row security, which hides rows from role {role}");
         return wrong(what, format!("ALTER ROLE {role} BYPASSRLS;"));
     }
     Ok(Finding::good(format!("table {table} can be streamed")))
+}
+
+/// What is wrong with the old rows that a table's updates and deletes would bring, and the remedy.
+fn identity(row: &Row, sql: &str) -> Option<(String, String)> {
+    let identity: String = row.get("identity");
+    if identity == "n" || (identity == "d" && !row.get::<_, bool>("primary_key")) {
+        return Some((
+            "has no replica identity: once published, its updates and deletes would fail".into(),
+            format!(
+                "ALTER TABLE {sql} REPLICA IDENTITY FULL; -- or add a primary key that is not deferrable"
+            ),
+        ));
+    }
+    if let Some(column) = row.get::<_, Option<String>>("generated_key") {
+        return Some((
+            format!(
+                "has the generated column {} in its key: it is not in the stream, and without it rows have the same key",
+                quote(&column)
+            ),
+            format!(
+                "ALTER TABLE {sql} REPLICA IDENTITY USING INDEX ...; -- a unique one over columns that are NOT NULL and \
+                 not generated; or give it a primary key of such columns"
+            ),
+        ));
+    }
+    let generated: Option<String> = row.get("generated");
+    if let Some(column) =
+        generated.filter(|_| identity == "f" && row.get::<_, i32>("version") >= IDENTITY_CHECKED)
+    {
+        let remedy = if row.get("primary_key") {
+            format!("ALTER TABLE {sql} REPLICA IDENTITY DEFAULT;")
+        } else {
+            format!(
+                "ALTER TABLE {sql} REPLICA IDENTITY USING INDEX ...; -- or add a primary key, and REPLICA IDENTITY DEFAULT"
+            )
+        };
+        let what = format!(
+            "has REPLICA IDENTITY FULL and the generated column {}: once published, its updates and deletes would fail",
+            quote(&column)
+        );
+        return Some((what, remedy));
+    }
+    None
+}
+
+/// The tables that hold a partitioned table's rows, as `postgres.tables` has them.
+async fn partitions(client: &Client, root: u32) -> Result<String, Error> {
+    const LEAVES: &str = "SELECT n.nspname::text, c.relname::text FROM pg_partition_tree($1::oid::regclass) t
+        JOIN pg_class c ON c.oid = t.relid JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE t.isleaf AND c.relkind = 'r' ORDER BY 1, 2";
+    let leaves = client.query(LEAVES, &[&root]).await?;
+    let leaf = |row: &Row| format!("\"{}\"", Table { schema: row.get(0), name: row.get(1) });
+    Ok(leaves.iter().map(leaf).collect::<Vec<_>>().join(", "))
+}
+
+/// Schemas with operators of the table's key that a statement would not find by their names alone.
+async fn key_operators(client: &Client, table: u32) -> Result<Vec<Hidden>, Error> {
+    match catalog::schema_of(client, table).await? {
+        Some(schema) => catalog::hidden_operators(client, &keys::types_of(&schema)).await,
+        None => Ok(Vec::new()),
+    }
 }
 
 async fn schema_usable(client: &Client, schema: &str) -> Result<bool, Error> {
@@ -256,8 +335,9 @@ pub struct Publication {
 /// Compares the publication with the plan, by object ids and not by names (h29); `None` when there is none.
 pub async fn publication(client: &Client, plan: &Plan) -> Result<Option<Publication>, Error> {
     const PUBLICATION: &str = "SELECT oid, puballtables AS everything, pubviaroot AS via_root,
-            pubinsert AND pubupdate AND pubdelete AND pubtruncate AS all_changes
-        FROM pg_publication WHERE pubname = $1";
+            pubinsert AND pubupdate AND pubdelete AND pubtruncate AS all_changes,
+            coalesce(to_jsonb(p)->>'pubgencols', 'n') <> 'n' AS generated
+        FROM pg_publication p WHERE pubname = $1";
     let Some(row) = client.query_opt(PUBLICATION, &[&plan.publication]).await? else { return Ok(None) };
     let name = quote(&plan.publication);
     let mut found = Publication::default();
@@ -274,6 +354,16 @@ pub async fn publication(client: &Client, plan: &Plan) -> Result<Option<Publicat
     if row.get("via_root") {
         let remedy = format!("ALTER PUBLICATION {name} SET (publish_via_partition_root = false);");
         wrong(format!("publication {} publishes by partition root", plan.publication), remedy);
+    }
+    if row.get("generated") {
+        let remedy = format!("ALTER PUBLICATION {name} SET (publish_generated_columns = none);");
+        wrong(
+            format!(
+                "publication {} publishes generated columns, which a snapshot does not read",
+                plan.publication
+            ),
+            remedy,
+        );
     }
     members(client, plan, row.get("oid"), &mut found).await?;
     Ok(Some(found))
@@ -362,28 +452,29 @@ pub struct Size {
     pub rows: u64,
     /// Bytes, TOAST included and indexes not.
     pub bytes: u64,
+    /// Whether nothing tells its rows apart.
+    pub keyless: bool,
 }
 
 /// How much a table holds; nothing where it does not exist.
 pub async fn size(client: &Client, table: &Table) -> Result<Size, Error> {
-    const SIZE: &str = "SELECT greatest(c.reltuples, 0)::int8, pg_table_size(c.oid)
+    const SIZE: &str = "SELECT greatest(c.reltuples, 0)::int8, pg_table_size(c.oid),
+            c.relreplident = 'f' AND NOT EXISTS (
+                SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate)
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2";
     let row = client.query_opt(SIZE, &[&table.schema, &table.name]).await?;
-    let number = |row: &Row, place| row.get::<_, i64>(place).unsigned_abs();
-    Ok(row.map_or(Size { rows: 0, bytes: 0 }, |row| Size { rows: number(&row, 0), bytes: number(&row, 1) }))
+    let Some(row) = row else { return Ok(Size { rows: 0, bytes: 0, keyless: false }) };
+    let number = |place| row.get::<_, i64>(place).unsigned_abs();
+    Ok(Size { rows: number(0), bytes: number(1), keyless: row.get(2) })
 }
 
 /// Tables without a key that are larger than a round may be: nothing tells one part of them from another, so that they
 /// are read in one piece (h25).
 pub async fn too_large(client: &Client, plan: &Plan, tables: &[Table]) -> Result<Vec<Finding>, Error> {
-    const SIZE: &str = "SELECT pg_table_size(c.oid), c.relreplident = 'f' AND NOT EXISTS (
-            SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate)
-        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2";
     let mut findings = Vec::new();
     for table in tables {
-        let Some(row) = client.query_opt(SIZE, &[&table.schema, &table.name]).await? else { continue };
-        let (bytes, keyless): (i64, bool) = (row.get(0), row.get(1));
-        if keyless && bytes.unsigned_abs() > plan.keyless_bytes {
+        let Size { bytes, keyless, .. } = size(client, table).await?;
+        if keyless && bytes > plan.keyless_bytes {
             findings.push(Finding::wrong(
                 format!(
                     "table {table} has no primary key and {} MB: its rows can only be read in one piece, for which all \

@@ -147,3 +147,8 @@ impl From<ConnectionError> for SourceError {
         }
     }
 }
+
+/// What tokio-postgres says of what was being done.
+pub(crate) fn failed(doing: &str, error: &tokio_postgres::Error) -> SourceError {
+    ConnectionError::from_client(doing, error).into()
+}

@@ -22,6 +22,7 @@ pub mod connection;
 mod conninfo;
 mod copy;
 mod error;
+mod keys;
 mod passfile;
 pub mod plan;
 mod preconditions;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use change::TableSchema;
 use tokio_postgres::{Client, Error};
 
 /// A table's name, its two parts unquoted.
@@ -14,14 +15,25 @@ pub struct Table {
 }
 
 impl Table {
+    /// The table of a schema.
+    pub fn of(schema: &TableSchema) -> Self {
+        Table { schema: schema.schema.clone(), name: schema.table.clone() }
+    }
+
     /// As SQL: `"public"."emails"`.
     pub fn quoted(&self) -> String {
         format!("{}.{}", quote(&self.schema), quote(&self.name))
     }
 
+    /// The table itself and no child of it, as SQL: children of an inheritance tree are tables of their own.
+    pub fn only(&self) -> String {
+        format!("ONLY {}", self.quoted())
+    }
+
     /// Its object id, where it exists.
     pub async fn oid(&self, client: &Client) -> Result<Option<u32>, Error> {
-        const OID: &str = "SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        const OID: &str =
+            "SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
             WHERE n.nspname = $1 AND c.relname = $2";
         Ok(client.query_opt(OID, &[&self.schema, &self.name]).await?.map(|row| row.get(0)))
     }

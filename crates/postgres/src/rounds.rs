@@ -6,8 +6,8 @@
 //! round. A chunk is read ahead of what the relay takes, within bounds, so that several connections work at a time; but
 //! rows are given in order, and a round that turns out larger than it should be ends after any of its rows.
 
-use std::cmp::Ordering;
 use std::collections::HashMap;
+use std::future::Future;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
@@ -15,17 +15,21 @@ use bytes::{Bytes, BytesMut};
 use change::{Key, Lsn, Read, Snapshot, Storage, TableSchema};
 use relay::{PublishedTable, ReadRequest, RelayError, Round, RoundEvent, SourceError};
 use tokio::sync::mpsc;
-use tokio_postgres::error::SqlState;
+use tokio_postgres::error::{DbError, SqlState};
 use tokio_postgres::{Client, Error};
 
 use crate::catalog;
 use crate::config::Target;
 use crate::copy::RowReader;
-use crate::plan::{quote, quote_literal};
+use crate::error::failed;
+use crate::keys::{self, KeySql};
+use crate::plan::{self, quote, quote_literal};
 use crate::tls::Tls;
 
 /// How long a round waits for a table's lock: a statement that rewrites it holds it, or waits for it before us.
 const LOCK_TIMEOUT: &str = "2s";
+/// How long a connection waits for the locks of all tables of a round, while the stream pauses.
+const LOCKS_TIMEOUT: &str = "5s";
 /// How long a connection may take to end its part of a round.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
 /// Connections are kept for so long after a round.
@@ -51,20 +55,6 @@ JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = g.relid
 JOIN LATERAL (STORAGE) s (file, columns) ON true
 WHERE p.pubname = $1 ORDER BY g.relid";
-
-const NAME: &str = "
-SELECT n.nspname::text, c.relname::text
-FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1";
-
-/// Type and collation of columns ($2, in this order) of relation $1, as SQL.
-const KEY: &str = "
-SELECT pg_catalog.format_type(a.atttypid, a.atttypmod),
-       pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.collname)
-FROM unnest($2::text[]) WITH ORDINALITY AS g (name, place)
-JOIN pg_catalog.pg_attribute a ON a.attrelid = $1 AND a.attname = g.name
-LEFT JOIN pg_catalog.pg_collation c ON c.oid = a.attcollation
-LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.collnamespace
-ORDER BY g.place";
 
 /// Connections for rounds, and what earlier rounds have taught.
 pub(crate) struct Rounds {
@@ -103,62 +93,6 @@ pub(crate) async fn visible(client: &Client) -> Result<Snapshot, SourceError> {
     let row = client.query_one("SELECT pg_catalog.pg_current_snapshot()::text", &[]).await;
     let row = row.map_err(|error| failed("cannot take a snapshot", &error))?;
     parse(row.get(0))
-}
-
-/// How keys of a table compare with `bound`, told by the key columns' own operators and collations; `None` where the key
-/// has other columns or types now.
-pub(crate) async fn compare(
-    client: &Client,
-    relation: u32,
-    keys: &[Key],
-    bound: &Key,
-) -> Result<Option<Vec<Ordering>>, SourceError> {
-    let at = |error: &Error| failed(&format!("cannot compare keys of relation {relation}"), error);
-    let Some(name) = client.query_opt(NAME, &[&relation]).await.map_err(|e| at(&e))? else {
-        return Err(SourceError::Unavailable(format!("relation {relation} was dropped while it was read")));
-    };
-    let (schema, table): (String, String) = (name.get(0), name.get(1));
-    let found = catalog::table_schema(client, &schema, &table).await.map_err(|e| at(&e))?;
-    let names: Vec<String> =
-        found.iter().flat_map(|schema| schema.key_columns().map(|column| column.name.clone())).collect();
-    let types = client.query(KEY, &[&relation, &names]).await.map_err(|e| at(&e))?;
-    if types.len() != bound.len() {
-        return Ok(None);
-    }
-    let mut arrays = Vec::new();
-    let (mut left, mut right) = (Vec::new(), Vec::new());
-    for (place, (row, bound)) in types.iter().zip(bound).enumerate() {
-        let (type_name, collation): (String, Option<String>) = (row.get(0), row.get(1));
-        let collate = collation.map(|name| format!(" COLLATE {name}")).unwrap_or_default();
-        left.push(format!("k.c{place}::{type_name}{collate}"));
-        right.push(format!("{}::{type_name}", quote_literal(bound)));
-        arrays.push(keys.iter().map(|key| key.get(place).map(String::as_str)).collect::<Vec<_>>());
-    }
-    let columns: Vec<String> = (0..types.len()).map(|place| format!("c{place}")).collect();
-    let parameters: Vec<String> = (1..=types.len()).map(|n| format!("${n}::text[]")).collect();
-    let query = format!(
-        "SELECT ({}) <= ({}) FROM unnest({}) WITH ORDINALITY AS k ({}, n) ORDER BY n",
-        left.join(", "),
-        right.join(", "),
-        parameters.join(", "),
-        columns.join(", ")
-    );
-    let values: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
-        arrays.iter().map(|array| array as &(dyn tokio_postgres::types::ToSql + Sync)).collect();
-    let rows = match client.query(&query, &values).await {
-        Ok(rows) => rows,
-        // Not values of these types, or none that have an order.
-        Err(error) if error.code().is_some_and(|code| matches!(&code.code()[..2], "22" | "42")) => {
-            return Ok(None);
-        }
-        Err(error) => return Err(at(&error)),
-    };
-    let ordering = |row: &tokio_postgres::Row| match row.try_get(0) {
-        Ok(Some(true)) => Ok(Ordering::Less),
-        Ok(_) => Ok(Ordering::Greater),
-        Err(error) => Err(at(&error)),
-    };
-    rows.iter().map(ordering).collect::<Result<_, _>>().map(Some)
 }
 
 impl Rounds {
@@ -204,21 +138,24 @@ impl Rounds {
     /// Begins a round: locks, then the snapshot, then the others join it. `Err(reason)` where a lock is not to be had.
     async fn begin(&self, tables: &[Table]) -> Result<Result<Begun, String>, SourceError> {
         let list: Vec<&str> = tables.iter().map(|table| table.sql.as_str()).collect();
+        let list = list.join(", ");
         let begin = format!(
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'; \
-             LOCK TABLE {} IN ACCESS SHARE MODE",
-            list.join(", ")
+             SET LOCAL statement_timeout = '{LOCKS_TIMEOUT}'; LOCK TABLE {list} IN ACCESS SHARE MODE; \
+             SET LOCAL statement_timeout = 0"
         );
         for client in &self.clients {
-            if let Err(error) = client.batch_execute(&begin).await {
-                return match error.code() {
-                    _ if catalog::locked(&error) => {
-                        Ok(Err(format!("waiting for the lock of {}", list.join(", "))))
-                    }
-                    Some(&SqlState::UNDEFINED_TABLE) => Ok(Err("a table was dropped".into())),
-                    _ => Err(failed("cannot lock the tables to read", &error)),
-                };
-            }
+            let Err(error) = client.batch_execute(&begin).await else { continue };
+            let said = error.as_db_error().map(DbError::message).unwrap_or_default();
+            return match error.code() {
+                Some(&SqlState::QUERY_CANCELED) => Ok(Err(format!("waiting for the lock of {list}"))),
+                _ if catalog::locked(&error) => Ok(Err(format!("waiting for the lock of {list}"))),
+                Some(&SqlState::UNDEFINED_TABLE) => Ok(Err("a table was dropped".into())),
+                Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+                    Ok(Err(format!("{said}: GRANT the role SELECT on it (`millrace check` prints how)")))
+                }
+                _ => Err(failed("cannot lock the tables to read", &error)),
+            };
         }
         let Some((leader, followers)) = self.clients.split_first() else {
             return Err(SourceError::Unavailable("there is no connection to read tables with".into()));
@@ -274,7 +211,52 @@ pub(crate) fn read(
     accept: &mut dyn FnMut(&Snapshot) -> bool,
     deliver: Deliver<'_>,
 ) -> Result<Round, RelayError> {
-    let taken = read_all(runtime, rounds, requests, budget, accept, deliver);
+    ending(runtime, rounds, |rounds| {
+        let tables = runtime.block_on(answered(names(rounds, requests)))?;
+        if tables.len() < requests.len() {
+            return Ok(Round::NotNow("a table was dropped".into()));
+        }
+        let Begun { snapshot, until } = match runtime.block_on(answered(rounds.begin(&tables)))? {
+            Ok(begun) => begun,
+            Err(reason) => return Ok(Round::NotNow(reason)),
+        };
+        if !accept(&snapshot) {
+            return Ok(Round::NotNow("waiting for a transaction to become visible".into()));
+        }
+        let mut described = Vec::new();
+        for (table, request) in tables.iter().zip(requests) {
+            let now = match runtime.block_on(answered(describe(&rounds.clients, table)))? {
+                Ok(now) => now,
+                Err(reason) => return Ok(Round::NotNow(reason)),
+            };
+            let begun = request.after.is_some() || !request.keys.is_empty();
+            let rewritten = request.storage.is_some_and(|before| now.storage.rewritten(before));
+            if begun && (rewritten || now.schema.key_signature() != request.key) {
+                return Ok(Round::Rekeyed(request.relation));
+            }
+            described.push(now);
+        }
+        let mut bytes = 0;
+        for ((table, request), described) in tables.iter().zip(requests).zip(described) {
+            if bytes >= budget && bytes > 0 {
+                break;
+            }
+            let mut reading =
+                TableReading { runtime, rounds, table, budget: (budget - bytes).max(1), bytes: 0 };
+            reading.read(request, described, deliver)?;
+            bytes += reading.bytes;
+        }
+        Ok(Round::Taken { snapshot, until })
+    })
+}
+
+/// Does a round's work and ends its transactions, whatever came of it.
+fn ending(
+    runtime: &tokio::runtime::Handle,
+    rounds: &mut Rounds,
+    work: impl FnOnce(&mut Rounds) -> Result<Round, RelayError>,
+) -> Result<Round, RelayError> {
+    let taken = work(rounds);
     if taken.is_err() {
         runtime.block_on(rounds.abandon());
     }
@@ -282,45 +264,9 @@ pub(crate) fn read(
     taken
 }
 
-fn read_all(
-    runtime: &tokio::runtime::Handle,
-    rounds: &mut Rounds,
-    requests: &[ReadRequest],
-    budget: u64,
-    accept: &mut dyn FnMut(&Snapshot) -> bool,
-    deliver: Deliver<'_>,
-) -> Result<Round, RelayError> {
-    let tables = runtime.block_on(names(rounds, requests))?;
-    if tables.len() < requests.len() {
-        return Ok(Round::NotNow("a table was dropped".into()));
-    }
-    let Begun { snapshot, until } = match runtime.block_on(rounds.begin(&tables))? {
-        Ok(begun) => begun,
-        Err(reason) => return Ok(Round::NotNow(reason)),
-    };
-    if !accept(&snapshot) {
-        return Ok(Round::NotNow("waiting for a transaction to become visible".into()));
-    }
-    let mut schemas = Vec::new();
-    for (table, request) in tables.iter().zip(requests) {
-        let (schema, storage) = runtime.block_on(describe(&rounds.clients[0], table))?;
-        let begun = request.after.is_some() || !request.keys.is_empty();
-        let rewritten = request.storage.is_some_and(|before| storage.rewritten(before));
-        if begun && (rewritten || schema.key_signature() != request.key) {
-            return Ok(Round::Rekeyed(request.relation));
-        }
-        schemas.push((schema, storage));
-    }
-    let mut bytes = 0;
-    for ((table, request), described) in tables.iter().zip(requests).zip(schemas) {
-        if bytes >= budget && bytes > 0 {
-            break;
-        }
-        let mut reading = TableReading { runtime, rounds, table, budget: (budget - bytes).max(1), bytes: 0 };
-        reading.read(request, described, deliver)?;
-        bytes += reading.bytes;
-    }
-    Ok(Round::Taken { snapshot, until })
+/// Bounds in time what is asked before rows are read.
+async fn answered<T>(asked: impl Future<Output = Result<T, SourceError>>) -> Result<T, SourceError> {
+    catalog::answered("a round of the snapshot", asked).await
 }
 
 /// The tables as SQL; fewer than asked for when one was dropped.
@@ -328,29 +274,44 @@ async fn names(rounds: &Rounds, requests: &[ReadRequest]) -> Result<Vec<Table>, 
     let Some(client) = rounds.clients.first() else { return Ok(Vec::new()) };
     let mut tables = Vec::new();
     for ReadRequest { relation, .. } in requests {
-        let row = client.query_opt(NAME, &[relation]).await;
-        if let Some(row) = row.map_err(|error| failed("cannot look a table up", &error))? {
-            // ONLY: children of an inheritance tree are tables of their own.
-            let sql = format!("ONLY {}.{}", quote(row.get(0)), quote(row.get(1)));
-            tables.push(Table { relation: *relation, sql });
+        let name = catalog::name_of(client, *relation).await;
+        if let Some(name) = name.map_err(|error| failed("cannot look a table up", &error))? {
+            tables.push(Table { relation: *relation, sql: name.only() });
         }
     }
     Ok(tables)
 }
 
-/// What a table looks like under the round's snapshot, and where its rows are.
-async fn describe(leader: &Client, table: &Table) -> Result<(TableSchema, Storage), SourceError> {
+/// What a table looks like under the round's snapshot.
+struct Described {
+    schema: TableSchema,
+    storage: Storage,
+    key: KeySql,
+}
+
+/// Looks at a table under the round's snapshot; `Err(reason)` where its rows cannot be told rightly now.
+async fn describe(clients: &[Client], table: &Table) -> Result<Result<Described, String>, SourceError> {
     let at = |error: &Error| failed("cannot describe a table", error);
-    let gone = || SourceError::Unavailable(format!("table {} was dropped", table.sql));
-    let name = leader.query_opt(NAME, &[&table.relation]).await.map_err(|e| at(&e))?.ok_or_else(gone)?;
-    if format!("ONLY {}.{}", quote(name.get(0)), quote(name.get(1))) != table.sql {
-        // The lock was taken by name.
-        return Err(SourceError::Unavailable(format!("table {} was renamed", table.sql)));
+    let gone = || SourceError::Unavailable(format!("table {} was dropped or renamed", table.sql));
+    let leader = clients.first().ok_or_else(gone)?;
+    let schema = catalog::schema_of(leader, table.relation).await.map_err(|e| at(&e))?;
+    // The lock was taken by name.
+    let named = |schema: &TableSchema| plan::Table::of(schema).only() == table.sql;
+    let schema = schema.filter(named).ok_or_else(gone)?;
+    let hides = leader.query_one("SELECT pg_catalog.row_security_active($1::oid)", &[&table.relation]).await;
+    if hides.map_err(|e| at(&e))?.get(0) {
+        let name = schema.full_name();
+        return Ok(Err(format!("row security hides rows of {name} from the role: ALTER ROLE ... BYPASSRLS")));
     }
-    let schema = catalog::table_schema(leader, name.get(0), name.get(1)).await.map_err(|e| at(&e))?;
-    let schema = schema.filter(|schema| schema.relation == table.relation).ok_or_else(gone)?;
+    for client in clients {
+        let found = catalog::find_operators(client, &keys::types_of(&schema)).await;
+        if let Err(schemas) = found.map_err(|e| at(&e))? {
+            return Ok(Err(keys::hidden(&schema.full_name(), &schemas)));
+        }
+    }
     let storage = catalog::storage(leader, table.relation).await.map_err(|e| at(&e))?;
-    Ok((schema, storage))
+    let key = KeySql::of(leader, &schema).await.map_err(|e| at(&e))?;
+    Ok(Ok(Described { schema, storage, key }))
 }
 
 struct TableReading<'a> {
@@ -365,18 +326,17 @@ impl TableReading<'_> {
     fn read(
         &mut self,
         request: &ReadRequest,
-        (schema, storage): (TableSchema, Storage),
+        Described { schema, storage, key }: Described,
         deliver: Deliver<'_>,
     ) -> Result<(), RelayError> {
         let places = schema.key_places();
-        let key: Vec<String> = schema.key_columns().map(|column| quote(&column.name)).collect();
         let columns: Vec<String> = schema.columns.iter().map(|column| quote(&column.name)).collect();
         let select = format!("SELECT {} FROM {}", columns.join(", "), self.table.sql);
         let count = columns.len();
         deliver(RoundEvent::Table { schema, storage })?;
         if !request.keys.is_empty() && !key.is_empty() {
-            let list: Vec<String> = request.keys.iter().map(row_of).collect();
-            let sql = format!("{select} WHERE {} IN ({})", row(&key), list.join(", "));
+            let list: Vec<String> = request.keys.iter().map(|one| key.row_of(one)).collect();
+            let sql = format!("{select} WHERE {} IN ({})", key.row(), list.join(", "));
             let mut chunk = self.chunk(0, sql, None);
             self.rows(&mut chunk, count, &[], u64::MAX, deliver)?;
         }
@@ -397,7 +357,7 @@ impl TableReading<'_> {
     fn range(
         &mut self,
         select: &str,
-        key: &[String],
+        key: &KeySql,
         places: &[usize],
         columns: usize,
         after: Option<&Key>,
@@ -412,7 +372,8 @@ impl TableReading<'_> {
         let mut chunks = Vec::new();
         let uppers = borders.into_iter().map(Some).chain([None]);
         for (place, upper) in uppers.enumerate() {
-            let bound = |operator: &str, bound: &Key| format!("{} {operator} {}", row(key), row_of(bound));
+            let bound =
+                |operator: &str, bound: &Key| format!("{} {operator} {}", key.row(), key.row_of(bound));
             let bounds: Vec<String> = lower
                 .iter()
                 .map(|lower| bound(">", lower))
@@ -423,7 +384,7 @@ impl TableReading<'_> {
                 "{select}{}{} ORDER BY {}{limit}",
                 if bounds.is_empty() { "" } else { " WHERE " },
                 bounds.join(" AND "),
-                key.join(", "),
+                key.columns(),
             );
             lower = upper;
             chunks.push(self.chunk(place, sql, Some(rows)));
@@ -448,7 +409,7 @@ impl TableReading<'_> {
     /// The keys that divide what is to be read among the connections: every so many rows, as far as there are.
     async fn borders(
         &self,
-        key: &[String],
+        key: &KeySql,
         after: Option<&Key>,
         rows: u64,
         count: u64,
@@ -456,19 +417,19 @@ impl TableReading<'_> {
         let mut borders: Vec<Key> = Vec::new();
         while (borders.len() as u64) < count {
             let lower = borders.last().or(after);
-            let texts: Vec<String> = key.iter().map(|column| format!("{column}::text")).collect();
             let sql = format!(
-                "COPY (SELECT {} FROM {}{} ORDER BY {} OFFSET {} LIMIT 1) TO STDOUT",
-                key.join(", "),
+                "COPY (SELECT {0} FROM {1}{2} ORDER BY {0} OFFSET {3} LIMIT 1) TO STDOUT",
+                key.columns(),
                 self.table.sql,
-                lower.map(|lower| format!(" WHERE {} > {}", row(key), row_of(lower))).unwrap_or_default(),
-                key.join(", "),
+                lower
+                    .map(|lower| format!(" WHERE {} > {}", key.row(), key.row_of(lower)))
+                    .unwrap_or_default(),
                 rows - 1
             );
             let line = copy_line(&self.rounds.clients[0], &sql).await;
             let Some(line) = line.map_err(|error| failed("cannot divide a table", &error))? else { break };
             let mut reader = RowReader::default();
-            let tuple = reader.read(&line, texts.len()).map_err(|error| unreadable(&error))?;
+            let tuple = reader.read(&line, key.len()).map_err(|error| unreadable(&error))?;
             let key = tuple.as_tuple().iter().map(text).collect::<Option<Key>>();
             borders.push(key.ok_or_else(|| SourceError::Unavailable("a key is null".into()))?);
         }
@@ -568,17 +529,6 @@ async fn copy_line(client: &Client, sql: &str) -> Result<Option<Vec<u8>>, Error>
     Ok(first)
 }
 
-/// `("a", "b")`
-fn row(columns: &[String]) -> String {
-    format!("({})", columns.join(", "))
-}
-
-/// `('1', 'x')`, whose literals take the types of what they are compared with.
-fn row_of(key: &Key) -> String {
-    let literals: Vec<String> = key.iter().map(|value| quote_literal(value)).collect();
-    format!("({})", literals.join(", "))
-}
-
 fn text(datum: change::Datum<'_>) -> Option<String> {
     match datum {
         change::Datum::Text(text) => Some(text.to_owned()),
@@ -592,8 +542,4 @@ fn parse(text: &str) -> Result<Snapshot, SourceError> {
 
 fn unreadable(error: &crate::copy::CopyError) -> SourceError {
     SourceError::Unavailable(format!("COPY gave {error}"))
-}
-
-fn failed(doing: &str, error: &Error) -> SourceError {
-    crate::ConnectionError::from_client(doing, error).into()
 }

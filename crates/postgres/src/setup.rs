@@ -96,20 +96,18 @@ pub fn heartbeat_sql(plan: &Plan) -> Vec<String> {
     ]
 }
 
-/// The statements that bring `tables` into the publication, within one transaction.
-pub fn publication_sql(plan: &Plan, tables: &[Table], exists: bool) -> Vec<String> {
-    let name = quote(&plan.publication);
-    // ONLY: children of an inheritance tree are tables of their own.
-    let list: Vec<String> = tables.iter().map(|table| format!("ONLY {}", table.quoted())).collect();
-    let list = list.join(", ");
+/// The statements that bring a table into the publication, within one transaction. A transaction for each table: one
+/// that held several tables' locks would hold up the writers of the first while it waits for the second.
+pub fn publication_sql(plan: &Plan, table: &Table, exists: bool) -> Vec<String> {
+    let (name, table) = (quote(&plan.publication), table.only());
     let publish = if exists {
-        format!("ALTER PUBLICATION {name} ADD TABLE {list}")
+        format!("ALTER PUBLICATION {name} ADD TABLE {table}")
     } else {
-        format!("CREATE PUBLICATION {name} FOR TABLE {list}")
+        format!("CREATE PUBLICATION {name} FOR TABLE {table}")
     };
     vec![
         format!("SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"),
-        format!("LOCK TABLE {list} IN SHARE ROW EXCLUSIVE MODE"),
+        format!("LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE"),
         publish,
         announcement(),
     ]
@@ -128,8 +126,11 @@ pub fn script(plan: &Plan, missing: &[Table], publication_exists: bool) -> Strin
     }
     script.push_str("COMMIT;\n");
     if !missing.is_empty() {
-        script.push_str("-- The lock keeps out transactions that have already written the tables.\nBEGIN;\n");
-        for statement in publication_sql(plan, missing, publication_exists) {
+        script.push_str("-- The lock keeps out transactions that have already written the table.\n");
+    }
+    for (place, table) in missing.iter().enumerate() {
+        script.push_str("BEGIN;\n");
+        for statement in publication_sql(plan, table, publication_exists || place > 0) {
             script.push_str(&format!("{statement};\n"));
         }
         script.push_str("COMMIT;\n");
@@ -178,45 +179,46 @@ async fn role_can_beat(admin: &Client, plan: &Plan) -> Result<bool, Error> {
     Ok(admin.query_one(RIGHTS, &[&plan.role]).await?.get(0))
 }
 
-/// Brings `tables` into the publication, which is made when there is none.
+/// Brings `tables` into the publication, one after the other. It is made with the first where there is none.
 pub async fn publish(
     admin: &mut Client,
     plan: &Plan,
     tables: &[Table],
     exists: bool,
 ) -> Result<(), SetupError> {
-    let doing = format!("cannot bring the tables into publication {}", plan.publication);
+    for (place, table) in tables.iter().enumerate() {
+        publish_one(admin, plan, table, exists || place > 0).await?;
+    }
+    Ok(())
+}
+
+/// Tries until the table's lock is had.
+async fn publish_one(admin: &mut Client, plan: &Plan, table: &Table, exists: bool) -> Result<(), SetupError> {
+    let doing = format!("cannot bring {table} into publication {}", plan.publication);
     for attempt in 1..=LOCK_TRIES {
-        match publish_once(admin, plan, tables, exists).await {
+        match try_publish(admin, plan, table, exists).await {
             Ok(()) => return Ok(()),
-            Err(SetupError::Failed { error, .. }) if catalog::locked(&error) => {
-                tracing::info!(attempt, "the tables are being written; trying for their lock again");
+            Err(error) if catalog::locked(&error) => {
+                tracing::info!(%table, attempt, "the table is being written; trying for its lock again");
                 tokio::time::sleep(LOCK_PAUSE).await;
             }
-            Err(error) => return Err(error),
+            Err(error) => return Err(SetupError::at(&doing)(error)),
         }
     }
     Err(Refusal::new(
-        format!("{doing}: long transactions write them all the time"),
+        format!("{doing}: long transactions write it all the time"),
         "run `millrace setup` again when they have ended; \
          SELECT pid, xact_start, query FROM pg_stat_activity ORDER BY xact_start shows them",
     )
     .into())
 }
 
-async fn publish_once(
-    admin: &mut Client,
-    plan: &Plan,
-    tables: &[Table],
-    exists: bool,
-) -> Result<(), SetupError> {
-    let doing = format!("cannot bring the tables into publication {}", plan.publication);
-    let at = || SetupError::at(&doing);
-    let transaction = admin.transaction().await.map_err(at())?;
-    for statement in publication_sql(plan, tables, exists) {
-        transaction.batch_execute(&statement).await.map_err(at())?;
+async fn try_publish(admin: &mut Client, plan: &Plan, table: &Table, exists: bool) -> Result<(), Error> {
+    let transaction = admin.transaction().await?;
+    for statement in publication_sql(plan, table, exists) {
+        transaction.batch_execute(&statement).await?;
     }
-    transaction.commit().await.map_err(at())
+    transaction.commit().await
 }
 
 /// Takes tables out of the publication, given as SQL; what the log holds of them goes no further.
@@ -224,6 +226,8 @@ pub async fn withdraw(admin: &mut Client, plan: &Plan, tables: &[String]) -> Res
     let doing = format!("cannot take tables out of publication {}", plan.publication);
     let at = || SetupError::at(&doing);
     let transaction = admin.transaction().await.map_err(at())?;
+    // Without ONLY a parent would take its children along, which are tables of their own.
+    let tables: Vec<String> = tables.iter().map(|table| format!("ONLY {table}")).collect();
     let drop = format!("ALTER PUBLICATION {} DROP TABLE {}", quote(&plan.publication), tables.join(", "));
     for statement in [drop, announcement()] {
         transaction.batch_execute(&statement).await.map_err(at())?;
@@ -235,6 +239,16 @@ pub async fn withdraw(admin: &mut Client, plan: &Plan, tables: &[String]) -> Res
 pub async fn published(admin: &Client, plan: &Plan) -> Result<Vec<PublishedTable>, SetupError> {
     let published = crate::rounds::published(admin, &plan.publication).await;
     published.map_err(SetupError::at("cannot read the publication"))
+}
+
+/// The names of the tables that the publication lists, its own and what others put there.
+pub async fn members(admin: &Client, plan: &Plan) -> Result<Vec<Table>, SetupError> {
+    const MEMBERS: &str = "SELECT n.nspname::text, c.relname::text FROM pg_publication p
+        JOIN pg_publication_rel r ON r.prpubid = p.oid JOIN pg_class c ON c.oid = r.prrelid
+        JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1";
+    let rows = admin.query(MEMBERS, &[&plan.publication]).await;
+    let rows = rows.map_err(SetupError::at("cannot read the publication"))?;
+    Ok(rows.iter().map(|row| Table { schema: row.get(0), name: row.get(1) }).collect())
 }
 
 /// Drops the slot where it exists. Refuses while a reader holds it.

@@ -27,13 +27,11 @@ use crate::catalog;
 use crate::config::{Config, Target};
 use crate::connection::ReplicationConnection;
 use crate::error::ConnectionError;
+use crate::keys;
 use crate::preconditions::{self, Slot};
 use crate::rounds::{self, Rounds};
 use crate::stream::{Frame, ReplicationStream};
 use crate::tls::Tls;
-
-/// How long a query of the catalog may take.
-const QUERY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long a heartbeat waits for synchronous standbys before its local durability is enough.
 const STANDBY_PATIENCE: Duration = Duration::from_secs(5);
@@ -124,15 +122,8 @@ impl PostgresSource {
         &self,
         query: impl Future<Output = Result<T, tokio_postgres::Error>>,
     ) -> Result<T, SourceError> {
-        let bounded = async { tokio::time::timeout(QUERY_TIMEOUT, query).await };
-        match self.runtime.block_on(bounded) {
-            Ok(result) => result.map_err(|error| self.failed(&error)),
-            Err(_) => Err(SourceError::Unavailable(format!(
-                "{}: no answer to a query within {} s",
-                self.target,
-                QUERY_TIMEOUT.as_secs()
-            ))),
-        }
+        let query = async { query.await.map_err(|error| self.failed(&error)) };
+        self.runtime.block_on(catalog::answered(&self.target, query))
     }
 
     fn failed(&self, error: &tokio_postgres::Error) -> SourceError {
@@ -409,7 +400,7 @@ impl Source for PostgresSource {
     }
 
     fn visible(&mut self) -> Result<Snapshot, SourceError> {
-        self.runtime.block_on(rounds::visible(&self.client))
+        self.runtime.block_on(catalog::answered(&self.target, rounds::visible(&self.client)))
     }
 
     fn read(
@@ -434,7 +425,8 @@ impl Source for PostgresSource {
         keys: &[Key],
         bound: &Key,
     ) -> Result<Option<Vec<Ordering>>, SourceError> {
-        self.runtime.block_on(rounds::compare(&self.client, relation, keys, bound))
+        let compared = keys::compare(&self.client, relation, keys, bound);
+        self.runtime.block_on(catalog::answered(&self.target, compared))
     }
 
     fn acknowledge(&mut self, confirmed: Confirmed) -> Result<(), SourceError> {

@@ -203,13 +203,17 @@ pub(crate) async fn make_publication(
 /// Refuses a table that the log knows, unless it is the same one, and the reader has taken note that it was taken out.
 fn refuse_stranger(ledger: &Ledger, table: &Table, oid: Option<u32>) -> Result<(), Refusal> {
     let schemas = ledger.schemas.iter().filter(|(_, schema)| schema.full_name() == table.to_string());
-    let removed = |relation| ledger.tables.get(&relation).is_some_and(|table| table.read == Read::Removed);
     let mut relations = schemas.map(|(at, _)| at.relation);
-    if relations.all(|relation| Some(relation) == oid && removed(relation)) {
-        return Ok(());
+    if !relations.all(|relation| Some(relation) == oid) {
+        let what = format!("the log holds rows of an earlier table {table}, which is not published any more");
+        return Err(Refusal::new(what, NEW_LOG));
     }
-    let what = format!("the log holds rows of an earlier table {table}, which is not published any more");
-    Err(Refusal::new(what, NEW_LOG))
+    let known = oid.and_then(|oid| ledger.tables.get(&oid));
+    if known.is_some_and(|known| known.read != Read::Removed) {
+        let what = format!("the reader has not taken note yet that {table} was taken out of the publication");
+        return Err(Refusal::new(what, "run this again when the reader has been running for a few seconds"));
+    }
+    Ok(())
 }
 
 /// The log's first record, the slot, and the ledger's first progress, `announced` with it; `None` when they are there

@@ -3,11 +3,12 @@
 
 use change::{Read, Refusal, TableProgress};
 use kafka::{Names, ReadUntil};
-use postgres::check::{self, Verdict};
-use postgres::plan::Table;
+use postgres::check;
+use postgres::plan::{Plan, Table};
 use postgres::setup::{self as source, SetupError};
 
-use super::setup::make_publication;
+use super::check::Section;
+use super::setup::{demand, make_publication};
 use super::status::{Reading, bytes};
 use crate::failure::{Failure, Outcome};
 use crate::wiring::Process;
@@ -46,13 +47,14 @@ pub(crate) fn execute(process: &Process, table: &str, yes: bool) -> Outcome {
     }
     // It is the running role's rights that count.
     let reader = process.connect(&process.source()?)?;
-    let findings = process.runtime.block_on(check::tables(&reader, &plan)).map_err(failed)?;
-    let wrong = findings.into_iter().filter(|finding| finding.verdict == Verdict::Wrong);
-    let wrong: Vec<Refusal> = wrong.map(|finding| Refusal::new(finding.what, finding.remedy)).collect();
-    if !wrong.is_empty() {
-        return Err(wrong.into());
-    }
+    let alone = Plan { tables: vec![wanted.clone()], ..plan.clone() };
+    let findings = process.runtime.block_on(check::tables(&reader, &alone)).map_err(failed)?;
+    demand(vec![Section { about: "postgres", findings }])?;
     process.runtime.block_on(source::exclude_others(&admin, &plan))?;
+    // Whatever else the configuration has or lacks is for `millrace setup`.
+    let mut tables = process.runtime.block_on(source::members(&admin, &plan))?;
+    tables.push(wanted.clone());
+    let plan = Plan { tables, ..plan };
     process.runtime.block_on(make_publication(&mut admin, &plan, &ledger))?;
     println!("{table} is published; `millrace status` shows how far the reader has read it.");
     Ok(())

@@ -75,6 +75,9 @@ pub(crate) fn fields_of(document: &Value) -> Vec<String> {
     names.iter().map(|name| text(&document[name])).collect()
 }
 
+/// What becomes of a transaction that the server refused; panics where that should not have been.
+pub(crate) type Refused = fn(sql: &str, error: &tokio_postgres::Error);
+
 /// Connections that write until dropped or stopped. They outlive crashes of the server.
 pub(crate) struct Traffic {
     stop: Arc<AtomicBool>,
@@ -84,22 +87,29 @@ pub(crate) struct Traffic {
 
 impl Traffic {
     pub(crate) fn start(postgres: &Postgres, seed: u64, connections: u64) -> Self {
-        Self::of(postgres, seed, connections, transaction)
+        Self::of(postgres, seed, connections, transaction, |_, _| ())
     }
 
     /// The same of transactions, not too many, that move points and add mails, and take nothing away.
     pub(crate) fn gentle(postgres: &Postgres, seed: u64, connections: u64) -> Self {
-        Self::of(postgres, seed, connections, |rng| {
+        let transaction = |rng: &mut StdRng| {
             let mail = "(nextval('email_ids') + 1000000, 2, 'inbox', 'me', 's', 'words', false, 1, NULL)";
             format!("BEGIN;{}INSERT INTO emails VALUES {mail};COMMIT;SELECT pg_sleep(0.005)", points(rng))
-        })
+        };
+        Self::of(postgres, seed, connections, transaction, |_, _| ())
     }
 
-    fn of(postgres: &Postgres, seed: u64, connections: u64, transaction: fn(&mut StdRng) -> String) -> Self {
+    /// Transactions of any kind, each a string of statements.
+    pub(crate) fn of(
+        postgres: &Postgres,
+        seed: u64,
+        connections: u64,
+        transaction: fn(&mut StdRng) -> String,
+        refused: Refused,
+    ) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let committed = Arc::new(AtomicU64::new(0));
-        let mut config = tokio_postgres::Config::new();
-        config.host_path(postgres.socket_dir()).port(postgres.port()).user("postgres").dbname("app");
+        let config = postgres.session_config("app");
         let threads = (0..connections)
             .map(|connection| {
                 let (stop, committed, config) = (stop.clone(), committed.clone(), config.clone());
@@ -112,11 +122,15 @@ impl Traffic {
                             std::thread::sleep(std::time::Duration::from_millis(50));
                             continue;
                         };
-                        match open.try_sql(&transaction(&mut rng)) {
+                        let sql = transaction(&mut rng);
+                        match open.try_sql(&sql) {
                             Ok(_) => drop(committed.fetch_add(1, Ordering::Relaxed)),
                             // A deadlock or a lost server; a rollback of ours is no error.
                             Err(error) if error.is_closed() || error.as_db_error().is_none() => continue,
-                            Err(_) => drop(open.try_sql("ROLLBACK")),
+                            Err(error) => {
+                                refused(&sql, &error);
+                                drop(open.try_sql("ROLLBACK"));
+                            }
                         }
                         session = Some(open);
                     }

@@ -2,9 +2,6 @@
 //! second Postgres, subscribed to the same publication by Postgres' own logical replication.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -38,8 +35,8 @@ const FINISH: &str = "
     ALTER TABLE t_toast ALTER v SET STORAGE EXTERNAL;
     ALTER TABLE t_c ADD gone int;
     ALTER TABLE t_c DROP gone;
-    ALTER TABLE t_c ADD twice text GENERATED ALWAYS AS (v || v) STORED;
-    ALTER TABLE t_c REPLICA IDENTITY FULL;";
+    ALTER TABLE t_c REPLICA IDENTITY FULL;
+    ALTER TABLE t_text ADD twice text GENERATED ALWAYS AS (v || v) STORED;";
 
 fn make_tables(postgres: &Postgres) {
     let sql: String =
@@ -95,59 +92,33 @@ fn statement(rng: &mut StdRng, tables: usize) -> String {
     }
 }
 
-/// Connections that change the tables until told to stop.
-struct Changes {
-    stop: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<u64>>,
+/// Connections that change the tables.
+fn change(postgres: &Postgres, seed: u64, connections: u64) -> Traffic {
+    Traffic::of(postgres, seed, connections, |rng| transaction(rng, false), only_conflicts)
 }
 
-impl Changes {
-    fn start(postgres: &Postgres, seed: u64, connections: u64, asynchronous: bool) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let mut config = tokio_postgres::Config::new();
-        config.host_path(postgres.socket_dir()).port(postgres.port()).user("postgres").dbname("app");
-        let threads = (0..connections).map(|connection| {
-            let (stop, config) = (stop.clone(), config.clone());
-            let mut rng = StdRng::seed_from_u64(seed * 100 + connection);
-            std::thread::spawn(move || {
-                let mut committed = 0;
-                let mut session = None;
-                while !stop.load(Ordering::Relaxed) {
-                    let Some(open) = session.take().or_else(|| Session::connect(&config).ok()) else {
-                        std::thread::sleep(Duration::from_millis(50));
-                        continue;
-                    };
-                    let mut sql = String::from("BEGIN;");
-                    if asynchronous && rng.random_bool(0.5) {
-                        sql += "SET LOCAL synchronous_commit = off;";
-                    }
-                    for _ in 0..rng.random_range(1..5) {
-                        sql += &statement(&mut rng, TABLES.len());
-                    }
-                    sql += if rng.random_bool(0.1) { "ROLLBACK" } else { "COMMIT" };
-                    match open.try_sql(&sql) {
-                        Ok(_) => committed += 1,
-                        Err(error) if error.is_closed() || error.as_db_error().is_none() => continue,
-                        Err(error) => {
-                            let code = error.code().map_or("", |code| code.code());
-                            // A deadlock, a key that is taken: of such a history's nature.
-                            assert!(["40P01", "23505", "57P01", "57P03"].contains(&code), "{sql}: {error:?}");
-                            drop(open.try_sql("ROLLBACK"));
-                        }
-                    }
-                    session = Some(open);
-                    std::thread::sleep(Duration::from_millis(rng.random_range(0..3)));
-                }
-                committed
-            })
-        });
-        Changes { threads: threads.collect(), stop }
-    }
+/// The same, every other transaction committing asynchronously.
+fn change_asynchronously(postgres: &Postgres, seed: u64, connections: u64) -> Traffic {
+    Traffic::of(postgres, seed, connections, |rng| transaction(rng, true), only_conflicts)
+}
 
-    fn stop(self) -> u64 {
-        self.stop.store(true, Ordering::Relaxed);
-        self.threads.into_iter().map(|thread| thread.join().expect("changes do not panic")).sum()
+fn transaction(rng: &mut StdRng, asynchronous: bool) -> String {
+    let mut sql = String::from("BEGIN;");
+    if asynchronous && rng.random_bool(0.5) {
+        sql += "SET LOCAL synchronous_commit = off;";
     }
+    for _ in 0..rng.random_range(1..5) {
+        sql += &statement(rng, TABLES.len());
+    }
+    sql += if rng.random_bool(0.1) { "ROLLBACK;" } else { "COMMIT;" };
+    // Room for others.
+    sql + &format!("SELECT pg_sleep(0.00{})", rng.random_range(0..3))
+}
+
+/// A deadlock, a key that is taken, a server that goes: of such a history's nature.
+fn only_conflicts(sql: &str, error: &tokio_postgres::Error) {
+    let code = error.code().map_or("", |code| code.code());
+    assert!(["40P01", "23505", "57P01", "57P03"].contains(&code), "{sql}: {error:?}");
 }
 
 /// A second Postgres with the same tables, filled by Postgres itself.
@@ -311,9 +282,16 @@ fn snapshot_is_complete(pipeline: &Pipeline) -> bool {
     status["log"]["published"].is_string() && status["log"]["snapshot"].is_null()
 }
 
-/// After the histories: the log replayed from its first record is what Postgres' own subscriber has.
-fn assert_log_equals(pipeline: &Pipeline, subscriber: &Subscriber, tables: usize) {
-    subscriber.catch_up(&pipeline.postgres);
+/// Waits for the end of the snapshot, with the processes alive.
+fn complete_snapshot(pipeline: &mut Pipeline) {
+    soon("the snapshot is complete", || {
+        pipeline.assert_alive();
+        snapshot_is_complete(pipeline)
+    });
+}
+
+/// Waits until the log has what was committed so far.
+fn all_is_published(pipeline: &Pipeline) {
     let head = pipeline.postgres.value("app", "SELECT pg_current_wal_insert_lsn()");
     pipeline.postgres.sql("app", "SELECT pg_logical_emit_message(true, 'oracle', '')");
     soon("the log has everything", || {
@@ -321,6 +299,12 @@ fn assert_log_equals(pipeline: &Pipeline, subscriber: &Subscriber, tables: usize
         let published = text(&status["log"]["published"]);
         pipeline.postgres.value("app", &format!("SELECT pg_lsn '{published}' > '{head}'")) == "t"
     });
+}
+
+/// After the histories: the log replayed from its first record is what Postgres' own subscriber has.
+fn assert_log_equals(pipeline: &Pipeline, subscriber: &Subscriber, tables: usize) {
+    subscriber.catch_up(&pipeline.postgres);
+    all_is_published(pipeline);
     let mut replayed = replay(&pipeline.kafka);
     for (table, _) in &TABLES[..tables] {
         let expected = rows(&subscriber.postgres, table);
@@ -336,7 +320,7 @@ fn the_log_replayed_from_its_beginning_is_what_postgres_own_subscriber_has() {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut pipeline = Pipeline::new();
     make_tables(&pipeline.postgres);
-    let changes = Changes::start(&pipeline.postgres, seed, 4, true);
+    let changes = change_asynchronously(&pipeline.postgres, seed, 4);
     std::thread::sleep(Duration::from_millis(1500));
     // All but the last two; those come while everything runs.
     let first = TABLES.len() - 2;
@@ -359,10 +343,7 @@ fn the_log_replayed_from_its_beginning_is_what_postgres_own_subscriber_has() {
             subscriber.refresh();
         }
     }
-    soon("the snapshot is complete", || {
-        pipeline.assert_alive();
-        snapshot_is_complete(&pipeline)
-    });
+    complete_snapshot(&mut pipeline);
     std::thread::sleep(Duration::from_millis(500));
     let committed = changes.stop();
     eprintln!("{committed} transactions");
@@ -396,7 +377,7 @@ fn a_full_mailbox_gets_its_stores_while_it_is_used() {
 fn h25_a_reader_killed_at_any_stage_of_a_snapshot_reads_nothing_twice() {
     let mut pipeline = Pipeline::new();
     make_tables(&pipeline.postgres);
-    let changes = Changes::start(&pipeline.postgres, 3, 2, false);
+    let changes = change(&pipeline.postgres, 3, 2);
     std::thread::sleep(Duration::from_millis(1000));
     configure(&pipeline, TABLES.len(), "[snapshot]\nround_kb = 1\n");
     pipeline.succeed(&["setup"]);
@@ -406,7 +387,7 @@ fn h25_a_reader_killed_at_any_stage_of_a_snapshot_reads_nothing_twice() {
         eprintln!("killed at {stage}");
     }
     pipeline.spawn(Role::Reader);
-    soon("the snapshot is complete", || snapshot_is_complete(&pipeline));
+    complete_snapshot(&mut pipeline);
     changes.stop();
     assert_log_equals(&pipeline, &subscriber, TABLES.len());
 }
@@ -425,15 +406,7 @@ fn h20_the_snapshot_waits_visibly_for_a_missing_standby_and_the_stream_goes_on()
     pipeline.dies_at("round.committed", &["reader"], "reader");
     pipeline.postgres.sql("app", "ALTER SYSTEM SET synchronous_standby_names = 'missing'");
     pipeline.postgres.reload();
-    let config = {
-        let mut config = tokio_postgres::Config::new();
-        config
-            .host_path(pipeline.postgres.socket_dir())
-            .port(pipeline.postgres.port())
-            .user("postgres")
-            .dbname("app");
-        config
-    };
+    let config = pipeline.postgres.session_config("app");
     let waiting = std::thread::spawn(move || {
         let session = Session::connect(&config).expect("a session");
         session.sql("UPDATE t_big SET v = 'new' WHERE id >= 250; INSERT INTO t_text VALUES ('x', 'y')")
@@ -461,7 +434,7 @@ fn h20_the_snapshot_waits_visibly_for_a_missing_standby_and_the_stream_goes_on()
     pipeline.postgres.sql("app", "ALTER SYSTEM RESET synchronous_standby_names");
     pipeline.postgres.reload();
     waiting.join().expect("its commit ends");
-    soon("the snapshot is complete", || snapshot_is_complete(&pipeline));
+    complete_snapshot(&mut pipeline);
     assert_log_equals(&pipeline, &subscriber, 2);
 }
 
@@ -489,7 +462,7 @@ fn h12_a_snapshot_publishes_nothing_that_a_crash_takes_back() {
     }
     let subscriber = Subscriber::start(&pipeline.postgres);
     pipeline.spawn(Role::Reader);
-    soon("the snapshot is complete", || snapshot_is_complete(&pipeline));
+    complete_snapshot(&mut pipeline);
     assert_log_equals(&pipeline, &subscriber, 2);
 }
 
@@ -516,7 +489,7 @@ fn h24_a_table_that_is_locked_is_waited_for_while_the_stream_goes_on() {
     });
     pipeline.postgres.sql("app", "INSERT INTO t_c (id, v) VALUES ('s', 'streamed or read')");
     truncating.sql("COMMIT");
-    soon("the snapshot is complete", || snapshot_is_complete(&pipeline));
+    complete_snapshot(&mut pipeline);
     open.sql("COMMIT");
     assert_log_equals(&pipeline, &subscriber, 3);
 }
@@ -537,7 +510,7 @@ fn h25_a_large_table_without_a_key_needs_consent() {
     pipeline.succeed(&["setup"]);
 }
 
-/// In the middle of being read a table gets another key, another one a new column, and a third is dropped.
+/// In the middle of being read a table gets another key, and another one a new column.
 #[test]
 fn h33_a_table_whose_key_changes_while_it_is_read_starts_over() {
     let mut pipeline = Pipeline::new();
@@ -564,10 +537,7 @@ fn h33_a_table_whose_key_changes_while_it_is_read_starts_over() {
          UPDATE t_index SET v = 'new' WHERE id % 7 = 0; INSERT INTO t_none VALUES (7, 'bag', 'extra')",
     );
     pipeline.spawn(Role::Reader);
-    soon("the snapshot is complete", || {
-        pipeline.assert_alive();
-        snapshot_is_complete(&pipeline)
-    });
+    complete_snapshot(&mut pipeline);
     pipeline
         .postgres
         .sql("app", "UPDATE t_index SET v = 'newer' WHERE id % 11 = 0; DELETE FROM t_none WHERE id = 7");
@@ -620,4 +590,56 @@ fn h30_a_rewritten_table_is_read_anew() {
         soon("the table is read anew", || restarts(&pipeline) > before);
         pipeline.assert_stores_equal();
     }
+}
+
+/// Partitions that are configured one by one, and the tables of an inheritance tree: rows go from one to the other, one
+/// is emptied, one is detached, and one that is not configured takes rows and gives some back.
+#[test]
+fn partitions_and_children_are_tables_of_their_own() {
+    let mut pipeline = Pipeline::new();
+    pipeline.postgres.sql(
+        "app",
+        "CREATE TABLE events (id int, v text, part int, PRIMARY KEY (id, part)) PARTITION BY LIST (part);
+         CREATE TABLE events_1 PARTITION OF events FOR VALUES IN (1);
+         CREATE TABLE events_2 PARTITION OF events FOR VALUES IN (2);
+         CREATE TABLE events_3 PARTITION OF events FOR VALUES IN (3);
+         CREATE TABLE parent (id int PRIMARY KEY, v text); CREATE TABLE child (PRIMARY KEY (id)) INHERITS (parent);
+         INSERT INTO events SELECT g, repeat('old', 50), g % 3 + 1 FROM generate_series(1, 600) g;
+         INSERT INTO parent SELECT g, 'parent' FROM generate_series(1, 100) g;
+         INSERT INTO child SELECT g, 'child' FROM generate_series(51, 150) g",
+    );
+    pipeline.configure_tables("\"public.events\"", "");
+    let said = pipeline.refused(&["setup"]);
+    assert!(said.contains("\"public.events_1\", \"public.events_2\", \"public.events_3\""), "{said}");
+    let tables = ["events_1", "events_2", "parent", "child"];
+    let names = tables.map(|table| format!("\"public.{table}\"")).join(", ");
+    pipeline.configure_tables(&names, "[snapshot]\nround_kb = 1\n");
+    pipeline.succeed(&["setup"]);
+    pipeline.dies_at("round.committed", &["reader"], "reader");
+    // Both are partly read.
+    let moves = "UPDATE events SET part = part % 3 + 1, v = 'moved' WHERE id % 5 = 0;
+                 UPDATE parent SET v = v || '!' WHERE id % 4 = 0; DELETE FROM ONLY parent WHERE id % 7 = 0;
+                 UPDATE child SET id = id + 1000 WHERE id % 9 = 0";
+    pipeline.postgres.sql("app", moves);
+    pipeline.spawn(Role::Reader);
+    complete_snapshot(&mut pipeline);
+    pipeline.postgres.sql(
+        "app",
+        &format!("{moves}; TRUNCATE events_2; INSERT INTO events VALUES (1001, 'new', 1), (1002, 'new', 2)"),
+    );
+    pipeline.postgres.sql("app", "ALTER TABLE events DETACH PARTITION events_1");
+    pipeline.postgres.sql(
+        "app",
+        "UPDATE events_1 SET v = 'detached' WHERE id % 2 = 0; DELETE FROM events_1 WHERE id % 11 = 0;
+         UPDATE events SET part = 2, v = 'home' WHERE id % 3 = 0; TRUNCATE ONLY parent; INSERT INTO parent VALUES (1, 'p')",
+    );
+    pipeline.assert_alive();
+    all_is_published(&pipeline);
+    let mut replayed = replay(&pipeline.kafka);
+    for table in tables {
+        let expected = rows(&pipeline.postgres, &format!("ONLY {table}"));
+        assert!(!expected.is_empty(), "{table}");
+        assert_eq!(replayed.remove(table).unwrap_or_default(), expected, "{table}");
+    }
+    assert!(replayed.is_empty(), "{replayed:?}");
 }

@@ -67,6 +67,24 @@ fn schemas_have_base_types_collations_and_keys() {
     assert_eq!(schema("pg_catalog", "pg_tables"), None, "a view");
 }
 
+/// The server has other bytes than the UTF-8 that it sends us, and so another order.
+#[test]
+fn h26_text_is_compared_bytewise_only_where_the_database_is_utf8() {
+    let server = Postgres::start();
+    for (name, encoding, expected) in [("latin", "LATIN1", "[C]"), ("utf", "UTF8", "[C bytes]")] {
+        let database = format!(
+            "CREATE DATABASE {name} ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+        );
+        server.sql("postgres", &database);
+        server.sql(name, "CREATE TABLE t (a text PRIMARY KEY, b text COLLATE \"C\")");
+        let schema = runtime().block_on(async {
+            let client = connect(&config(&server.url(name))).await.unwrap();
+            table_schema(&client, "public", "t").await.unwrap().unwrap()
+        });
+        assert_eq!(describe(&schema), format!("Default: 1*a 25:text {expected}, b 25:text {expected}"));
+    }
+}
+
 #[test]
 fn the_stream_and_the_catalog_agree_on_a_table() {
     let server = Postgres::start();

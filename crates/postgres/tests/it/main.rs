@@ -3,7 +3,10 @@
 #![allow(clippy::unwrap_used)] // helpers of tests, which the lint does not see
 
 mod catalog;
+mod check;
 mod login;
+mod publication;
+mod rounds;
 mod running;
 mod slot;
 mod stream;

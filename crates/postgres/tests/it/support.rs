@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use change::{Datum, Lsn, Tuple};
+use postgres::plan::{Plan, Table};
 use postgres::{Config, PostgresSource, SourceOptions};
 use relay::{RelayError, RowChange, Source, SourceError, WalEvent};
 use testkit::services::{Postgres, wait_until};
@@ -40,6 +41,20 @@ pub(crate) fn options(tables: &[&str]) -> SourceOptions {
         publication: "millrace_t".into(),
         tables: tables.iter().map(|table| table.to_string()).collect(),
         snapshot_connections: 2,
+    }
+}
+
+/// What a pipeline of these tables is to have.
+pub(crate) fn plan(tables: &[&str]) -> Plan {
+    let table = |name: &&str| Table { schema: "public".into(), name: name.to_string() };
+    Plan {
+        heartbeat: "t".into(),
+        pipeline: "t".into(),
+        slot: "millrace_t_1".into(),
+        publication: "millrace_t".into(),
+        tables: tables.iter().map(table).collect(),
+        role: "postgres".into(),
+        keyless_bytes: 1 << 20,
     }
 }
 

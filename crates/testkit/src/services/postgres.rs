@@ -197,9 +197,15 @@ impl Postgres {
     /// # Panics
     /// When the server refuses it.
     pub fn session(&self, db: &str) -> Session {
+        Session::connect(&self.session_config(db)).unwrap_or_else(|e| panic!("connecting to {db}: {e:?}"))
+    }
+
+    /// How to connect as a session does: over the unix socket, as the superuser. For threads, and for the time after a
+    /// crash.
+    pub fn session_config(&self, db: &str) -> tokio_postgres::Config {
         let mut config = tokio_postgres::Config::new();
         config.host_path(self.socket_dir()).port(self.port).user("postgres").dbname(db);
-        Session::connect(&config).unwrap_or_else(|e| panic!("connecting to {db}: {e:?}"))
+        config
     }
 
     /// The server's log so far.

@@ -41,8 +41,8 @@ impl Rig {
     }
 
     pub(crate) fn source_as(&self, role: &str) -> Source {
-        let mut config = tokio_postgres::Config::new();
-        config.host_path(self.postgres.socket_dir()).port(self.postgres.port()).user(role).dbname("postgres");
+        let mut config = self.postgres.session_config("postgres");
+        config.user(role);
         let (client, connection) =
             self.runtime.block_on(config.connect(tokio_postgres::NoTls)).expect("connects");
         self.runtime.spawn(connection);
