@@ -8,13 +8,14 @@
 //! atomic step, and to refuse when the store is not where it was left: see [`Mirror::commit`]. Kill this program or
 //! either server whenever you like.
 
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, anyhow};
 use change::{Clock, Op, Refusal, ReplicaIdentity, TableSchema};
-use kafka::{Connection, KafkaFeed, Names};
+use kafka::{Connection, GenerationsWatch, KafkaFeed, Names};
 use tokio::runtime::Runtime;
 use tokio_postgres::{Client, NoTls};
 use worker::{Change, Checkpoint, Control, FeedError, Move, Sink, SinkError, StoreSpec, Stored, WorkerError};
@@ -36,6 +37,8 @@ const UPSERT: &str = "
 
 /// What is written here has this form; another number has the store filled anew.
 const FORM: &str = "1";
+/// Between two looks whether the log is still the current one.
+const LOOK: Duration = Duration::from_secs(5);
 /// Rows that are staged at most, but for one source transaction.
 const STAGED_ROWS: usize = 10_000;
 
@@ -212,10 +215,21 @@ impl Clock for System {
     }
 }
 
-impl Control for System {
-    /// Runs until it is killed: an orderly end would gain nothing.
+/// Runs until it is killed, for an orderly end would gain nothing; but a log that is not current any more is left for the
+/// one that is, from which the mirror is then filled anew.
+struct WhileCurrent {
+    generations: RefCell<GenerationsWatch>,
+    generation: u32,
+    looked: Cell<Instant>,
+}
+
+impl Control for WhileCurrent {
     fn stop(&self) -> bool {
-        false
+        if self.looked.get().elapsed() < LOOK {
+            return false;
+        }
+        self.looked.set(Instant::now());
+        self.generations.borrow_mut().look().is_ok_and(|known| known.current.number != self.generation)
     }
 
     fn delayed(&self, reason: &str) {
@@ -233,18 +247,21 @@ fn main() -> anyhow::Result<()> {
     let mut mirror = Mirror::new(table, url)?;
     loop {
         let outcome = (|| {
-            let known = kafka::generations(&kafka, pipeline).map_err(FeedError::from)?;
-            let known = known.ok_or_else(|| kafka::not_set_up(pipeline))?;
-            let names = Names::new(pipeline, known.current.number)?;
+            let mut generations = GenerationsWatch::new(&kafka, pipeline).map_err(FeedError::from)?;
+            let generation = generations.look().map_err(FeedError::from)?.current.number;
+            let names = Names::new(pipeline, generation)?;
             let mut feed = KafkaFeed::open(&kafka, &names, &names.group("mirror", None))?;
-            worker::run(&mut feed, &mut mirror, &System, &System)
+            let generations = RefCell::new(generations);
+            let control = WhileCurrent { generations, generation, looked: Cell::new(Instant::now()) };
+            worker::run(&mut feed, &mut mirror, &System, &control)
         })();
         match outcome {
             Err(WorkerError::Feed(error @ (FeedError::Unavailable(_) | FeedError::Fenced))) => {
                 eprintln!("{error}; trying again");
                 thread::sleep(Duration::from_secs(1));
             }
-            outcome => return outcome.context("the mirror has stopped"),
+            Err(error) => return Err(error).context("the mirror has stopped"),
+            Ok(()) => eprintln!("another log is the current one"),
         }
     }
 }

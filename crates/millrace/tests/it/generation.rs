@@ -8,7 +8,7 @@ use rand::{Rng, SeedableRng};
 
 use crate::harness::{Pipeline, ROLES, Role, SOON, soon, tail};
 use crate::mailbox::{Traffic, fill_points};
-use crate::rebuild::{Sampler, assert_equal, long};
+use crate::rebuild::{Sampler, assert_equal, long, offset};
 
 const LOST: &str = "SELECT pg_drop_replication_slot('millrace_mailbox_1')";
 
@@ -78,6 +78,11 @@ fn a_new_log_takes_the_place_of_one_that_flows_whatever_is_killed() {
         pipeline.dies_at(stage, &["generation", "new"], "generation");
         assert_eq!(generation(&pipeline), "pipeline mailbox, generation 1");
     }
+    // The old log goes on, and its stores with it, until theirs are built.
+    soon("the copies are being filled", || offset(&pipeline, "millrace:mailbox:points:copy") > Some(0));
+    let behind = offset(&pipeline, "millrace:mailbox:points");
+    soon("the present counters move", || offset(&pipeline, "millrace:mailbox:points") > behind);
+    assert_eq!(generation(&pipeline), "pipeline mailbox, generation 1");
     let mut kills = 0;
     while generation(&pipeline) != "pipeline mailbox, generation 2" {
         thread::sleep(Duration::from_millis(rng.random_range(0..3000)));

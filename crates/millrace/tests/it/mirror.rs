@@ -56,13 +56,23 @@ fn a_table_is_mirrored_whatever_is_killed() {
         rows.sort();
         rows
     };
-    let source = sorted(&pipeline.postgres, "app", SOURCE);
-    assert!(!source.is_empty());
-    let start = std::time::Instant::now();
-    while sorted(&target, "postgres", MIRROR) != source {
-        let log = pipeline.log("mirror");
-        assert!(mirror.ended().is_none(), "the mirror ended: {}", tail(&log));
-        assert!(start.elapsed() < crate::harness::SOON, "the mirror differs: {}", tail(&log));
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    soon("the mirror's table is there", || {
+        target.value("postgres", "SELECT to_regclass('mirror') IS NOT NULL") == "t"
+    });
+    let assert_equal = |mirror: &mut Process| {
+        let source = sorted(&pipeline.postgres, "app", SOURCE);
+        assert!(!source.is_empty());
+        let start = std::time::Instant::now();
+        while sorted(&target, "postgres", MIRROR) != source {
+            let log = pipeline.log("mirror");
+            assert!(mirror.ended().is_none(), "the mirror ended: {}", tail(&log));
+            assert!(start.elapsed() < crate::harness::SOON, "the mirror differs: {}", tail(&log));
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    assert_equal(&mut mirror);
+    // It goes over to a new log by itself.
+    pipeline.succeed(&["generation", "new", "--wait"]);
+    pipeline.postgres.sql("app", "DELETE FROM emails WHERE id % 2 = 0");
+    assert_equal(&mut mirror);
 }

@@ -53,7 +53,7 @@ fn copies(pipeline: &Pipeline) -> Vec<String> {
 }
 
 /// The offset of a checkpoint in Redis.
-fn offset(pipeline: &Pipeline, key: &str) -> Option<i64> {
+pub(crate) fn offset(pipeline: &Pipeline, key: &str) -> Option<i64> {
     let mut redis = pipeline.redis.connect();
     redis.hget::<_, _, Option<i64>>(key, "offset").expect("Redis answers")
 }
