@@ -502,9 +502,7 @@ impl Reading {
 
     /// The tables of which something is to be read, in the order in which to read them.
     pub(crate) fn pending(&self) -> impl Iterator<Item = (u32, &TableProgress)> {
-        // One that only the stream has told of is looked at first.
-        let readable = |table: &TableProgress| table.pending() && table.publication != 0;
-        self.tables.iter().filter(move |(_, table)| readable(table)).map(|(at, table)| (*at, table))
+        self.tables.iter().filter(|(_, table)| table.pending()).map(|(at, table)| (*at, table))
     }
 
     /// The rows of a round are in the log's open transaction.
@@ -541,4 +539,32 @@ pub(crate) struct ReadPiece {
     pub(crate) storage: Storage,
     pub(crate) rows: u64,
     pub(crate) bytes: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The change that is held back comes again after a kill, and must be judged as before.
+    #[test]
+    fn h27_what_an_open_transaction_owes_reaches_the_ledger_with_its_change() {
+        let table = TableProgress::new("public.t".into(), 1, Read::UpTo(vec!["5".into()]));
+        let mut reading = Reading::new(&Ledger { tables: [(7, table)].into(), ..Ledger::default() });
+        let key = vec!["3".to_owned()];
+        reading.owe(7, key.clone(), 4).unwrap();
+        let order = KeyOrder::default();
+        assert_eq!(reading.judge(7, &order, Some(&key), 700), Some(Verdict::LeaveOut), "for what follows it");
+        let owed = |reading: &Reading| match reading.entries().next() {
+            Some(LedgerEntry::Table(_, table)) => table.owed.contains(&key),
+            _ => false,
+        };
+        reading.settle(Some(3));
+        assert!(!owed(&reading), "the log ends before it");
+        assert_eq!(reading.judge(7, &order, Some(&key), 700), Some(Verdict::LeaveOut));
+        reading.settle(Some(4));
+        assert!(owed(&reading));
+        reading.owe(7, vec!["4".to_owned()], 9).unwrap();
+        reading.settle(None);
+        assert_eq!(reading.tables[&7].owed.len(), 2);
+    }
 }

@@ -321,7 +321,7 @@ impl Control for Watch<'_> {
         self.takeover.set(false);
         self.metrics.iter().for_each(|metrics| metrics.committed(progress, records));
         if self.service.telemetry.tell(self.part(), true, "streaming") || self.unsettled.take() {
-            tracing::info!(generation = self.generation.get(), lsn = %progress.end_lsn, "streaming");
+            tracing::info!(lsn = %progress.end_lsn, generation = self.generation.get(), "streaming");
         }
         let reading = progress.snapshot.is_some();
         self.complete.inspect(|complete| complete.store(!reading, Ordering::Relaxed));

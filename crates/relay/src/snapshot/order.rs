@@ -3,7 +3,7 @@ use std::cmp::Ordering;
 use change::{Key, TableSchema};
 
 /// How the keys of a table compare, as far as that can be told without Postgres (h26).
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct KeyOrder {
     columns: Vec<ColumnOrder>,
 }
