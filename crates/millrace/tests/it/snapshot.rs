@@ -191,7 +191,7 @@ fn replay(kafka: &Kafka) -> BTreeMap<String, Vec<String>> {
             "millrace.mailbox.1",
             "--from-beginning",
             "--timeout-ms",
-            "5000",
+            "10000",
             "--isolation-level",
             "read_committed",
             "--property",
