@@ -232,6 +232,28 @@ impl Encoder {
 
     /// Appends the record of a logical message.
     pub fn message(&self, batch: &mut RecordBatch, stamp: &ChangeStamp, prefix: &str, content: &[u8]) {
+        self.message_of(batch, None, stamp, prefix, content);
+    }
+
+    /// Appends the record of a message that the stores of a table are to see.
+    pub fn table_message(
+        &self,
+        batch: &mut RecordBatch,
+        relation: &RelationEncoder,
+        stamp: &ChangeStamp,
+        prefix: &str,
+    ) {
+        self.message_of(batch, Some(relation.schema_ref), stamp, prefix, &[]);
+    }
+
+    fn message_of(
+        &self,
+        batch: &mut RecordBatch,
+        schema: Option<SchemaRef>,
+        stamp: &ChangeStamp,
+        prefix: &str,
+        content: &[u8],
+    ) {
         let start = batch.bytes.len();
         let out = &mut batch.bytes;
         out.extend_from_slice(b"{\"prefix\":");
@@ -249,7 +271,7 @@ impl Encoder {
         json::string(out, &base64::engine::general_purpose::STANDARD.encode(content));
         out.extend_from_slice(b"}}");
         let value_end = out.len();
-        batch.push(Parts { start, key_end, value_end, unchanged_end: value_end }, meta(stamp, None));
+        batch.push(Parts { start, key_end, value_end, unchanged_end: value_end }, meta(stamp, schema));
     }
 
     /// What a table's keys end with. Debezium puts the name of its topic there, in which some characters may not be.

@@ -9,7 +9,8 @@
 //!
 //! Every value carries `format`. A reader refuses a newer one rather than guess.
 
-use std::collections::BTreeSet;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -105,9 +106,13 @@ pub enum Read {
 /// How much of a table's snapshot is in the log.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct TableProgress {
-    /// `schema.table`.
+    /// `schema.table`; a partition's is its root's.
     pub name: String,
-    /// Its row of `pg_publication_rel`, which another one follows when the table is published anew; 0 before it is known.
+    /// See [`TableSchema::root`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<u32>,
+    /// Its row of `pg_publication_rel`, which another one follows when the table is published anew, and how a partition is
+    /// attached; 0 before it is known.
     pub publication: u32,
     /// How far it has been read.
     pub read: Read,
@@ -140,6 +145,7 @@ impl TableProgress {
     pub fn new(name: String, publication: u32, read: Read) -> Self {
         TableProgress {
             name,
+            root: None,
             publication,
             read,
             key: Vec::new(),
@@ -151,6 +157,41 @@ impl TableProgress {
             estimated_rows: -1,
             begun_ms: 0,
         }
+    }
+
+    /// Which table it is in the log, given its relation; see [`TableSchema::family`].
+    pub fn family(&self, relation: u32) -> u32 {
+        self.root.unwrap_or(relation)
+    }
+
+    /// The tables as they are named: of partitions their sum.
+    pub fn by_name<'a>(tables: impl Iterator<Item = &'a TableProgress>) -> Vec<TableProgress> {
+        let mut sums: BTreeMap<&str, TableProgress> = BTreeMap::new();
+        for table in tables {
+            match sums.entry(&table.name) {
+                Entry::Vacant(first) => drop(first.insert(table.clone())),
+                Entry::Occupied(mut sum) if sum.get().read == Read::Removed => {
+                    drop(sum.insert(table.clone()))
+                }
+                Entry::Occupied(_) if table.read == Read::Removed => {}
+                Entry::Occupied(mut sum) => sum.get_mut().add(table),
+            }
+        }
+        sums.into_values().collect()
+    }
+
+    fn add(&mut self, other: &TableProgress) {
+        if !self.pending() {
+            self.read = other.read.clone();
+            self.owed = other.owed.clone();
+        }
+        self.rows += other.rows;
+        self.bytes += other.bytes;
+        if other.estimated_rows > 0 {
+            self.estimated_rows = other.estimated_rows.saturating_add(self.estimated_rows.max(0));
+        }
+        let begun = [self.begun_ms, other.begun_ms].into_iter().filter(|begun| *begun > 0);
+        self.begun_ms = begun.min().unwrap_or(0);
     }
 
     /// Whether rows are still to be read.

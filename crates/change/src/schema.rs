@@ -50,9 +50,12 @@ pub struct Column {
 pub struct TableSchema {
     /// Object id of the relation.
     pub relation: u32,
-    /// Its schema (namespace).
+    /// The partitioned table under whose name it is in the log: itself, or the one of which it is a partition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<u32>,
+    /// Its schema (namespace), or its root's.
     pub schema: String,
-    /// Its name.
+    /// Its name, or its root's.
     pub table: String,
     /// What an old row holds.
     pub identity: ReplicaIdentity,
@@ -64,6 +67,46 @@ impl TableSchema {
     /// `schema.table`, unquoted, as the configuration names it.
     pub fn full_name(&self) -> String {
         format!("{}.{}", self.schema, self.table)
+    }
+
+    /// Whether it is a partitioned table, of which the partitions have the rows.
+    pub fn partitioned(&self) -> bool {
+        self.root == Some(self.relation)
+    }
+
+    /// How to have whole old rows, of the table of this name.
+    pub fn make_full(&self, name: &str) -> String {
+        let also = if self.root.is_some() {
+            ", and the same of each partition, which does not inherit it"
+        } else {
+            ""
+        };
+        format!("ALTER TABLE {name} REPLICA IDENTITY FULL{also}")
+    }
+
+    /// The same table under another's name.
+    pub fn named_as(&self, other: &TableSchema) -> TableSchema {
+        let TableSchema { root, schema, table, .. } = other.clone();
+        TableSchema { root, schema, table, ..self.clone() }
+    }
+
+    /// The same table, with what the stream does not say of a column taken from an earlier version.
+    pub fn completed_from(mut self, earlier: &TableSchema) -> TableSchema {
+        for column in &mut self.columns {
+            let Some(known) = earlier.columns.iter().find(|known| known.name == column.name) else {
+                continue;
+            };
+            if self.identity == ReplicaIdentity::Full || column.key.is_some() {
+                column.key = known.key.or(column.key);
+            }
+            column.collation = known.collation.clone();
+        }
+        self
+    }
+
+    /// Which table it is in the log: its partitions are one.
+    pub fn family(&self) -> u32 {
+        self.root.unwrap_or(self.relation)
     }
 
     /// Place of a column by its name.
@@ -170,5 +213,42 @@ impl Encoding {
             (Encoding::TimestampTz { .. }, Some(digits)) => Encoding::TimestampTz { digits },
             (encoding, _) => encoding,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(columns: &[(&str, Option<u16>)]) -> TableSchema {
+        let column = |(name, key): &(&str, Option<u16>)| Column {
+            name: (*name).to_owned(),
+            type_oid: 25,
+            type_name: "text".into(),
+            key: *key,
+            collation: None,
+        };
+        TableSchema {
+            relation: 1,
+            root: None,
+            schema: "public".into(),
+            table: "t".into(),
+            identity: ReplicaIdentity::Full,
+            columns: columns.iter().map(column).collect(),
+        }
+    }
+
+    #[test]
+    fn what_the_catalog_forgot_is_taken_from_an_earlier_version() {
+        let known = table(&[("a", Some(2)), ("b", Some(1)), ("c", None)]);
+        let described = table(&[("b", None), ("c", None), ("a", None), ("d", None)]);
+        let completed = described.clone().completed_from(&known);
+        assert_eq!(
+            completed.key_columns().map(|column| column.name.as_str()).collect::<Vec<_>>(),
+            ["b", "a"]
+        );
+        // The stream says which columns are in the key of an index; only their order is not known.
+        let index = TableSchema { identity: ReplicaIdentity::Index, ..described };
+        assert_eq!(index.completed_from(&known).key_columns().count(), 0);
     }
 }

@@ -31,7 +31,14 @@ fn schema(identity: ReplicaIdentity) -> TableSchema {
         ("raw", 17, "bytea"),
     ];
     let columns = columns.into_iter().map(column).collect();
-    TableSchema { relation: 16384, schema: "public".into(), table: "things".into(), identity, columns }
+    TableSchema {
+        relation: 16384,
+        root: None,
+        schema: "public".into(),
+        table: "things".into(),
+        identity,
+        columns,
+    }
 }
 
 const ROW: [Datum<'static>; 11] = [

@@ -42,7 +42,8 @@ SELECT b.type,
        CASE WHEN coalesce(to_jsonb(d) ->> 'datlocprovider', 'c') = 'c' THEN d.datcollate::text
             ELSE coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale') END,
        array_position((p.indkey::int2[])[0:p.indnkeyatts - 1], a.attnum),
-       pg_catalog.pg_encoding_to_char(d.encoding) = 'UTF8'
+       pg_catalog.pg_encoding_to_char(d.encoding) = 'UTF8',
+       a.attname IS NULL
 FROM given g
 JOIN LATERAL (SELECT type, modifier FROM base WHERE place = g.place ORDER BY depth DESC LIMIT 1) b ON true
 JOIN pg_catalog.pg_database d ON d.datname = pg_catalog.current_database()
@@ -68,10 +69,25 @@ LEFT JOIN pg_catalog.pg_index i
 WHERE r.oid = $1
 ORDER BY a.attnum";
 
+/// A partitioned table has no rows; the least of its partitions' identities is what every old row has.
 const RELATION: &str = "
-SELECT n.nspname::text, r.relname::text, r.relreplident::text
+SELECT n.nspname::text, r.relname::text,
+       coalesce((SELECT CASE WHEN bool_and(leaf.relreplident = 'f') THEN 'f' ELSE 'd' END
+                 FROM pg_catalog.pg_partition_tree(r.oid) t JOIN pg_catalog.pg_class leaf ON leaf.oid = t.relid
+                 WHERE t.isleaf AND r.relkind = 'p' HAVING count(*) > 0), r.relreplident::text),
+       r.relkind = 'p'
 FROM pg_catalog.pg_class r JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace
 WHERE r.oid = $1 AND r.relkind IN ('r', 'p')";
+
+/// The partitioned table above $1, or itself, which publication $2 lists; of several the uppermost.
+pub(crate) const ROOT: &str = "
+SELECT c.oid, n.nspname::text, c.relname::text
+FROM pg_catalog.pg_partition_ancestors($1::oid::regclass) WITH ORDINALITY a (relid, place)
+JOIN pg_catalog.pg_publication_rel r ON r.prrelid = a.relid
+JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid AND p.pubname = $2
+JOIN pg_catalog.pg_class c ON c.oid = a.relid AND c.relkind = 'p'
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ORDER BY a.place DESC LIMIT 1";
 
 /// The schemas of those operators by which base types ($1) are ordered that a statement would not find: `>` would
 /// silently be another type's, that of text for `citext`. And whether the role may use them.
@@ -218,6 +234,7 @@ pub(crate) async fn schema_of(
 ) -> Result<Option<TableSchema>, tokio_postgres::Error> {
     let Some(row) = client.query_opt(RELATION, &[&relation]).await? else { return Ok(None) };
     let (schema, table) = (row.try_get(0)?, row.try_get(1)?);
+    let root = row.try_get::<_, bool>(3)?.then_some(relation);
     let identity = match row.try_get(2)? {
         "d" => ReplicaIdentity::Default,
         "f" => ReplicaIdentity::Full,
@@ -234,8 +251,8 @@ pub(crate) async fn schema_of(
         })
     };
     let columns = rows.iter().map(bare).collect::<Result<_, _>>()?;
-    let columns = resolve(client, relation, identity, columns).await?;
-    Ok(Some(TableSchema { relation, schema, table, identity, columns }))
+    let (columns, _) = resolve(client, relation, identity, columns).await?;
+    Ok(Some(TableSchema { relation, root, schema, table, identity, columns }))
 }
 
 /// The name of the table with this object id.
@@ -292,26 +309,43 @@ pub(crate) async fn answered<T>(
     })
 }
 
-/// What a Relation message says, with what the catalog adds to it.
+/// Names a partition as the log does: by that partitioned table above it which the publication lists.
+pub(crate) async fn name_by_root(
+    client: &Client,
+    publication: &str,
+    table: &mut TableSchema,
+) -> Result<(), tokio_postgres::Error> {
+    let Some(root) = client.query_opt(ROOT, &[&table.relation, &publication]).await? else { return Ok(()) };
+    table.root = Some(root.try_get(0)?);
+    (table.schema, table.table) = (root.try_get(1)?, root.try_get(2)?);
+    Ok(())
+}
+
+/// What a Relation message says, with what the catalog adds to it; and whether the catalog does not know it like that any
+/// more.
 pub(crate) async fn complete(
     client: &Client,
+    publication: &str,
     relation: &pgoutput::Relation<'_>,
-) -> Result<TableSchema, tokio_postgres::Error> {
+) -> Result<(TableSchema, bool), tokio_postgres::Error> {
     let columns = relation.columns.iter().map(|column| Bare {
         name: column.name.to_owned(),
         type_oid: column.type_oid,
         modifier: column.type_modifier,
         key: column.key,
     });
-    let columns = resolve(client, relation.oid, relation.identity, columns.collect()).await?;
+    let (columns, outdated) = resolve(client, relation.oid, relation.identity, columns.collect()).await?;
     let schema = if relation.namespace.is_empty() { "pg_catalog" } else { relation.namespace };
-    Ok(TableSchema {
+    let mut table = TableSchema {
         relation: relation.oid,
+        root: None,
         schema: schema.to_owned(),
         table: relation.name.to_owned(),
         identity: relation.identity,
         columns,
-    })
+    };
+    name_by_root(client, publication, &mut table).await?;
+    Ok((table, outdated))
 }
 
 /// Whether somebody else's lock was in the way: not to be had in time, or in a circle with ours.
@@ -338,7 +372,7 @@ async fn resolve(
     relation: u32,
     identity: ReplicaIdentity,
     bare: Vec<Bare>,
-) -> Result<Vec<Column>, tokio_postgres::Error> {
+) -> Result<(Vec<Column>, bool), tokio_postgres::Error> {
     let names: Vec<&str> = bare.iter().map(|column| column.name.as_str()).collect();
     let types: Vec<u32> = bare.iter().map(|column| column.type_oid).collect();
     let modifiers: Vec<i32> = bare.iter().map(|column| column.modifier).collect();
@@ -348,7 +382,9 @@ async fn resolve(
     let keys = key_of(identity, &bare, &places);
     // The query returns one row per column, in order.
     let columns = bare.into_iter().zip(keys).zip(&rows);
-    columns.map(|((bare, key), row)| column(bare, key, row)).collect()
+    let columns = columns.map(|((bare, key), row)| column(bare, key, row)).collect::<Result<_, _>>()?;
+    let outdated = rows.iter().map(|row| row.try_get(10)).collect::<Result<Vec<bool>, _>>()?;
+    Ok((columns, outdated.contains(&true)))
 }
 
 /// Each column's place in the key. Where the index is not the one any more of which the message spoke, the table's

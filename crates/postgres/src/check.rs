@@ -3,7 +3,7 @@
 //! Everything here only reads. The questions are asked over the connection of the running role, because it is
 //! that role's rights that count; `setup` asks the same ones before it changes anything.
 
-use change::NEW_LOG;
+use change::{NEW_LOG, TableSchema};
 use tokio_postgres::{Client, Error, Row};
 
 use crate::catalog::{self, Hidden};
@@ -180,9 +180,72 @@ async fn role(client: &Client) -> Result<Finding, Error> {
 pub async fn tables(client: &Client, plan: &Plan) -> Result<Vec<Finding>, Error> {
     let mut findings = Vec::new();
     for table in &plan.tables {
-        findings.push(one_table(client, table).await?);
+        let found = match table.oid(client).await? {
+            Some(oid) => partitioned(client, plan, table, oid).await?,
+            None => None,
+        };
+        match found {
+            Some(found) => findings.extend(found),
+            None => findings.push(one_table(client, table).await?),
+        }
     }
     Ok(findings)
+}
+
+/// Looks at the partitions of a table; `None` where it is none that has them.
+async fn partitioned(
+    client: &Client,
+    plan: &Plan,
+    table: &Table,
+    oid: u32,
+) -> Result<Option<Vec<Finding>>, Error> {
+    let Some(root) = catalog::schema_of(client, oid).await?.filter(TableSchema::partitioned) else {
+        return Ok(None);
+    };
+    let mut findings = Vec::new();
+    let partitions = partitions(client, oid).await?;
+    let key = |table: &TableSchema| table.key_columns().map(|column| column.name.clone()).collect::<Vec<_>>();
+    for (relation, partition) in &partitions {
+        let found = one_table(client, partition).await?;
+        if found.verdict != Verdict::Good {
+            findings.push(found);
+        } else if plan.tables.contains(partition) {
+            findings.push(Finding::wrong(
+                format!("table {partition} is a partition of {table}, which is configured too"),
+                format!("take {partition} out of `postgres.tables`"),
+            ));
+        } else if let Some(schema) = catalog::schema_of(client, *relation).await?
+            && key(&schema) != key(&root)
+        {
+            findings.push(Finding::wrong(
+                format!(
+                    "partition {partition} of {table} has the key ({}), and the table itself ({})",
+                    key(&schema).join(", "),
+                    key(&root).join(", ")
+                ),
+                format!(
+                    "ALTER TABLE {} ADD PRIMARY KEY (...); ALTER TABLE {} REPLICA IDENTITY DEFAULT; -- or FULL",
+                    table.quoted(),
+                    partition.quoted()
+                ),
+            ));
+        }
+    }
+    if !readable(client, table).await? {
+        let (schema, sql) = (quote(&table.schema), table.quoted());
+        let what = format!("table {table} cannot be read by the role");
+        findings.push(Finding::wrong(
+            what,
+            format!("GRANT USAGE ON SCHEMA {schema} TO ...; GRANT SELECT ON {sql} TO ...;"),
+        ));
+    }
+    if findings.is_empty() {
+        findings.push(Finding::good(format!(
+            "table {table} can be streamed, with {} partitions",
+            partitions.len()
+        )));
+    }
+    Ok(Some(findings))
 }
 
 async fn one_table(client: &Client, table: &Table) -> Result<Finding, Error> {
@@ -208,20 +271,6 @@ async fn one_table(client: &Client, table: &Table) -> Result<Finding, Error> {
     let role = quote(&row.get::<_, String>("role"));
     let kind: String = row.get("kind");
     let wrong = |what: String, remedy: String| Ok(Finding::wrong(format!("table {table} {what}"), remedy));
-    if kind == "p" {
-        let remedy = match partitions(client, row.get("oid")).await? {
-            list if list.is_empty() => {
-                "take it out of `postgres.tables`, and name its partitions there when it has some".into()
-            }
-            list => format!(
-                "take it out of `postgres.tables` and name its partitions there, also those to come: {list}"
-            ),
-        };
-        return wrong(
-            "is partitioned: only its partitions have rows, and each is a table of its own".into(),
-            remedy,
-        );
-    }
     if kind != "r" {
         return wrong(
             "is not an ordinary table".into(),
@@ -298,14 +347,19 @@ fn identity(row: &Row, sql: &str) -> Option<(String, String)> {
     None
 }
 
-/// The tables that hold a partitioned table's rows, as `postgres.tables` has them.
-async fn partitions(client: &Client, root: u32) -> Result<String, Error> {
-    const LEAVES: &str = "SELECT n.nspname::text, c.relname::text FROM pg_partition_tree($1::oid::regclass) t
+/// The tables that hold a partitioned table's rows.
+async fn partitions(client: &Client, root: u32) -> Result<Vec<(u32, Table)>, Error> {
+    const LEAVES: &str =
+        "SELECT c.oid, n.nspname::text, c.relname::text FROM pg_partition_tree($1::oid::regclass) t
         JOIN pg_class c ON c.oid = t.relid JOIN pg_namespace n ON n.oid = c.relnamespace
-        WHERE t.isleaf AND c.relkind = 'r' ORDER BY 1, 2";
+        WHERE t.isleaf AND c.relkind <> 'p' ORDER BY 2, 3";
     let leaves = client.query(LEAVES, &[&root]).await?;
-    let leaf = |row: &Row| format!("\"{}\"", Table { schema: row.get(0), name: row.get(1) });
-    Ok(leaves.iter().map(leaf).collect::<Vec<_>>().join(", "))
+    Ok(leaves.iter().map(|row| (row.get(0), Table { schema: row.get(1), name: row.get(2) })).collect())
+}
+
+async fn readable(client: &Client, table: &Table) -> Result<bool, Error> {
+    const READABLE: &str = "SELECT has_schema_privilege($1, 'USAGE') AND has_table_privilege($2, 'SELECT')";
+    Ok(client.query_one(READABLE, &[&table.schema, &table.quoted()]).await?.get(0))
 }
 
 /// Schemas with operators of the table's key that a statement would not find by their names alone.
@@ -452,20 +506,21 @@ pub struct Size {
     pub rows: u64,
     /// Bytes, TOAST included and indexes not.
     pub bytes: u64,
-    /// Whether nothing tells its rows apart.
-    pub keyless: bool,
+    /// Bytes of its largest part, it or a partition, where nothing tells rows apart.
+    pub keyless_bytes: u64,
 }
 
 /// How much a table holds; nothing where it does not exist.
 pub async fn size(client: &Client, table: &Table) -> Result<Size, Error> {
-    const SIZE: &str = "SELECT greatest(c.reltuples, 0)::int8, pg_table_size(c.oid),
-            c.relreplident = 'f' AND NOT EXISTS (
-                SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate)
-        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2";
-    let row = client.query_opt(SIZE, &[&table.schema, &table.name]).await?;
-    let Some(row) = row else { return Ok(Size { rows: 0, bytes: 0, keyless: false }) };
+    const SIZE: &str = "SELECT coalesce(sum(greatest(l.reltuples, 0)), 0)::int8, coalesce(sum(pg_table_size(l.oid)), 0)::int8,
+            coalesce(max(pg_table_size(l.oid)) FILTER (WHERE l.relreplident = 'f' AND NOT EXISTS (
+                SELECT FROM pg_index i WHERE i.indrelid = l.oid AND i.indisprimary AND i.indimmediate)), 0)::int8
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        JOIN pg_class l ON l.oid = c.oid OR l.oid IN (SELECT t.relid FROM pg_partition_tree(c.oid) t)
+        WHERE n.nspname = $1 AND c.relname = $2";
+    let row = client.query_one(SIZE, &[&table.schema, &table.name]).await?;
     let number = |place| row.get::<_, i64>(place).unsigned_abs();
-    Ok(Size { rows: number(0), bytes: number(1), keyless: row.get(2) })
+    Ok(Size { rows: number(0), bytes: number(1), keyless_bytes: number(2) })
 }
 
 /// Tables without a key that are larger than a round may be: nothing tells one part of them from another, so that they
@@ -473,8 +528,8 @@ pub async fn size(client: &Client, table: &Table) -> Result<Size, Error> {
 pub async fn too_large(client: &Client, plan: &Plan, tables: &[Table]) -> Result<Vec<Finding>, Error> {
     let mut findings = Vec::new();
     for table in tables {
-        let Size { bytes, keyless, .. } = size(client, table).await?;
-        if keyless && bytes > plan.keyless_bytes {
+        let Size { keyless_bytes: bytes, .. } = size(client, table).await?;
+        if bytes > plan.keyless_bytes {
             findings.push(Finding::wrong(
                 format!(
                     "table {table} has no primary key and {} MB: its rows can only be read in one piece, for which all \

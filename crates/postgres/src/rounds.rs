@@ -45,16 +45,36 @@ const ROWS_MAX: u64 = 1_000_000;
 /// A round ends after so many times the bytes that it should have.
 const OVERRUN: u64 = 2;
 
+/// A partitioned table comes with its partitions, which are tables without a row in the publication: what tells one
+/// attachment from another is who made it, all the way up.
 const PUBLISHED: &str = "
-SELECT g.relid, n.nspname || '.' || c.relname, coalesce(r.oid, p.oid), c.reltuples::int8,
-       s.file, s.columns
-FROM pg_catalog.pg_publication p
-JOIN LATERAL pg_catalog.pg_get_publication_tables(p.pubname) g ON true
-JOIN pg_catalog.pg_class c ON c.oid = g.relid
+WITH member AS (
+    SELECT p.oid AS publication, g.relid
+    FROM pg_catalog.pg_publication p JOIN LATERAL pg_catalog.pg_get_publication_tables(p.pubname) g ON true
+    WHERE p.pubname = $1
+    UNION
+    SELECT p.oid, r.prrelid
+    FROM pg_catalog.pg_publication p
+    JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid
+    JOIN pg_catalog.pg_class c ON c.oid = r.prrelid AND c.relkind = 'p'
+    WHERE p.pubname = $1
+)
+SELECT m.relid, n.nspname || '.' || c.relname,
+       CASE WHEN root.oid IS NULL OR root.oid = m.relid THEN coalesce(r.oid, m.publication)
+            ELSE (1 + (pg_catalog.hashtextextended(
+                (SELECT string_agg(i.xmin::text, ',' ORDER BY a.place)
+                 FROM pg_catalog.pg_partition_ancestors(m.relid) WITH ORDINALITY a (relid, place)
+                 JOIN pg_catalog.pg_inherits i ON i.inhrelid = a.relid), r.oid::int8) & 1073741823))::oid
+       END,
+       own.reltuples::int8, s.file, s.columns, root.oid
+FROM member m
+JOIN pg_catalog.pg_class own ON own.oid = m.relid
+LEFT JOIN LATERAL (ROOT) root ON true
+JOIN pg_catalog.pg_class c ON c.oid = coalesce(root.oid, m.relid)
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-LEFT JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = g.relid
+LEFT JOIN pg_catalog.pg_publication_rel r ON r.prpubid = m.publication AND r.prrelid = c.oid
 JOIN LATERAL (STORAGE) s (file, columns) ON true
-WHERE p.pubname = $1 ORDER BY g.relid";
+ORDER BY m.relid";
 
 /// Connections for rounds, and what earlier rounds have taught.
 pub(crate) struct Rounds {
@@ -74,7 +94,9 @@ struct Table {
 
 /// The tables that the publication has.
 pub(crate) async fn published(client: &Client, publication: &str) -> Result<Vec<PublishedTable>, Error> {
-    let query = PUBLISHED.replace("STORAGE", &catalog::STORAGE.replace("$1", "g.relid"));
+    let storage = catalog::STORAGE.replace("$1", "m.relid");
+    let root = catalog::ROOT.replace("$1", "m.relid").replace("$2", "$1");
+    let query = PUBLISHED.replace("STORAGE", &storage).replace("ROOT", &root);
     let rows = client.query(&query, &[&publication]).await?;
     let table = |row: &tokio_postgres::Row| {
         Ok(PublishedTable {
@@ -83,6 +105,7 @@ pub(crate) async fn published(client: &Client, publication: &str) -> Result<Vec<
             publication: row.try_get(2)?,
             estimated_rows: row.try_get(3)?,
             storage: Storage { file: row.try_get(4)?, columns: row.try_get(5)? },
+            root: row.try_get(6)?,
         })
     };
     rows.iter().map(table).collect()
@@ -206,6 +229,7 @@ pub(crate) type Deliver<'a> = &'a mut dyn FnMut(RoundEvent<'_>) -> Result<(), Re
 pub(crate) fn read(
     runtime: &tokio::runtime::Handle,
     rounds: &mut Rounds,
+    publication: &str,
     requests: &[ReadRequest],
     budget: u64,
     accept: &mut dyn FnMut(&Snapshot) -> bool,
@@ -225,7 +249,7 @@ pub(crate) fn read(
         }
         let mut described = Vec::new();
         for (table, request) in tables.iter().zip(requests) {
-            let now = match runtime.block_on(answered(describe(&rounds.clients, table)))? {
+            let now = match runtime.block_on(answered(describe(&rounds.clients, publication, table)))? {
                 Ok(now) => now,
                 Err(reason) => return Ok(Round::NotNow(reason)),
             };
@@ -290,14 +314,19 @@ struct Described {
 }
 
 /// Looks at a table under the round's snapshot; `Err(reason)` where its rows cannot be told rightly now.
-async fn describe(clients: &[Client], table: &Table) -> Result<Result<Described, String>, SourceError> {
+async fn describe(
+    clients: &[Client],
+    publication: &str,
+    table: &Table,
+) -> Result<Result<Described, String>, SourceError> {
     let at = |error: &Error| failed("cannot describe a table", error);
     let gone = || SourceError::Unavailable(format!("table {} was dropped or renamed", table.sql));
     let leader = clients.first().ok_or_else(gone)?;
     let schema = catalog::schema_of(leader, table.relation).await.map_err(|e| at(&e))?;
     // The lock was taken by name.
     let named = |schema: &TableSchema| plan::Table::of(schema).only() == table.sql;
-    let schema = schema.filter(named).ok_or_else(gone)?;
+    let mut schema = schema.filter(named).ok_or_else(gone)?;
+    catalog::name_by_root(leader, publication, &mut schema).await.map_err(|e| at(&e))?;
     let hides = leader.query_one("SELECT pg_catalog.row_security_active($1::oid)", &[&table.relation]).await;
     if hides.map_err(|e| at(&e))?.get(0) {
         let name = schema.full_name();

@@ -99,7 +99,8 @@ pub fn heartbeat_sql(plan: &Plan) -> Vec<String> {
 /// The statements that bring a table into the publication, within one transaction. A transaction for each table: one
 /// that held several tables' locks would hold up the writers of the first while it waits for the second.
 pub fn publication_sql(plan: &Plan, table: &Table, exists: bool) -> Vec<String> {
-    let (name, table) = (quote(&plan.publication), table.only());
+    // Its partitions must be locked with it.
+    let (name, locked, table) = (quote(&plan.publication), table.quoted(), table.only());
     let publish = if exists {
         format!("ALTER PUBLICATION {name} ADD TABLE {table}")
     } else {
@@ -107,7 +108,7 @@ pub fn publication_sql(plan: &Plan, table: &Table, exists: bool) -> Vec<String> 
     };
     vec![
         format!("SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"),
-        format!("LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE"),
+        format!("LOCK TABLE {locked} IN SHARE ROW EXCLUSIVE MODE"),
         publish,
         announcement(),
     ]

@@ -271,9 +271,10 @@ impl PostgresSource {
                 WalEvent::Message { lsn, transactional, prefix, content }
             }
             Message::Relation(relation) => {
-                let schema = self.query(catalog::complete(&self.client, &relation))?;
+                let (schema, outdated) =
+                    self.query(catalog::complete(&self.client, &self.options.publication, &relation))?;
                 self.relations.insert(relation.oid, schema.columns.len());
-                WalEvent::Relation(schema)
+                WalEvent::Relation { schema, outdated }
             }
             // Types come with their relation; where a change was first made is nobody's concern.
             Message::Type { .. } | Message::Origin { .. } => return Ok(()),
@@ -412,7 +413,9 @@ impl Source for PostgresSource {
     ) -> Result<Round, RelayError> {
         let connections = self.options.snapshot_connections;
         self.runtime.block_on(self.rounds.connect(&self.target, connections))?;
-        let round = rounds::read(&self.runtime, &mut self.rounds, tables, bytes, accept, deliver)?;
+        let publication = &self.options.publication;
+        let round =
+            rounds::read(&self.runtime, &mut self.rounds, publication, tables, bytes, accept, deliver)?;
         if let Round::Taken { until, .. } = &round {
             self.wait_for_flush(*until)?;
         }

@@ -110,7 +110,7 @@ impl Staged {
             change.offset,
             change.position,
         );
-        let remedy = format!("ALTER TABLE {table} REPLICA IDENTITY FULL; then {NEW_LOG}");
+        let remedy = format!("{}; then {NEW_LOG}", change.schema.make_full(&table));
         SinkError::Refused(Refusal::new(what, remedy))
     }
 }

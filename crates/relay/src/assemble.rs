@@ -4,7 +4,7 @@
 //! that they are its last, and the last record carries the commit mark. So a Kafka transaction that splits a
 //! source transaction ends before that change.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use change::{
     ChangeStamp, Clock, Encoder, Key, Kind, LedgerEntry, Lsn, NEW_LOG, Op, Position, RecordBatch, Refusal,
@@ -22,6 +22,9 @@ const OWN_PREFIX: &str = "millrace";
 /// The prefix of the message in the transaction that changes the publication.
 pub const TABLES_CHANGED: &str = "millrace.tables";
 
+/// The prefix of the message in the log that tells of a partition of which rows are still to be read.
+const PARTITION_UNREAD: &str = "millrace.partition";
+
 /// How far the assembled records reach.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Reach {
@@ -35,6 +38,7 @@ pub(crate) struct Reach {
 
 #[derive(Debug)]
 struct Relation {
+    schema: TableSchema,
     encoder: RelationEncoder,
     key_order: KeyOrder,
     /// Events of this table in the current transaction, and which transaction that was.
@@ -113,13 +117,16 @@ impl Assembler {
             WalEvent::Begin { commit_lsn, commit_time_us, xid } => {
                 self.begin(commit_lsn, commit_time_us, xid)?;
             }
-            WalEvent::Relation(schema) => self.relation(schema)?,
+            WalEvent::Relation { schema, outdated } => self.relation(schema, outdated)?,
             WalEvent::Row { lsn, relation, change } => self.row(lsn, relation, change, clock)?,
             WalEvent::Truncate { lsn, relations } => self.truncate(lsn, relations, clock)?,
             WalEvent::Message { lsn, transactional, prefix, content } => {
                 self.message(lsn, transactional, prefix, content, clock)?;
             }
-            WalEvent::Commit { commit_lsn, end_lsn } => self.commit(commit_lsn, end_lsn)?,
+            WalEvent::Commit { commit_lsn, end_lsn } => {
+                self.commit(commit_lsn, end_lsn)?;
+                self.tell_gaps(clock.now_us());
+            }
             // After a reconnect a keepalive may speak of less than is known.
             // While the rest of a split transaction is awaited, it alone may move the end.
             WalEvent::Keepalive { wal_end, .. } if self.open.is_none() && self.cursor.split().is_none() => {
@@ -202,22 +209,31 @@ impl Assembler {
     /// What a round's rows of this table are written with. The stream's rows go on under the version that the stream has
     /// come to.
     pub(crate) fn round_table(&mut self, schema: &TableSchema) -> Result<RelationEncoder, RelayError> {
-        self.version(schema)
+        let encoder = self.version(schema)?;
+        let renamed = match self.relations.get(&schema.relation) {
+            Some(known) if known.schema.root != schema.root => known.schema.named_as(schema),
+            _ => return Ok(encoder),
+        };
+        // A partition that was described before the catalog showed whose it is.
+        self.describe(renamed)?;
+        Ok(encoder)
     }
 
     /// Ends the tables in the log of which it holds rows that count no more.
     pub(crate) fn end_stale(&mut self, visible: &Snapshot, now_us: i64) -> Result<(), RelayError> {
         let mut position = self.begin_round();
-        let mut ended = false;
+        let mut ended = BTreeSet::new();
         for relation in self.reading.end_stale(visible) {
             // What was never described has no rows there.
             let Some((at, schema)) = self.versions.get(&relation) else { continue };
+            if !ended.insert(schema.family()) {
+                continue;
+            }
             let encoder = self.encoder.relation(*at, schema);
             self.round_row(&encoder, position, None, now_us)?;
             position.ordinal += 1;
-            ended = true;
         }
-        if ended {
+        if !ended.is_empty() {
             self.end_round();
         }
         Ok(())
@@ -239,16 +255,7 @@ impl Assembler {
         row: Option<Tuple<'_>>,
         now_us: i64,
     ) -> Result<(), RelayError> {
-        let stamp = ChangeStamp {
-            position,
-            lsn: position.lsn,
-            last_commit_lsn: self.last_commit_lsn,
-            xid: None,
-            commit_time_us: now_us,
-            total_order: 0,
-            collection_order: 0,
-            now_us,
-        };
+        let stamp = self.stamp_of_round(position, now_us);
         match row {
             Some(row) => {
                 let images = RowImages { op: Op::Read, before: None, after: Some(row), previous_key: None };
@@ -261,6 +268,31 @@ impl Assembler {
         // It may be the round's last, which carries the mark.
         self.held_records = 1;
         Ok(())
+    }
+
+    fn stamp_of_round(&self, position: Position, now_us: i64) -> ChangeStamp {
+        ChangeStamp {
+            position,
+            lsn: position.lsn,
+            last_commit_lsn: self.last_commit_lsn,
+            xid: None,
+            commit_time_us: now_us,
+            total_order: 0,
+            collection_order: 0,
+            now_us,
+        }
+    }
+
+    /// Tells the stores of tables of which a partition has rows now that are still to be read.
+    fn tell_gaps(&mut self, now_us: i64) {
+        for relation in self.reading.new_gaps() {
+            let Some(known) = self.relations.get(&relation) else { continue };
+            let position = self.begin_round();
+            let stamp = self.stamp_of_round(position, now_us);
+            self.encoder.table_message(&mut self.batch, &known.encoder, &stamp, PARTITION_UNREAD);
+            self.position = position;
+            self.end_round();
+        }
     }
 
     /// The round has no more rows.
@@ -316,14 +348,28 @@ impl Assembler {
         Ok(())
     }
 
-    fn relation(&mut self, schema: TableSchema) -> Result<(), RelayError> {
+    fn relation(&mut self, mut schema: TableSchema, outdated: bool) -> Result<(), RelayError> {
         let relation = schema.relation;
-        self.reading.announced(relation, &schema.full_name(), self.xid());
+        if let Some((_, known)) = self.versions.get(&relation) {
+            if outdated {
+                schema = schema.completed_from(known);
+            }
+            if schema.root.is_none() && self.reading.is_partition(relation) {
+                // Whose it is was asked now, and it may have been detached since.
+                schema = schema.named_as(known);
+            }
+        }
+        self.reading.announced(&schema, self.xid());
         self.reading.rekeyed(relation, &schema.key_signature(), self.ordinal());
+        self.describe(schema)
+    }
+
+    /// What the stream's rows of a table are written with.
+    fn describe(&mut self, schema: TableSchema) -> Result<(), RelayError> {
         let encoder = self.version(&schema)?;
-        let order = self.relations.get(&relation).map_or((0, 0), |known| known.order);
+        let order = self.relations.get(&schema.relation).map_or((0, 0), |known| known.order);
         let key_order = KeyOrder::of(&schema);
-        self.relations.insert(relation, Relation { encoder, key_order, order });
+        self.relations.insert(schema.relation, Relation { schema, encoder, key_order, order });
         Ok(())
     }
 
@@ -332,7 +378,7 @@ impl Assembler {
         let relation = schema.relation;
         let name = (&schema.schema, &schema.table);
         let another =
-            |known: &TableSchema| known.relation != relation && (&known.schema, &known.table) == name;
+            |known: &TableSchema| known.family() != schema.family() && (&known.schema, &known.table) == name;
         if self.versions.values().any(|(_, known)| another(known)) {
             let what =
                 format!("{} is another table than the one whose rows the log holds", schema.full_name());
@@ -445,12 +491,12 @@ impl Assembler {
                 (Verdict::Publish, ..) => alive = true,
                 (Verdict::LeaveOut, ..) => {
                     *half = None;
-                    self.reading.left_out(xid);
+                    self.reading.left_out(relation, xid);
                 }
             }
         }
         if let Some(key) = owed {
-            self.reading.left_out(xid);
+            self.reading.left_out(relation, xid);
             self.reading.owe(relation, key, self.ordinal())?;
         }
         Ok(())
@@ -462,15 +508,29 @@ impl Assembler {
             relations.iter().for_each(|relation| hash.update(&relation.to_be_bytes()));
             hash.digest()
         };
+        let mut ended = Vec::new();
+        let mut families = BTreeSet::new();
+        for relation in relations {
+            let known = self.relations.get(relation).ok_or_else(|| unknown_relation(*relation))?;
+            if self.reading.has_others(*relation, relations) {
+                // What ends its rows would end theirs.
+                if self.is_new() {
+                    self.reading.begin_again(*relation, self.ordinal());
+                    self.reading.left_out(*relation, self.xid());
+                }
+            } else if families.insert(known.schema.family()) {
+                ended.push(*relation);
+            }
+        }
         if self.reading.active() && self.is_new() {
             let xid = self.xid();
             relations.iter().for_each(|relation| self.reading.truncated(*relation, xid));
         }
-        let count = relations.len() as u64;
-        let Some(mut stamp) = self.change(lsn, (count, count), digest, clock)? else { return Ok(()) };
-        for relation in relations {
-            self.number(&mut stamp, *relation)?;
-            let known = self.relations.get(relation).ok_or_else(|| unknown_relation(*relation))?;
+        let counts = (relations.len() as u64, ended.len() as u64);
+        let Some(mut stamp) = self.change(lsn, counts, digest, clock)? else { return Ok(()) };
+        for relation in ended {
+            self.number(&mut stamp, relation)?;
+            let known = self.relations.get(&relation).ok_or_else(|| unknown_relation(relation))?;
             self.encoder.truncate(&mut self.batch, &known.encoder, &stamp);
         }
         Ok(())

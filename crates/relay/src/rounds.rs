@@ -1,5 +1,6 @@
 //! When a round of a snapshot is read, and how it gets into the log.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use change::{Key, Read, TableProgress};
@@ -62,9 +63,9 @@ impl Relay<'_> {
         publisher: &mut dyn Publisher,
         control: &dyn Control,
     ) -> Result<(), RelayError> {
-        let mut stale = self.assembler.reading.stale().peekable();
-        if stale.peek().is_some() {
-            stale.for_each(|table| control.reads_anew(&table.name));
+        let stale: BTreeSet<&str> = self.assembler.reading.stale().map(|table| table.name.as_str()).collect();
+        if !stale.is_empty() {
+            stale.into_iter().for_each(|table| control.reads_anew(table));
             // Its transaction id is above all that were given out before, and a snapshot after it tells of them all.
             self.beat(source, self.progress.beat.0)?;
             let visible = source.visible()?;

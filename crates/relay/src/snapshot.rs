@@ -47,6 +47,12 @@
 //! dead by that `t`, so the next round must see it: it waits for every transaction that had begun by then, a heartbeat's
 //! being the last of them ([`Reading::end_stale`]).
 //!
+//! # Partitions
+//!
+//! Each partition is a table here, read and judged by itself, and its records bear its root's name. What ends its rows in
+//! the log ends its siblings': one that is detached, dropped, or emptied without the others lets all of them begin again.
+//! While a new one is read the log lacks rows of a table that it has else; a message there tells the stores.
+//!
 //! *Invariant:* a decision depends on nothing but what the ledger holds and the stream says; so a restart, which
 //! replays the stream from the ledger's end, decides alike. Therefore what an open transaction does to this state is
 //! kept ahead of it, and reaches the ledger no earlier than the changes before it do ([`Reading::settle`]).
@@ -57,7 +63,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use change::{
     Key, LedgerEntry, Lsn, NEW_LOG, Piece, Read, Refusal, Snapshot, SnapshotProgress, Storage, TableProgress,
-    Window,
+    TableSchema, Window,
 };
 
 use crate::{Ledger, PublishedTable};
@@ -108,6 +114,13 @@ pub(crate) struct Reading {
     dirty: bool,
     /// What Postgres said about keys that only it can compare.
     answers: Answers,
+    /// Partitions of which changes were left out while the log holds rows of others, and whether the log tells so.
+    gaps: BTreeMap<u32, bool>,
+}
+
+/// Whether the log holds rows of the table.
+fn begun(table: &TableProgress) -> bool {
+    !matches!(table.read, Read::Nothing | Read::Removed)
 }
 
 impl Reading {
@@ -184,21 +197,33 @@ impl Reading {
             // The publication is gone, of which the stream will tell; its tables were not taken out of it.
             return Ok(());
         }
-        for PublishedTable { relation, name, publication, estimated_rows, storage } in published {
+        for PublishedTable { relation, name, root, publication, estimated_rows, storage } in published {
             let begin = |stale| TableProgress {
+                root: *root,
                 estimated_rows: *estimated_rows,
                 storage: Some(*storage),
                 stale,
                 ..TableProgress::new(name.clone(), *publication, Read::Nothing)
             };
+            // What the log held of a partition that was detached has ended with all of its root's rows.
+            let ended = root.is_some() && self.family(root.unwrap_or(*relation)).next().is_some();
             match self.tables.get_mut(relation) {
                 None => drop(self.tables.insert(*relation, begin(false))),
                 Some(_) if !between => continue,
-                Some(known) if known.read == Read::Removed => *known = begin(true),
+                Some(known) if known.read == Read::Removed => *known = begin(!ended),
                 Some(known) if known.publication == 0 => {
+                    name.clone_into(&mut known.name);
+                    known.root = *root;
                     known.publication = *publication;
                     known.estimated_rows = *estimated_rows;
                     known.storage = Some(*storage);
+                }
+                Some(known) if known.publication != *publication && known.root.or(*root).is_some() => {
+                    // A partition was detached and attached again.
+                    let family = known.family(*relation);
+                    *known =
+                        TableProgress { read: known.read.clone(), key: known.key.clone(), ..begin(false) };
+                    self.begin_again(family, 0);
                 }
                 Some(known) if known.publication != *publication => {
                     let what = format!(
@@ -209,7 +234,8 @@ impl Reading {
                 Some(known) if known.storage != Some(*storage) => {
                     let before = known.storage.replace(*storage);
                     if before.is_some_and(|before| storage.rewritten(before)) {
-                        self.begin_again(*relation, 0);
+                        let family = known.family(*relation);
+                        self.begin_again(family, 0);
                     }
                 }
                 Some(_) => continue,
@@ -225,7 +251,17 @@ impl Reading {
         let looked_at = |table: &TableProgress| table.publication != 0 || self.republished.is_empty();
         let known = self.tables.iter().filter(|(_, table)| table.read != Read::Removed && looked_at(table));
         let withdrawn: Vec<u32> = known.map(|(relation, _)| *relation).filter(gone).collect();
-        withdrawn.into_iter().for_each(|relation| self.reads_anew(relation, Read::Removed));
+        let mut roots = BTreeSet::new();
+        for relation in withdrawn {
+            let Some(table) = self.tables.get_mut(&relation) else { continue };
+            // A partition was detached or dropped: of its rows no change tells.
+            let partition = table.root.filter(|_| table.read != Read::Nothing);
+            let left = partition.filter(|root| published.iter().any(|found| found.root == Some(*root)));
+            table.stale |= left.is_some();
+            roots.extend(left);
+            self.reads_anew(relation, Read::Removed);
+        }
+        roots.into_iter().for_each(|root| self.begin_again(root, 0));
         self.settle(None);
         self.note_active();
         Ok(())
@@ -233,10 +269,12 @@ impl Reading {
 
     /// The stream tells of a table, in this transaction, which it does when the table may have changed: it may have been
     /// published, put back, or rewritten.
-    pub(crate) fn announced(&mut self, relation: u32, name: &str, xid: u32) {
+    pub(crate) fn announced(&mut self, schema: &TableSchema, xid: u32) {
         self.republished.insert(xid);
+        let TableSchema { relation, root, .. } = *schema;
         if let Entry::Vacant(unknown) = self.tables.entry(relation) {
-            unknown.insert(TableProgress::new(name.to_owned(), 0, Read::Nothing));
+            unknown
+                .insert(TableProgress { root, ..TableProgress::new(schema.full_name(), 0, Read::Nothing) });
             self.changed.insert(relation);
             self.note_active();
         }
@@ -252,11 +290,36 @@ impl Reading {
         !self.republished.is_empty()
     }
 
+    /// The partitions whose rows the log lacks while the rest of their table is there, and which it is to tell of now.
+    pub(crate) fn new_gaps(&mut self) -> Vec<u32> {
+        let untold = self.gaps.iter_mut().filter(|(_, told)| !**told);
+        untold.map(|(relation, told)| (*relation, *told = true).0).collect()
+    }
+
     /// Whether something that may have changed the publication is visible since this snapshot.
     pub(crate) fn sees_publication(&mut self, snapshot: &Snapshot) -> bool {
         let awaited = self.republished.len();
         self.republished.retain(|xid| !snapshot.saw(*xid));
         self.republished.len() < awaited
+    }
+
+    /// The tables that are this one in the log.
+    fn family(&self, family: u32) -> impl Iterator<Item = (u32, &TableProgress)> {
+        let tables = self.tables.iter().map(|(relation, table)| (*relation, table));
+        tables
+            .filter(move |(relation, table)| table.family(*relation) == family && table.read != Read::Removed)
+    }
+
+    /// Whether the table is one of a partitioned one.
+    pub(crate) fn is_partition(&self, relation: u32) -> bool {
+        self.tables.get(&relation).is_some_and(|table| table.root.is_some() && table.read != Read::Removed)
+    }
+
+    /// Whether the log holds rows of other partitions than these of the table of which this is one.
+    pub(crate) fn has_others(&self, relation: u32, than: &[u32]) -> bool {
+        let Some(root) = self.tables.get(&relation).and_then(|table| table.root) else { return false };
+        // The root itself has no rows, and no event names it.
+        self.family(root).any(|(other, table)| other != root && begun(table) && !than.contains(&other))
     }
 
     /// Whether every change of the table is published, whatever its key.
@@ -340,7 +403,14 @@ impl Reading {
     }
 
     /// A change of this transaction was left out. What the window's snapshot has seen, later ones see as well.
-    pub(crate) fn left_out(&mut self, xid: u32) {
+    pub(crate) fn left_out(&mut self, relation: u32, xid: u32) {
+        let unread = |table: &TableProgress| table.root.is_some() && table.read == Read::Nothing;
+        if self.tables.get(&relation).is_some_and(unread)
+            && !self.gaps.contains_key(&relation)
+            && self.has_others(relation, &[])
+        {
+            self.gaps.insert(relation, false);
+        }
         if !self.window.as_ref().is_some_and(|window| window.snapshot.saw(xid)) {
             self.unseen.insert(xid);
         }
@@ -384,10 +454,13 @@ impl Reading {
         }
     }
 
-    /// The table begins again, with the open transaction's change of this ordinal.
+    /// The table begins again, with the open transaction's change of this ordinal. What ends its rows ends those of its
+    /// siblings.
     pub(crate) fn begin_again(&mut self, relation: u32, ordinal: u64) {
-        let begun = |table: &TableProgress| !matches!(table.read, Read::Nothing | Read::Removed);
-        if self.tables.get(&relation).is_some_and(begun) {
+        let family = self.tables.get(&relation).map_or(relation, |table| table.family(relation));
+        let relations: Vec<u32> =
+            self.family(family).filter(|(_, table)| begun(table)).map(|(relation, _)| relation).collect();
+        for relation in relations {
             self.ahead.entry(Effect::BeginAgain(relation)).or_insert(ordinal);
             self.active = true;
         }
@@ -444,7 +517,7 @@ impl Reading {
         }
         if self.tables.get(&relation).is_some_and(TableProgress::pending) {
             self.changed.insert(relation);
-            self.left_out(xid);
+            self.left_out(relation, xid);
         }
     }
 
@@ -456,6 +529,7 @@ impl Reading {
         table.key.clear();
         (table.rows, table.bytes) = (0, 0);
         self.changed.insert(relation);
+        self.gaps.remove(&relation);
         if let Some(window) = &mut self.window {
             window.pieces.retain(|piece| piece.relation != relation);
         }

@@ -18,7 +18,13 @@ pub enum WalEvent<'a> {
         xid: u32,
     },
     /// What a relation looks like from here on. Comes before its first row, and again when it may have changed.
-    Relation(TableSchema),
+    Relation {
+        /// Its columns as the stream describes them, and what the catalog adds.
+        schema: TableSchema,
+        /// Whether the catalog, which is asked later than the change was made, lacks the table or one of these columns: then
+        /// keys and collations are not known.
+        outdated: bool,
+    },
     /// A row changed.
     Row {
         /// The change's own LSN.
@@ -114,9 +120,11 @@ pub struct Heartbeat {
 pub struct PublishedTable {
     /// Its object id.
     pub relation: u32,
-    /// `schema.table`.
+    /// `schema.table`; a partition's is its root's.
     pub name: String,
-    /// Object id of its row in `pg_publication_rel`: another one when it was taken out and put back.
+    /// See [`change::TableSchema::root`].
+    pub root: Option<u32>,
+    /// Tells apart the times that it was published, as object ids in `pg_publication_rel` do, and a partition attached.
     pub publication: u32,
     /// Rows that the server estimates; negative for unknown.
     pub estimated_rows: i64,

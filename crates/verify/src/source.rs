@@ -118,9 +118,10 @@ pub(crate) fn text(row: &SimpleQueryRow, place: usize) -> Option<&str> {
     row.try_get(place).ok().flatten()
 }
 
-/// The table without its children, which are tables of their own: `ONLY "public"."emails"`.
+/// The table without its children, which are tables of their own: `ONLY "public"."emails"`. Partitions are none.
 pub(crate) fn only(table: &TableSchema) -> String {
-    format!("ONLY {}.{}", identifier(&table.schema), identifier(&table.table))
+    let only = if table.partitioned() { "" } else { "ONLY " };
+    format!("{only}{}.{}", identifier(&table.schema), identifier(&table.table))
 }
 
 /// An SQL identifier.

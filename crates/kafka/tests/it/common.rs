@@ -88,6 +88,7 @@ pub(crate) fn schema() -> TableSchema {
         Column { name: "id".into(), type_oid: 20, type_name: "bigint".into(), key: Some(1), collation: None };
     TableSchema {
         relation: VERSION.relation,
+        root: None,
         schema: "public".into(),
         table: "t".into(),
         identity: ReplicaIdentity::Full,

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
-use change::Refusal;
+use change::{Refusal, TableProgress};
 use kafka::{Connection, Generation, Generations, Names, ReadUntil};
 use postgres::check;
 use postgres::plan::Plan;
@@ -151,7 +151,8 @@ fn state(process: &Process, kafka: &Connection, next: Generation) -> Result<Stri
     let ledger = kafka::read_ledger(kafka, &names, ReadUntil::Committed)?;
     let Some(progress) = &ledger.progress else { return Ok("it has no first record yet".into()) };
     if progress.snapshot.is_some() {
-        let pending = ledger.tables.values().filter(|table| table.pending());
+        let tables = TableProgress::by_name(ledger.tables.values());
+        let pending = tables.iter().filter(|table| table.pending());
         let tables: Vec<String> =
             pending.map(|table| format!("{} {}", table.name, Reading::of(table).describe())).collect();
         return Ok(if tables.is_empty() {

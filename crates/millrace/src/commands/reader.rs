@@ -333,7 +333,7 @@ impl Control for Watch<'_> {
     fn read(&self, tables: &mut dyn Iterator<Item = &TableProgress>) {
         let now = Instant::now();
         let due = self.told.get().is_none_or(|told| now.duration_since(told) >= TELL_INTERVAL);
-        for table in tables {
+        for table in &TableProgress::by_name(tables) {
             self.metrics.iter().for_each(|metrics| metrics.read(table));
             if due && table.pending() {
                 self.told.set(Some(now));

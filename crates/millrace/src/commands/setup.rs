@@ -203,8 +203,7 @@ pub(crate) async fn make_publication(
 /// Refuses a table that the log knows, unless it is the same one, and the reader has taken note that it was taken out.
 fn refuse_stranger(ledger: &Ledger, table: &Table, oid: Option<u32>) -> Result<(), Refusal> {
     let schemas = ledger.schemas.iter().filter(|(_, schema)| schema.full_name() == table.to_string());
-    let mut relations = schemas.map(|(at, _)| at.relation);
-    if !relations.all(|relation| Some(relation) == oid) {
+    if !schemas.map(|(_, schema)| schema.family()).all(|family| Some(family) == oid) {
         let what = format!("the log holds rows of an earlier table {table}, which is not published any more");
         return Err(Refusal::new(what, NEW_LOG));
     }
@@ -266,10 +265,11 @@ pub(crate) fn make_log(
     let created =
         SlotState::Created { consistent_point: slot.consistent_point, snapshot: slot.snapshot.clone() };
     let mut records = vec![intent(created)];
-    for PublishedTable { relation, name, publication, estimated_rows, storage } in
+    for PublishedTable { relation, name, root, publication, estimated_rows, storage } in
         process.runtime.block_on(source::published(admin, plan))?
     {
         let unread = TableProgress {
+            root,
             estimated_rows,
             storage: Some(storage),
             ..TableProgress::new(name, publication, Read::Nothing)

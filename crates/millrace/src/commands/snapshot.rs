@@ -27,7 +27,10 @@ pub(crate) fn execute(process: &Process, table: &str, yes: bool) -> Outcome {
     let published = process.runtime.block_on(source::published(&admin, &plan))?;
     let ledger = kafka::read_ledger(&kafka, &names, ReadUntil::Committed)?;
     if let Some(found) = published.iter().find(|found| found.name == table) {
-        println!("{}", progress(table, ledger.tables.get(&found.relation)));
+        let family = found.root.unwrap_or(found.relation);
+        let known = ledger.tables.iter().filter(|(relation, table)| table.family(**relation) == family);
+        let known = TableProgress::by_name(known.map(|(_, table)| table));
+        println!("{}", progress(table, known.first()));
         return Ok(());
     }
     process.runtime.block_on(async {

@@ -262,8 +262,8 @@ fn log(kafka: &Connection, names: &Names, head: Option<Lsn>) -> Result<Log, Fail
     let lag_bytes = head.map(|head| head.bytes_since(progress.end_lsn));
     let lag_seconds = lag_bytes.map(|bytes| if bytes == 0 { 0.0 } else { seconds_since(progress.time_ms) });
     let lag = Lag { lag_bytes, lag_seconds };
-    let pending = ledger.tables.values().filter(|table| table.pending());
-    let tables = pending.map(Reading::of).collect();
+    let tables = TableProgress::by_name(ledger.tables.values());
+    let tables = tables.iter().filter(|table| table.pending()).map(Reading::of).collect();
     let snapshot = progress.snapshot.map(|snapshot| Snapshot { waiting: snapshot.waiting, tables });
     Ok(Log { topic: names.log(), published: progress.end_lsn, end: progress.log_end, lag, snapshot })
 }

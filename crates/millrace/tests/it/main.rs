@@ -8,6 +8,7 @@ mod generation;
 mod harness;
 mod mailbox;
 mod mirror;
+mod partitions;
 mod reader;
 mod rebuild;
 mod snapshot;

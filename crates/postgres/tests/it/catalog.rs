@@ -104,7 +104,7 @@ fn the_stream_and_the_catalog_agree_on_a_table() {
     let mut found = Vec::new();
     while found.len() < 3 {
         let arrived = relay::Source::poll(&mut reader.source, PATIENCE, &mut |event| {
-            if let relay::WalEvent::Relation(schema) = event {
+            if let relay::WalEvent::Relation { schema, .. } = event {
                 found.push(schema);
             }
             Ok(())

@@ -189,7 +189,7 @@ fn ddl_in_mid_stream_gives_the_new_shape_and_a_dropped_table_its_last_one() {
     while seen.last().is_none_or(|last| last != "end") {
         let arrived = reader.source.poll(PATIENCE, &mut |event| {
             match event {
-                WalEvent::Relation(schema) => {
+                WalEvent::Relation { schema, .. } => {
                     let column = |c: &change::Column| {
                         format!("{}{} {}", if c.key.is_some() { "*" } else { "" }, c.name, c.type_name)
                     };

@@ -137,7 +137,7 @@ fn describe(names: &mut Vec<(u32, String)>, event: &WalEvent<'_>) -> Option<Seen
             assert!(commit_lsn.0 > 0);
             "begin".to_owned()
         }
-        WalEvent::Relation(schema) => {
+        WalEvent::Relation { schema, .. } => {
             names.push((schema.relation, schema.table.clone()));
             return None;
         }

@@ -126,7 +126,7 @@ impl Binder<'_> {
                         display_identifier(name),
                         self.table()
                     ),
-                    format!("ALTER TABLE {} REPLICA IDENTITY FULL", self.table()),
+                    self.schema.make_full(&self.table()),
                 ));
             }
         }

@@ -43,6 +43,7 @@ pub(super) fn emails(identity: ReplicaIdentity) -> TableSchema {
     };
     TableSchema {
         relation: 16_384,
+        root: None,
         schema: "public".to_owned(),
         table: "emails".to_owned(),
         identity,

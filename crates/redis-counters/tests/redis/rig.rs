@@ -45,6 +45,7 @@ pub(crate) fn schema(identity: ReplicaIdentity) -> Arc<TableSchema> {
     };
     Arc::new(TableSchema {
         relation: 16384,
+        root: None,
         schema: "public".into(),
         table: "emails".into(),
         identity,

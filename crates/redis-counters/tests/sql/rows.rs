@@ -245,6 +245,7 @@ pub(crate) fn schema() -> TableSchema {
     };
     TableSchema {
         relation: 16_384,
+        root: None,
         schema: "public".to_owned(),
         table: "mails".to_owned(),
         identity: ReplicaIdentity::Full,

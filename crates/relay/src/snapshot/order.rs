@@ -83,6 +83,7 @@ mod tests {
         };
         KeyOrder::of(&TableSchema {
             relation: 1,
+            root: None,
             schema: "public".into(),
             table: "t".into(),
             identity: ReplicaIdentity::Default,

@@ -31,6 +31,7 @@ pub(crate) fn table(columns: &[(&str, u32)]) -> Arc<TableSchema> {
     };
     Arc::new(TableSchema {
         relation: 16384,
+        root: None,
         schema: "public".into(),
         table: "emails".into(),
         identity: ReplicaIdentity::Default,

@@ -384,6 +384,7 @@ pub(crate) fn schema(table: u32, retyped: u32) -> TableSchema {
     let collation = Collation { name: "C".into(), deterministic: true, bytewise: true };
     TableSchema {
         relation: table,
+        root: None,
         schema: "public".into(),
         table: format!("t{table}"),
         identity: if first { ReplicaIdentity::Full } else { ReplicaIdentity::Default },

@@ -172,7 +172,8 @@ impl Source for SimSource {
                         let describe = !std::mem::replace(&mut self.described, true);
                         for table in tables {
                             if describe || self.faults.strike_often() || edit.touches(*table) {
-                                deliver(WalEvent::Relation(schema(*table, retyped)))?;
+                                let schema = schema(*table, retyped);
+                                deliver(WalEvent::Relation { schema, outdated: false })?;
                             }
                         }
                         if let Some(edit) = edit.published(tables) {
@@ -202,6 +203,7 @@ impl Source for SimSource {
         let table = |relation: &u32| PublishedTable {
             relation: *relation,
             name: format!("public.t{relation}"),
+            root: None,
             publication: relation + 1,
             estimated_rows: -1,
             storage: server.history.storage(*relation),

@@ -128,6 +128,7 @@ fn table(session: &Session) -> TableSchema {
     let relation = session.sql("SELECT 'mails'::regclass::oid")[0][0].clone().expect("an oid");
     TableSchema {
         relation: relation.parse().expect("an oid"),
+        root: None,
         schema: "public".into(),
         table: "mails".into(),
         identity: ReplicaIdentity::Full,

@@ -1,0 +1,147 @@
+//! A partitioned table that is configured by its root (h31): partitions come, go and are emptied while it is written.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crate::harness::{Pipeline, ROLES, Role, soon};
+use crate::mailbox::{POINTS, Traffic, fill_points};
+use crate::snapshot::{all_is_published, replay, rows};
+
+/// `points` in partitions, two of them below a third.
+const PARTITIONED: &str = "
+    DROP TABLE points;
+    CREATE TABLE points (owner text, part integer, amount integer, PRIMARY KEY (owner, part)) PARTITION BY RANGE (part);
+    CREATE TABLE points_a PARTITION OF points FOR VALUES FROM (-10) TO (10);
+    CREATE TABLE points_b PARTITION OF points FOR VALUES FROM (10) TO (20) PARTITION BY RANGE (part);
+    CREATE TABLE points_b1 PARTITION OF points_b FOR VALUES FROM (10) TO (15);
+    CREATE TABLE points_b2 (amount integer, part integer NOT NULL, gone integer, owner text NOT NULL);
+    ALTER TABLE points_b2 DROP gone;
+    ALTER TABLE points_b ATTACH PARTITION points_b2 FOR VALUES FROM (15) TO (20);
+    ALTER TABLE points_a REPLICA IDENTITY FULL;
+    ALTER TABLE points_b1 REPLICA IDENTITY FULL;
+    ALTER TABLE points_b2 REPLICA IDENTITY FULL;";
+
+/// What is done, a transaction a line, each keeping the sum, and whether all rows must be read anew for it.
+const STEPS: [(&str, &str, bool); 8] = [
+    (
+        "a partition is made and written at once",
+        "CREATE TABLE points_c PARTITION OF points FOR VALUES FROM (20) TO (30); ALTER TABLE points_c REPLICA IDENTITY FULL
+         INSERT INTO points VALUES ('new', 20, 100); UPDATE points SET amount = amount - 100 WHERE part = 3
+         UPDATE points SET part = 21 WHERE part = 20
+         UPDATE points SET part = 20 WHERE part = 21",
+        false,
+    ),
+    (
+        "a table with rows is attached, and rows move there",
+        "CREATE TABLE points_d (LIKE points INCLUDING ALL); ALTER TABLE points_d REPLICA IDENTITY FULL
+         INSERT INTO points_d VALUES ('p', 30, 70), ('m', 31, -70)
+         ALTER TABLE points ATTACH PARTITION points_d FOR VALUES FROM (30) TO (40)
+         UPDATE points SET part = 32 WHERE part = 20
+         UPDATE points SET amount = CASE part WHEN 30 THEN 71 ELSE 99 END WHERE part IN (30, 32)",
+        false,
+    ),
+    (
+        "a partition is detached, written, and attached again",
+        "UPDATE points SET part = 20, amount = 100 WHERE part = 32; UPDATE points SET amount = 70 WHERE part = 30
+         ALTER TABLE points DETACH PARTITION points_d
+         UPDATE points_d SET amount = amount * 2
+         ALTER TABLE points ATTACH PARTITION points_d FOR VALUES FROM (30) TO (40)",
+        true,
+    ),
+    ("a partition is emptied", "TRUNCATE points_d", true),
+    (
+        "it has rows again",
+        "INSERT INTO points VALUES ('p', 33, 7), ('m', 34, -7)
+         INSERT INTO points VALUES ('m', 35, 0)",
+        false,
+    ),
+    (
+        "it is detached and goes on by itself",
+        "ALTER TABLE points DETACH PARTITION points_d
+         UPDATE points_d SET amount = 1",
+        true,
+    ),
+    ("another is dropped", "UPDATE points SET part = -1 WHERE part = 20; DROP TABLE points_c", true),
+    (
+        "the whole table is emptied and filled",
+        "TRUNCATE points; INSERT INTO points SELECT 'owner ' || g % 5, g, 50 FROM generate_series(0, 19) g",
+        false,
+    ),
+];
+
+#[test]
+fn h31_a_partitioned_table_is_one_table_whatever_becomes_of_its_partitions() {
+    let mut pipeline = Pipeline::new();
+    pipeline.postgres.sql("app", PARTITIONED);
+    fill_points(&pipeline.postgres);
+    pipeline.configure("[snapshot]\nround_kb = 1\n");
+    pipeline.succeed(&["setup"]);
+    pipeline.dies_at("round.committed", &["reader"], "reader");
+    ROLES.into_iter().for_each(|role| pipeline.spawn(role));
+    pipeline.succeed(&["wait", "--timeout", "90s"]);
+    let sampler = Sampler::start(&pipeline);
+    let anew = |pipeline: &Pipeline| pipeline.log("reader").matches("public.points is read anew").count();
+    for (place, (what, sql, again)) in STEPS.into_iter().enumerate() {
+        let before = anew(&pipeline);
+        let traffic = Traffic::gentle(&pipeline.postgres, place as u64, 2);
+        thread::sleep(Duration::from_millis(200));
+        // Some of it happens while nobody looks.
+        let away = place % 3 == 2;
+        if away {
+            pipeline.kill(Role::Reader);
+        }
+        sql.lines().for_each(|transaction| drop(pipeline.postgres.sql("app", transaction)));
+        thread::sleep(Duration::from_millis(300));
+        if away {
+            pipeline.spawn(Role::Reader);
+        }
+        if again {
+            soon(what, || anew(&pipeline) > before);
+        }
+        traffic.stop();
+        eprintln!("{what}");
+        pipeline.assert_stores_equal();
+        assert_eq!(anew(&pipeline) > before, again, "{what}");
+    }
+    assert!(sampler.stop() > 100);
+    assert!(pipeline.succeed(&["verify"]).contains("points"));
+    all_is_published(&pipeline);
+    assert_eq!(replay(&pipeline.kafka)["points"], rows(&pipeline.postgres, "points"));
+}
+
+/// Looks at the counter of points; whenever it is said to be ready, it is whole.
+struct Sampler {
+    stop: Arc<AtomicBool>,
+    ready: Arc<AtomicU64>,
+    thread: JoinHandle<()>,
+}
+
+impl Sampler {
+    fn start(pipeline: &Pipeline) -> Self {
+        let (stop, ready) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stopped, counted) = (stop.clone(), ready.clone());
+        let mut redis = pipeline.redis.connect();
+        let thread = thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                let mut both = redis::pipe();
+                both.atomic().cmd("HVALS").arg("points");
+                both.cmd("HMGET").arg("millrace:mailbox:points").arg(&["state", "lsn"]);
+                let (points, (state, lsn)): (Vec<i64>, (String, String)) =
+                    both.query(&mut redis).expect("Redis answers");
+                if state == "ready" {
+                    assert_eq!(points.iter().sum::<i64>(), POINTS, "at {lsn}: {points:?}");
+                    counted.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+        Sampler { stop, ready, thread }
+    }
+
+    fn stop(self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("what is ready is whole");
+        self.ready.load(Ordering::Relaxed)
+    }
+}
