@@ -15,6 +15,9 @@ const OLDEST_SERVER: i32 = 140_000;
 /// Servers from this one on refuse updates of a published table whose replica identity has a generated column that the
 /// publication does not publish. FULL has every column, also a virtual one, which no publication can publish.
 const IDENTITY_CHECKED: i32 = 180_000;
+/// Before this a walsender that has seen a table written keeps to it that the table is not published, when it becomes a
+/// partition of one that is.
+const ATTACHED_IS_STREAMED: i32 = 150_000;
 /// Below this a short pause of ours ends the connection.
 const SHORTEST_SENDER_TIMEOUT_MS: i64 = 10_000;
 
@@ -204,6 +207,18 @@ async fn partitioned(
     };
     let mut findings = Vec::new();
     let partitions = partitions(client, oid).await?;
+    let version = "SELECT current_setting('server_version_num')::int";
+    if client.query_one(version, &[]).await?.get::<_, i32>(0) < ATTACHED_IS_STREAMED {
+        let names: Vec<String> = partitions.iter().map(|(_, partition)| format!("\"{partition}\"")).collect();
+        findings.push(Finding::wrong(
+            format!(
+                "table {table} is partitioned, and before Postgres 15 the changes of a partition that is attached while \
+                 a reader is connected may not be streamed"
+            ),
+            format!("upgrade the server, or name the partitions in `postgres.tables`: {}", names.join(", ")),
+        ));
+        return Ok(Some(findings));
+    }
     let key = |table: &TableSchema| table.key_columns().map(|column| column.name.clone()).collect::<Vec<_>>();
     for (relation, partition) in &partitions {
         let found = one_table(client, partition).await?;

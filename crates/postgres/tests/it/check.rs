@@ -131,6 +131,10 @@ fn of_a_partitioned_table_the_partitions_are_looked_at() {
          CREATE TABLE other_1 PARTITION OF other (PRIMARY KEY (n)) FOR VALUES IN (1)",
     );
     let found = check_tables(&server, &["root", "none"]);
+    if version(&server) < 150_000 {
+        assert!(found[0].remedy.ends_with(r#""public.higher", "public.low""#), "{found:?}");
+        return;
+    }
     assert_eq!(found.len(), 2, "{found:?}");
     assert!(found[0].what.ends_with("can be streamed, with 2 partitions"), "{found:?}");
     assert!(found[1].what.ends_with("with 0 partitions"), "{found:?}");
