@@ -3,7 +3,7 @@ use std::process::Stdio;
 
 use tempfile::TempDir;
 
-use super::kafka::{Reaper, java, libraries};
+use super::kafka::{Jvm, Reaper, java, libraries};
 use super::{Kafka, Postgres, Process};
 
 /// The version that `scripts/install --debezium` brings.
@@ -24,6 +24,18 @@ impl Debezium {
     /// # Panics
     /// When its jars are not there.
     pub fn start(kafka: &Kafka, postgres: &Postgres, database: &str, properties: &str) -> Self {
+        Self::start_in(Jvm::small(512), kafka, postgres, database, properties)
+    }
+
+    /// The same with memory and compilers as a server has them.
+    ///
+    /// # Panics
+    /// When its jars are not there.
+    pub fn tuned(kafka: &Kafka, postgres: &Postgres, database: &str, properties: &str) -> Self {
+        Self::start_in(Jvm::server(2048), kafka, postgres, database, properties)
+    }
+
+    fn start_in(jvm: Jvm, kafka: &Kafka, postgres: &Postgres, database: &str, properties: &str) -> Self {
         let directory = tempfile::Builder::new().prefix("millrace-debezium-").tempdir();
         let directory = directory.expect("a temporary directory can be made");
         let path = |name: &str| directory.path().join(name);
@@ -59,7 +71,7 @@ impl Debezium {
         );
         let libs = libraries("debezium", VERSION, &format!("debezium-connector-postgres-{VERSION}.jar"));
         let log = File::create(path("log")).expect("our own directory");
-        let mut command = java(512, &libs);
+        let mut command = java(jvm, &libs);
         command
             .arg("org.apache.kafka.connect.cli.ConnectStandalone")
             .args([path("worker.properties"), path("connector.properties")])
@@ -70,6 +82,11 @@ impl Debezium {
         let process = Process::spawn(&mut command);
         reaper.watch(Some(process.id()));
         Debezium { process, reaper, directory }
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.process.id()
     }
 
     /// What it has logged (warnings and errors), for a test's failure message.

@@ -30,6 +30,24 @@ pub struct Kafka {
     broker_port: u16,
     controller_port: u16,
     directory: TempDir,
+    jvm: Jvm,
+}
+
+/// How a Java program is run: to start at once in little memory, or as a server is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Jvm {
+    heap_megabytes: u32,
+    server: bool,
+}
+
+impl Jvm {
+    pub(super) fn small(heap_megabytes: u32) -> Self {
+        Jvm { heap_megabytes, server: false }
+    }
+
+    pub(super) fn server(heap_megabytes: u32) -> Self {
+        Jvm { heap_megabytes, server: true }
+    }
 }
 
 impl Kafka {
@@ -38,6 +56,18 @@ impl Kafka {
     /// # Panics
     /// When its jars are not there, or it does not come up.
     pub fn start() -> Self {
+        Self::start_in(Jvm::small(512))
+    }
+
+    /// The same with memory and compilers as a server has them.
+    ///
+    /// # Panics
+    /// When its jars are not there, or it does not come up.
+    pub fn tuned() -> Self {
+        Self::start_in(Jvm::server(1024))
+    }
+
+    fn start_in(jvm: Jvm) -> Self {
         for _ in 0..START_ATTEMPTS {
             let directory = tempfile::Builder::new()
                 .prefix("millrace-kafka-")
@@ -49,6 +79,7 @@ impl Kafka {
                 broker_port: free_port(),
                 controller_port: free_port(),
                 directory,
+                jvm,
             };
             kafka.write_properties();
             kafka.format();
@@ -110,7 +141,7 @@ impl Kafka {
     /// # Panics
     /// When it exits with anything but 0.
     pub fn tool(&self, class: &str, args: &[&str]) -> String {
-        let output = kafka_java(128).arg(class).args(args).output().expect("java can be started");
+        let output = kafka_java(Jvm::small(128)).arg(class).args(args).output().expect("java can be started");
         let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
         text.push_str(&String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{class} {args:?} failed: {text}");
@@ -185,7 +216,7 @@ impl Kafka {
     }
 
     fn format(&self) {
-        let output = kafka_java(128)
+        let output = kafka_java(Jvm::small(128))
             .args(["kafka.tools.StorageTool", "format", "-t", "bWlsbHJhY2UtdGVzdC0tLQ", "-c"])
             .arg(self.path("server.properties"))
             .output()
@@ -201,7 +232,7 @@ impl Kafka {
     fn run(&mut self) -> bool {
         let log = File::options().create(true).append(true).open(self.path("broker.log"));
         let log = log.expect("the temporary directory can be written");
-        let mut command = kafka_java(512);
+        let mut command = kafka_java(self.jvm);
         command.arg("kafka.Kafka").arg(self.path("server.properties")).stdin(Stdio::null());
         command.stdout(log.try_clone().expect("a file handle can be copied")).stderr(log);
         let mut process = Process::spawn(&mut command);
@@ -249,18 +280,21 @@ impl Drop for Kafka {
 }
 
 /// `java`, with a heap of so many megabytes, the jars of a directory, and logging down to warnings.
-pub(super) fn java(heap_megabytes: u32, libs: &Path) -> Command {
+pub(super) fn java(jvm: Jvm, libs: &Path) -> Command {
     let mut command = Command::new("java");
+    if !jvm.server {
+        command.args(["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]);
+    }
     command
-        .arg(format!("-Xmx{heap_megabytes}m"))
-        .args(["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-XX:-UsePerfData"])
+        .arg(format!("-Xmx{}m", jvm.heap_megabytes))
+        .arg("-XX:-UsePerfData")
         .arg("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn")
         .args(["-cp", &format!("{}/*", libs.display())]);
     command
 }
 
-fn kafka_java(heap_megabytes: u32) -> Command {
-    java(heap_megabytes, &libraries("kafka", VERSION, &format!("kafka_2.13-{VERSION}.jar")))
+fn kafka_java(jvm: Jvm) -> Command {
+    java(jvm, &libraries("kafka", VERSION, &format!("kafka_2.13-{VERSION}.jar")))
 }
 
 /// Where `scripts/install` puts the jars of a program; `jar` is the one it puts there last.

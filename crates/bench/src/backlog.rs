@@ -1,0 +1,64 @@
+//! What there is to drain.
+
+use clap::ValueEnum;
+use testkit::services::Postgres;
+
+/// The database that holds it.
+pub(crate) const DATABASE: &str = "app";
+
+/// Rows of an inserting and of an updating transaction, where they are batches.
+const BATCHES: (u64, u64) = (1_000, 100);
+
+/// How the rows are divided into transactions.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum Shape {
+    /// Inserts in transactions of 1,000 rows, updates in transactions of 100
+    Batches,
+    /// A transaction for each row
+    Singles,
+    /// All inserts in one transaction, all updates in another
+    One,
+    /// Rows that were there before: a snapshot
+    Snapshot,
+}
+
+/// The table; its rows are about 400 bytes.
+pub(crate) fn make_table(postgres: &Postgres) {
+    postgres.sql("postgres", &format!("CREATE DATABASE {DATABASE}"));
+    postgres.sql(
+        DATABASE,
+        "CREATE TABLE emails (id bigint PRIMARY KEY, user_id bigint, folder text, sender text, subject text, body text,
+                              is_read boolean, sent_at timestamptz)",
+    );
+}
+
+/// Fills the table; gives the number of row changes.
+pub(crate) fn fill(postgres: &Postgres, shape: Shape, rows: u64) -> u64 {
+    let insert = "INSERT INTO emails SELECT g, g % 10000, CASE g % 3 WHEN 0 THEN 'inbox' WHEN 1 THEN 'archive' ELSE 'spam' END,
+        'sender' || (g % 1000) || '@example.org', 'subject of the mail number ' || g, repeat(md5(g::text) || ' ', 9),
+        g % 2 = 0, '2026-01-01Z'::timestamptz + g * interval '1 second'
+        FROM generate_series(at + 1, least(at + step, last)) g;";
+    let update = "UPDATE emails SET is_read = NOT is_read WHERE id > at AND id <= least(at + step, last);";
+    let (inserted, updated) = match shape {
+        Shape::Batches => BATCHES,
+        Shape::Singles => (1, 1),
+        Shape::One | Shape::Snapshot => (rows, rows),
+    };
+    let mut changes = 0;
+    for (statement, step) in [(insert, inserted), (update, updated)] {
+        if shape == Shape::Snapshot && changes > 0 {
+            break;
+        }
+        postgres.sql(
+            DATABASE,
+            &format!(
+                "DO $$ DECLARE at bigint := 0; step bigint := {step}; last bigint := {rows};
+                 BEGIN WHILE at < last LOOP {statement} COMMIT; at := at + step; END LOOP; END $$"
+            ),
+        );
+        changes += rows;
+    }
+    postgres.sql(DATABASE, "VACUUM ANALYZE emails");
+    postgres.sql(DATABASE, "CHECKPOINT");
+    changes
+}

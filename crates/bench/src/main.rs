@@ -1,0 +1,47 @@
+//! Measures Millrace beside its limits and its peers: real services on this machine, every side in the same run on the
+//! same backlog, counted at the destination after the clock has stopped. `scripts/bench` builds and runs it.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Parser;
+
+mod backlog;
+mod measure;
+mod report;
+mod run;
+mod sides;
+
+use backlog::Shape;
+use sides::Side;
+
+/// What to measure.
+#[derive(Parser, Debug)]
+#[command(about, max_term_width = 100)]
+struct Options {
+    /// The backlog that every side drains
+    #[arg(value_enum, default_value = "batches")]
+    shape: Shape,
+    /// Rows that are inserted, and then updated
+    #[arg(long, default_value_t = 1_000_000)]
+    rows: u64,
+    /// How often each side drains it
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=10))]
+    rounds: u32,
+    /// The sides, in the order of the first round; every other round goes the other way
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "limit,again,reader,debezium")]
+    sides: Vec<Side>,
+    /// Where to append the figures as JSON lines
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+fn main() -> Result<()> {
+    let options = Options::parse();
+    let samples = run::all(&options)?;
+    report::print(&options, &samples);
+    if let Some(path) = &options.json {
+        report::append(path, &options, &samples)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,119 @@
+//! Every side, in every round.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use testkit::services::{Kafka, Postgres};
+
+use crate::Options;
+use crate::backlog::{self, DATABASE, Shape};
+use crate::measure::{Sample, Watched};
+use crate::sides::{PATIENCE, Place, Running};
+
+/// Between two looks at what runs.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Settings of a server that has work to do.
+const SETTINGS: &[(&str, &str)] = &[
+    ("shared_buffers", "512MB"),
+    ("max_wal_size", "32GB"),
+    ("checkpoint_timeout", "1h"),
+    ("max_replication_slots", "60"),
+    ("max_wal_senders", "60"),
+];
+
+pub(crate) fn all(options: &Options) -> Result<Vec<Sample>> {
+    let (postgres, kafka) = (Postgres::start_with(SETTINGS), Kafka::tuned());
+    backlog::make_table(&postgres);
+    postgres.sql(DATABASE, "CREATE PUBLICATION bench FOR TABLE emails");
+    let mut places = Vec::new();
+    for round in 1..=options.rounds {
+        let mut sides = options.sides.clone();
+        if round % 2 == 0 {
+            sides.reverse();
+        }
+        for side in sides {
+            let place = Place {
+                postgres: &postgres,
+                kafka: &kafka,
+                shape: options.shape,
+                name: format!("{}_{round}", side.name().replace(' ', "_")),
+                directory: tempfile::tempdir()?,
+            };
+            places.push((round, side, place));
+        }
+    }
+    if options.shape != Shape::Snapshot {
+        eprintln!("making slots");
+        places.iter().try_for_each(|(_, side, place)| place.prepare(*side))?;
+    }
+    eprintln!("filling the table");
+    let changes = backlog::fill(&postgres, options.shape, options.rows);
+    let head = postgres.value(DATABASE, "SELECT pg_current_wal_insert_lsn()").parse()?;
+    // An LSN that every side comes to.
+    postgres.sql(DATABASE, "SELECT pg_logical_emit_message(true, 'bench', '')");
+    let mut samples = Vec::new();
+    for (round, side, place) in &places {
+        if options.shape == Shape::Snapshot {
+            place.prepare(*side)?;
+        }
+        let running = place.start(*side, head, changes)?;
+        let mut sample =
+            observe(place, running).with_context(|| format!("{} in round {round}", side.name()))?;
+        (sample.side, sample.round) = (side.name(), *round);
+        sample.rows = place.count(*side, changes)?;
+        eprintln!(
+            "round {round}: {:<12} {:>9.0} rows/s, {:.1} s",
+            side.name(),
+            sample.rows_per_second(),
+            sample.time.as_secs_f64()
+        );
+        samples.push(sample);
+    }
+    Ok(samples)
+}
+
+/// Watches a side until it is done, and ends it.
+fn observe(place: &Place<'_>, mut running: Running) -> Result<Sample> {
+    let session = place.postgres.session(DATABASE);
+    let walsender = format!(
+        "SELECT active_pid FROM pg_replication_slots WHERE active_pid IS NOT NULL AND slot_name LIKE '%{}'",
+        place.name
+    );
+    let mut own = Watched::born(running.id());
+    let mut broker = Watched::new(place.kafka.id());
+    let mut sender: Option<Watched> = None;
+    let began = Instant::now();
+    let mut begun = None;
+    loop {
+        if begun.is_none() && running.begun()? {
+            begun = Some(Instant::now());
+        }
+        // Looked at before, for what ends is gone.
+        own.look();
+        if let Some(sender) = &mut sender {
+            sender.look();
+        } else if let Some(Some(process)) = session.sql(&walsender).first().map(|row| row[0].clone()) {
+            sender = Some(Watched::born(process.parse()?));
+        }
+        if running.done()? {
+            break;
+        }
+        anyhow::ensure!(began.elapsed() < PATIENCE, "not drained after {PATIENCE:?}");
+        std::thread::sleep(LOOK);
+    }
+    let time = begun.unwrap_or(began).elapsed();
+    own.look();
+    broker.look();
+    sender.iter_mut().for_each(Watched::look);
+    Ok(Sample {
+        side: "",
+        round: 0,
+        rows: 0,
+        time,
+        own: own.used(),
+        walsender: sender.map_or(Duration::ZERO, |sender| sender.used()),
+        broker: broker.used(),
+        peak_kib: own.peak_kib(),
+    })
+}
