@@ -248,7 +248,7 @@ impl Feed for KafkaFeed {
         let diverged = known.and_then(|known| known.get(generation)).is_some_and(|this| this.diverged);
         // Where this log is not current any more, the current one is its successor.
         let newest = known.map(|known| known.newest()).filter(|newest| newest.number > generation);
-        let next = newest.map(|next| Successor { diverged: next.diverged });
+        let next = newest.map(|next| Successor { generation: next.number, diverged: next.diverged });
         Ok(LogState { id, generation, diverged, start, end, group, next })
     }
 

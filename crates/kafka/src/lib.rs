@@ -39,5 +39,6 @@ pub use publisher::KafkaPublisher;
 pub use setup::{SetupRecord, SetupWriter};
 pub use tail::{RangeReader, Start};
 pub use topics::{
-    Problem, check_topics, compare_topics, delete_groups, delete_topics, ensure_topics, groups_of, log_exists,
+    Problem, check_topics, compare_topics, delete_groups, delete_topics, ensure_topics, groups_of,
+    log_exists, log_start,
 };

@@ -20,6 +20,7 @@ use crate::connection::Reports;
 use crate::feed::{SESSION_TIMEOUT, group_offset};
 use crate::ledger::topic_exists;
 use crate::producer::RECORD_MAX_BYTES;
+use crate::reader::PartitionReader;
 use crate::{Connection, KafkaError, Names};
 
 /// Segments of compacted topics are closed at this size or age: only closed ones are compacted (h07).
@@ -152,6 +153,11 @@ pub fn delete_topics(connection: &Connection, names: &Names, generations: bool) 
 /// Whether a generation's log is there.
 pub fn log_exists(connection: &Connection, names: &Names) -> Result<bool, KafkaError> {
     topic_exists(&connection.inquirer()?, &names.log(), connection.outage())
+}
+
+/// The first offset of a log that is still there.
+pub fn log_start(connection: &Connection, names: &Names) -> Result<i64, KafkaError> {
+    Ok(PartitionReader::new(connection, names, names.log())?.bounds()?.0)
 }
 
 /// The consumer groups that stand somewhere in a log, and where.

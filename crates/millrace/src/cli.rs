@@ -256,13 +256,16 @@ pub(crate) enum GenerationCommand {
     /// After a restore to an earlier point the stores show what the database no longer has: they are emptied at once.
     #[command(after_help = "Examples:\n  millrace generation new\n  millrace generation new --wait")]
     New {
+        /// Begin another one even where one was begun already: that one is given up.
+        #[arg(long)]
+        again: bool,
         /// Show how far it is until the new log is the current one.
         #[arg(long)]
         wait: bool,
         #[command(flatten)]
         format: Format,
     },
-    /// Remove the logs that are not current any more: their topics, and a slot where one is left.
+    /// Remove the logs that are not current: their topics, and a slot where one is left.
     ///
     /// Shows which consumer groups stand there, and asks.
     Retire {

@@ -252,6 +252,14 @@ pub async fn members(admin: &Client, plan: &Plan) -> Result<Vec<Table>, SetupErr
     Ok(rows.iter().map(|row| Table { schema: row.get(0), name: row.get(1) }).collect())
 }
 
+/// The names of this database's slots.
+pub async fn slots(client: &Client) -> Result<Vec<String>, SetupError> {
+    const SLOTS: &str =
+        "SELECT slot_name::text FROM pg_replication_slots WHERE database = current_database()";
+    let rows = client.query(SLOTS, &[]).await.map_err(SetupError::at("cannot read the slots"))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
 /// Drops the slot where it exists. Refuses while a reader holds it.
 pub async fn drop_slot(admin: &Client, name: &str) -> Result<(), SetupError> {
     const DROP: &str =
@@ -333,7 +341,7 @@ async fn slot_and_snapshot(
     let created = replication.command(&create_slot_command(plan)).await.map_err(|error| match error {
         ConnectionError::Io { error, .. } if error.kind() == std::io::ErrorKind::TimedOut => {
             SetupError::Unavailable(
-                "the slot waits for transactions that ran when it was begun; run `millrace setup` again when they \
+                "the slot waits for transactions that ran when it was begun; run the same command again when they \
                  have ended: SELECT pid, xact_start, query FROM pg_stat_activity ORDER BY xact_start"
                     .into(),
             )

@@ -135,6 +135,8 @@ impl Store {
         if !keep {
             self.close();
             self.unusable(());
+            // The copy would have to come past what it holds, which may be of another history.
+            index::remove_directory(&self.path)?;
         }
         Ok(())
     }

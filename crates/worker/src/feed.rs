@@ -26,6 +26,8 @@ pub struct LogState {
 /// A log from which stores are built to go over to it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Successor {
+    /// Its generation.
+    pub generation: u32,
     /// Whether its source's history is another one, so that a store cannot go over without going back.
     pub diverged: bool,
 }

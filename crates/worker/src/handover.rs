@@ -2,7 +2,8 @@
 //!
 //! A store changes hands in four steps, so that it never stands still for longer than the copy is behind it:
 //!
-//! 1. The copy has caught up: the builder asks the worker to hold the store.
+//! 1. The copy has caught up, and come to where the store was when that was first seen: only a copy that goes on will come
+//!    to where the store is held. The builder asks the worker to hold it.
 //! 2. The worker commits, leaves the store where it is, and says where that is.
 //! 3. The builder brings the copy there or past it, lets go of it, and gives it.
 //! 4. The worker swaps, between two turns of its own, and reads where its stores stand.
@@ -11,6 +12,8 @@
 //! A worker that reads its stores again for another reason forgets what was asked, and the builder asks again.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use change::Lsn;
 
 use crate::Checkpoint;
 
@@ -28,12 +31,16 @@ struct State {
     keeps: bool,
     /// Whether the worker is to look at its stores again.
     recalled: bool,
+    /// How far the stores that follow the log are.
+    shown: Vec<Option<Lsn>>,
     stores: Vec<Step>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Step {
     None,
+    /// The copy is to come here first.
+    Sighted(Lsn),
     Asked,
     Held(Option<Checkpoint>),
     Given,
@@ -42,12 +49,13 @@ enum Step {
 impl Handover {
     /// For so many stores.
     pub fn new(stores: usize) -> Self {
-        let stores = vec![Step::None; stores];
+        let (stores, shown) = (vec![Step::None; stores], vec![None; stores]);
         Handover(Mutex::new(State {
             positioned: false,
             lacking: false,
             keeps: false,
             recalled: false,
+            shown,
             stores,
         }))
     }
@@ -86,6 +94,13 @@ impl Handover {
         state.recalled = false;
         state.lacking = stores.iter().any(Option::is_none);
         state.keeps = stores.iter().any(Option::is_some);
+        drop(state);
+        self.moved(stores);
+    }
+
+    /// The worker's stores have come so far.
+    pub(crate) fn moved(&self, stores: &[Option<Checkpoint>]) {
+        self.state().shown = stores.iter().map(|store| store.as_ref().map(|at| at.lsn)).collect();
     }
 
     /// The worker does not know where its stores stand, or the log is another's.
@@ -116,17 +131,18 @@ impl Handover {
         self.places(&Step::Given)
     }
 
-    /// Asks for a store; says where it is held, once it is.
-    pub(crate) fn ask(&self, store: usize) -> Option<Option<Checkpoint>> {
-        let step = &mut self.state().stores[store];
+    /// Asks for a store whose copy has come to `lsn`; says where it is held, once it is.
+    pub(crate) fn ask(&self, store: usize, lsn: Lsn) -> Option<Option<Checkpoint>> {
+        let mut state = self.state();
+        let shown = state.shown[store];
+        let step = &mut state.stores[store];
         match step {
-            Step::Held(at) => Some(at.clone()),
-            Step::None => {
-                *step = Step::Asked;
-                None
-            }
-            Step::Asked | Step::Given => None,
+            Step::Held(at) => return Some(at.clone()),
+            Step::None => *step = shown.map_or(Step::Asked, Step::Sighted),
+            Step::Sighted(sighted) if *sighted <= lsn => *step = Step::Asked,
+            Step::Sighted(_) | Step::Asked | Step::Given => {}
         }
+        None
     }
 
     /// Gives the copy of a store that is held; `false` when it no longer is.

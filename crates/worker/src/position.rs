@@ -60,7 +60,9 @@ impl Worker<'_> {
             specs.iter().zip(&stored).map(|(spec, stored)| decide(spec, stored, log)).collect();
         let mut stores = Vec::with_capacity(specs.len());
         let starts = starts.map_err(WorkerError::Refused)?;
-        self.done = !starts.is_empty() && starts.iter().all(|start| *start == Start::Left);
+        // Those that are still to be built are built from that log, wherever this worker is.
+        let follows = |start: &Start| matches!(start, Start::Continue(_) | Start::Succeed(_));
+        self.done = starts.contains(&Start::Left) && !starts.iter().any(follows);
         for (place, start) in starts.into_iter().enumerate() {
             let (beginning, reason, shown) = match start {
                 Start::Fill { beginning, reason, shown } => (beginning, reason, shown),
@@ -94,6 +96,12 @@ impl Worker<'_> {
                     }
                     Shown::Nothing => None,
                 }
+            } else if log.next.is_some() {
+                // It keeps no copies: it is built when the next log is the current one, and not from this one before.
+                if shown == Shown::Nothing && stored[place] != Stored::At(beginning.clone()) {
+                    sink.reset(place, &beginning).map_err(unlocated)?;
+                }
+                None
             } else {
                 sink.reset(place, &beginning).map_err(unlocated)?;
                 Some(beginning)

@@ -16,6 +16,8 @@ const POLL: Duration = Duration::from_millis(100);
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// The consumer group's offset is committed at most this often.
 const GROUP_INTERVAL: Duration = Duration::from_secs(1);
+/// A store stands still for its copy for at most so long.
+const HOLD_LIMIT: Duration = Duration::from_secs(10);
 /// Waits between tries while a store is away: doubled from the first to the last.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 
@@ -170,6 +172,8 @@ pub struct Worker<'a> {
     pub(crate) stores: Vec<Option<Checkpoint>>,
     /// Stores that stand still until their copies take their places.
     pub(crate) held: Vec<bool>,
+    /// Since when the first of them does.
+    held_at: Option<i64>,
     /// What is shown of stores that do not follow the log.
     pub(crate) frozen: Vec<Option<Checkpoint>>,
     /// Whether a copy was given, and how that went is not known yet.
@@ -209,6 +213,7 @@ impl<'a> Worker<'a> {
             member: Member::Waiting,
             stores: Vec::new(),
             held: Vec::new(),
+            held_at: None,
             frozen: Vec::new(),
             given: false,
             done: false,
@@ -450,6 +455,9 @@ impl<'a> Worker<'a> {
             }
         }
         self.control.moved(&self.stores);
+        if let (Role::Worker, Some(handover)) = (self.role, self.control.handover()) {
+            handover.moved(&self.stores);
+        }
         if self.caught_up() {
             self.restarted = None;
         }
@@ -473,7 +481,15 @@ impl<'a> Worker<'a> {
 
     /// Leaves the stores that the builder asks for where they are, and takes in the copies that it gives.
     fn hold(&mut self, handover: &Handover, feed: &mut dyn Feed, sink: &mut dyn Sink) -> Result<(), Failure> {
-        if handover.recalled() {
+        if !self.held.contains(&true) {
+            self.held_at = None;
+        }
+        let late = self.held_at.is_some_and(|since| elapsed(since, self.clock.now_us()) >= HOLD_LIMIT);
+        if late {
+            warn!("the copy of a store does not come to where the store is held: the store goes on");
+            self.held_at = None;
+        }
+        if late || handover.recalled() {
             self.commit(feed, sink)?;
             self.member = Member::Assigned;
             return Ok(());
@@ -482,6 +498,7 @@ impl<'a> Worker<'a> {
             // Nothing may be staged for a store that stays.
             self.commit(feed, sink)?;
             self.held[place] = true;
+            self.held_at.get_or_insert(self.clock.now_us());
             let shown = self.stores[place].as_ref().or(self.frozen[place].as_ref());
             handover.held(place, shown.cloned());
         }
@@ -500,7 +517,7 @@ impl<'a> Worker<'a> {
             let whole = |copy: &&Checkpoint| copy.ready && copy.next_offset == self.next_offset;
             let Some(copy) = self.stores[place].as_ref().filter(whole) else { continue };
             self.control.reached("rebuild.caught_up");
-            let Some(shown) = handover.ask(place) else { continue };
+            let Some(shown) = handover.ask(place, copy.lsn) else { continue };
             if shown.is_none_or(|shown| copy.reaches(&shown)) {
                 sink.release(place).map_err(|error| Failure::of_sink(error, self.next_offset))?;
                 self.stores[place] = None;

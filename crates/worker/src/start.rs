@@ -2,7 +2,7 @@
 
 use change::{Lsn, NEW_LOG, Refusal};
 
-use crate::{Checkpoint, GroupOffset, LogState, StoreSpec, Stored, Successor};
+use crate::{Checkpoint, GroupOffset, LogState, StoreSpec, Stored};
 
 /// What to do with a store before the log is read.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -48,26 +48,38 @@ pub(crate) fn decide(spec: &StoreSpec, stored: &Stored, log: &LogState) -> Resul
              stands",
         ));
     }
+    // What it shows is of a history that the source does not have any more.
+    let lost = |at: &Checkpoint| match log.next {
+        Some(next) if next.diverged => at.generation < next.generation,
+        _ => log.diverged && at.generation < log.generation,
+    };
     let (reason, shown) = match stored {
         Stored::Empty => ("it is empty".to_owned(), Shown::Nothing),
         Stored::Damaged(reason) => (reason.clone(), Shown::Nothing),
+        Stored::At(checkpoint) if lost(checkpoint) => (LOST.to_owned(), Shown::Nothing),
         Stored::At(checkpoint) if checkpoint.definition != spec.definition => {
             ("its definition changed".to_owned(), Shown::Frozen(checkpoint.clone()))
         }
-        Stored::At(checkpoint) if checkpoint.generation > log.generation && log.next.is_some() => {
-            return Ok(Start::Left);
+        Stored::At(checkpoint)
+            if log.next.is_some_and(|next| {
+                (log.generation + 1..=next.generation).contains(&checkpoint.generation)
+            }) =>
+        {
+            if log.next.is_some_and(|next| next.generation == checkpoint.generation) {
+                return Ok(Start::Left);
+            }
+            let reason = format!("it follows generation {}, which was given up", checkpoint.generation);
+            (reason, Shown::Frozen(checkpoint.clone()))
         }
         Stored::At(checkpoint) => match (go_on(spec, checkpoint, log), reset, log.next) {
             (Ok(()), None, None) => return Ok(Start::Continue(checkpoint.clone())),
-            // What it shows is of a history that the source does not have any more.
-            (_, _, Some(Successor { diverged: true })) => (SUCCESSOR.to_owned(), Shown::Nothing),
             (Ok(()), _, Some(_)) => return Ok(Start::Succeed(checkpoint.clone())),
             (Err(refusal), _, Some(_)) => (refusal.what, Shown::Frozen(checkpoint.clone())),
             (Ok(()), Some(_), None) => (RESET.to_owned(), Shown::Current(checkpoint.clone())),
             (Err(_), Some(_), None) => (RESET.to_owned(), Shown::Frozen(checkpoint.clone())),
             (Err(_), None, None) if checkpoint.generation < log.generation => {
-                let shown = if log.diverged { Shown::Nothing } else { Shown::Frozen(checkpoint.clone()) };
-                (format!("it follows generation {}", checkpoint.generation), shown)
+                let reason = format!("it follows generation {}", checkpoint.generation);
+                (reason, Shown::Frozen(checkpoint.clone()))
             }
             (Err(refusal), None, None) => return Err(refusal),
         },
@@ -76,7 +88,7 @@ pub(crate) fn decide(spec: &StoreSpec, stored: &Stored, log: &LogState) -> Resul
 }
 
 const RESET: &str = "the consumer group was reset to the log's start";
-const SUCCESSOR: &str = "the source was restored to an earlier point or is another one";
+const LOST: &str = "the source was restored to an earlier point or is another one";
 
 /// Where a copy goes on, if it can; else where it begins, and why. Nobody sees a copy, so one that does not fit is no
 /// loss.
@@ -152,6 +164,7 @@ fn go_on(spec: &StoreSpec, at: &Checkpoint, log: &LogState) -> Result<(), Refusa
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Successor;
 
     fn spec() -> StoreSpec {
         StoreSpec { name: "counters.unread".into(), definition: "d".into() }
@@ -203,7 +216,8 @@ mod tests {
     #[test]
     fn a_store_goes_over_to_the_log_that_takes_its_logs_place() {
         let of = |generation| Stored::At(Checkpoint { log: "b".into(), generation, ..at(42) });
-        let next = |diverged| move |log: &mut LogState| log.next = Some(Successor { diverged });
+        let next =
+            |diverged| move |log: &mut LogState| log.next = Some(Successor { generation: 3, diverged });
         assert_eq!(outcome(Stored::At(at(42)), next(false)), "goes on at 42 and is built from the next log");
         assert!(outcome(Stored::At(at(42)), next(true)).starts_with("fill from 0 (nothing)"));
         assert!(
@@ -211,11 +225,24 @@ mod tests {
             "a log that lost records"
         );
         assert_eq!(outcome(of(3), next(false)), "left");
+        assert_eq!(outcome(of(3), next(true)), "left");
+        // The next log was lost as well, and another is to take its place.
+        let third =
+            |diverged| move |log: &mut LogState| log.next = Some(Successor { generation: 4, diverged });
+        assert!(outcome(of(3), third(false)).starts_with("fill from 0 (frozen): it follows generation 3"));
+        assert!(outcome(of(3), third(true)).starts_with("fill from 0 (nothing)"));
+        let other = |generation| {
+            Stored::At(Checkpoint { log: "b".into(), generation, definition: "e".into(), ..at(42) })
+        };
+        assert!(outcome(other(2), next(true)).starts_with("fill from 0 (nothing)"));
+        assert!(outcome(other(1), |log| log.diverged = true).starts_with("fill from 0 (nothing)"));
         // The log it followed is not the current one any more.
         assert!(outcome(of(1), |_| {}).starts_with("fill from 0 (frozen)"));
         assert!(outcome(of(1), |log| log.diverged = true).starts_with("fill from 0 (nothing)"));
         // Retention has taken the old log's beginning, which nobody needs any more.
-        let cut = |log: &mut LogState| (log.start, log.next) = (50, Some(Successor { diverged: false }));
+        let cut = |log: &mut LogState| {
+            (log.start, log.next) = (50, Some(Successor { generation: 3, diverged: false }))
+        };
         assert!(outcome(Stored::At(at(42)), cut).starts_with("fill from 0 (frozen)"));
         assert!(outcome(Stored::Empty, cut).starts_with("fill from 0 (nothing)"));
     }

@@ -15,6 +15,7 @@ use kafka::{Connection, Generation, Generations, Names, ReadUntil};
 use postgres::check;
 use postgres::plan::Plan;
 use postgres::setup::{self as source, SetupError};
+use relay::{Ledger, Source, SourceError};
 use serde::Serialize;
 use tokio_postgres::Client;
 
@@ -41,8 +42,9 @@ struct Progress {
     state: String,
 }
 
-/// Begins a new log, or goes on with the one that was begun; with `wait`, ends when it is the current one.
-pub(crate) fn new(process: &Process, wait: bool, format: Format) -> Outcome {
+/// Begins a new log, or goes on with the one that was begun unless there is to be one `again`; with `wait`, ends when it is
+/// the current one.
+pub(crate) fn new(process: &Process, again: bool, wait: bool, format: Format) -> Outcome {
     demand(before_setup(process)?.sections)?;
     let kafka = process.kafka()?;
     let pipeline = process.config.pipeline.as_str();
@@ -51,13 +53,23 @@ pub(crate) fn new(process: &Process, wait: bool, format: Format) -> Outcome {
     process.runtime.block_on(source::exclude_others(&admin, &process.plan(known.current.number)?))?;
     // Nobody else changes them from here on, but for the reader that makes a filled log the current one.
     let known = process.generations(&kafka)?;
-    let begun =
-        known.next.map(|next| usable(process, &admin, next).map(|usable| (next, usable))).transpose()?;
+    let begun = match known.next.filter(|_| !again) {
+        Some(next) if usable(process, &kafka, &admin, next)? => Some(next),
+        _ => None,
+    };
     let next = match begun {
-        Some((next, true)) => next,
-        _ => {
-            let diverged = diverged(process, &kafka, known.current)?;
-            let next = Generation { number: known.newest().number + 1, diverged };
+        Some(next) => {
+            tracing::info!(
+                "generation {} was begun before and goes on; if it is refused by whoever runs: millrace generation new --again",
+                next.number
+            );
+            next
+        }
+        None => {
+            let number = known.newest().number + 1;
+            // After a restore to before the setup there is none, and the source is asked for it.
+            process.runtime.block_on(source::make_heartbeat(&mut admin, &process.plan(number)?))?;
+            let next = Generation { number, diverged: diverged(process, &kafka, &known)? };
             make(process, &kafka, &mut admin, Generations { next: Some(next), ..known }, next)?;
             next
         }
@@ -76,6 +88,10 @@ pub(crate) fn new(process: &Process, wait: bool, format: Format) -> Outcome {
     loop {
         let known = process.generations(&kafka)?;
         if known.next != Some(next) {
+            if known.current != next {
+                let what = format!("generation {} was given up for another", next.number);
+                return Err(Refusal::new(what, "millrace status shows the logs that there are").into());
+            }
             let state = "every store follows it".to_owned();
             tell(&Progress { generation: next.number, log, current: true, state }, format);
             return Ok(());
@@ -120,29 +136,59 @@ fn make(
 }
 
 /// Whether a log that was begun can still be completed.
-fn usable(process: &Process, admin: &Client, next: Generation) -> Result<bool, Failure> {
+fn usable(process: &Process, kafka: &Connection, admin: &Client, next: Generation) -> Result<bool, Failure> {
     let slot = process.runtime.block_on(check::slot(admin, &process.plan(next.number)?.slot));
     let slot = slot.map_err(|error| SetupError::Failed { doing: "cannot read the slot".into(), error })?;
-    Ok(slot.is_some_and(|slot| slot.wrong.is_none()))
+    let names = Names::new(process.config.pipeline.as_str(), next.number)?;
+    if slot.is_none_or(|slot| slot.wrong.is_some())
+        || !kafka::log_exists(kafka, &names)?
+        || kafka::log_start(kafka, &names)? > 0
+    {
+        return Ok(false);
+    }
+    let Some(ledger) = ledger_of(kafka, &names)? else { return Ok(false) };
+    let Some(progress) = &ledger.progress else { return Ok(false) };
+    let mut source = source_of(process, next.number).map_err(unanswered)?;
+    match source.state(&progress.timeline) {
+        Ok(state) => Ok(relay::resume::check(&ledger, &state).is_ok()),
+        Err(SourceError::Refused(_)) => Ok(false),
+        Err(error) => Err(unanswered(error)),
+    }
 }
 
-/// Whether the source lacks something that the current log holds: it was restored to an earlier point, or is another
-/// server. Where the log cannot be read nobody knows of any such thing.
-fn diverged(process: &Process, kafka: &Connection, current: Generation) -> Result<bool, Failure> {
-    let names = Names::new(process.config.pipeline.as_str(), current.number)?;
-    let progress = match kafka::read_ledger(kafka, &names, ReadUntil::Committed) {
-        Ok(ledger) => ledger.progress,
+/// Whether the source lacks something that a log holds from which stores may have been built: it was restored to an earlier
+/// point, or is another server. Where a log cannot be read nobody knows of any such thing.
+fn diverged(process: &Process, kafka: &Connection, known: &Generations) -> Result<bool, Failure> {
+    if known.next.is_some_and(|next| next.diverged) {
+        // Some store may not have gone over to it.
+        return Ok(true);
+    }
+    for log in [Some(known.current), known.next].into_iter().flatten() {
+        let names = Names::new(process.config.pipeline.as_str(), log.number)?;
+        let Some(progress) = ledger_of(kafka, &names)?.and_then(|ledger| ledger.progress) else { continue };
+        let mut source = source_of(process, log.number).map_err(unanswered)?;
+        let history = source.history(&progress.timeline).map_err(unanswered)?;
+        if !relay::resume::same_history(&progress, &history) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// A log's ledger; `None` where it cannot be read any more.
+fn ledger_of(kafka: &Connection, names: &Names) -> Result<Option<Ledger>, Failure> {
+    match kafka::read_ledger(kafka, names, ReadUntil::Committed) {
+        Ok(ledger) => Ok(Some(ledger)),
         Err(kafka::KafkaError::Refused(refusal)) => {
             tracing::warn!("{}", refusal.what);
-            None
+            Ok(None)
         }
-        Err(error) => return Err(error.into()),
-    };
-    let Some(progress) = progress else { return Ok(false) };
-    let failed = |error: String| Failure::Failed(anyhow::anyhow!("cannot ask the source: {error}"));
-    let mut source = source_of(process, current.number).map_err(|error| failed(error.to_string()))?;
-    let history = source.history(&progress.timeline).map_err(|error| failed(error.to_string()))?;
-    Ok(!relay::resume::same_history(&progress, &history))
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn unanswered(error: impl std::fmt::Display) -> Failure {
+    Failure::Failed(anyhow::anyhow!("cannot ask the source: {error}"))
 }
 
 /// What is still to be done for a log.
@@ -194,7 +240,8 @@ pub(crate) fn retire(process: &Process, yes: bool) -> Outcome {
     let pipeline = process.config.pipeline.as_str();
     let known = process.generations(&kafka)?;
     let mut earlier = Vec::new();
-    for number in (1..known.newest().number).filter(|number| known.get(*number).is_none()) {
+    // One that was begun and not announced is above the newest.
+    for number in (1..=known.newest().number + 1).filter(|number| known.get(*number).is_none()) {
         let names = Names::new(pipeline, number)?;
         if kafka::log_exists(&kafka, &names)? {
             earlier.push((process.plan(number)?, names));
@@ -204,7 +251,7 @@ pub(crate) fn retire(process: &Process, yes: bool) -> Outcome {
         println!("there is no log but the current one, generation {}", known.current.number);
         return Ok(());
     }
-    println!("these logs are not current any more, and will be removed for good:");
+    println!("these logs are not current, and will be removed for good:");
     for (plan, names) in &earlier {
         println!("  topics {}, {}; slot {}, if it is left", names.log(), names.ledger(), plan.slot);
         for (group, offset) in kafka::groups_of(&kafka, names)? {

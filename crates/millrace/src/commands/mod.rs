@@ -46,8 +46,8 @@ pub(crate) fn execute(cli: Cli) -> Outcome {
             verify::execute(&process, &stores, timeout, all, format)
         }
         Command::Rebuild { stores, wait, format } => rebuild::execute(&process, &stores, wait, format),
-        Command::Generation(GenerationCommand::New { wait, format }) => {
-            generation::new(&process, wait, format)
+        Command::Generation(GenerationCommand::New { again, wait, format }) => {
+            generation::new(&process, again, wait, format)
         }
         Command::Generation(GenerationCommand::Retire { yes }) => generation::retire(&process, yes),
         Command::Tail { from_beginning, table, limit, format } => {

@@ -28,6 +28,8 @@ use crate::wiring::Process;
 
 /// How the two relays are called.
 const PARTS: [&str; 2] = ["reader", "reader of the next log"];
+/// A log that was refused is tried again after this pause, while another one is there.
+const REFUSED_PAUSE: Duration = Duration::from_secs(30);
 /// Between two looks at what becomes of the next log.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -84,7 +86,14 @@ fn stream(watch: &Watch<'_>) -> Outcome {
                     "the log ends here, and the next one takes its place: {}",
                     failure.to_string().trim_end()
                 );
-                while watch.of_use() {
+                if let Some(slot) = watch.slot() {
+                    tracing::warn!(
+                        "if it cannot be mended, the slot keeps WAL for nobody: SELECT pg_drop_replication_slot('{slot}')"
+                    );
+                }
+                // What was refused may be mended.
+                let again = Instant::now() + REFUSED_PAUSE;
+                while watch.of_use() && Instant::now() < again {
                     if service.stop.wait(LOOK) {
                         return Ok(());
                     }
@@ -164,9 +173,16 @@ fn fill_next(service: &Service, logs: &Logs, ended: &Stop) {
                     tracing::warn!(%error, "the next log is not made the current one yet");
                 }
             }
-            if let Ok(Err(failure)) = filling.join() {
-                tracing::error!("the next log cannot be filled: {}", failure.to_string().trim_end());
-                while logs.known().and_then(|known| known.next) == Some(next) && !ended.wait(LOOK) {}
+            match filling.join() {
+                Ok(Ok(())) => {}
+                Ok(Err(failure)) => {
+                    tracing::error!("the next log cannot be filled: {}", failure.to_string().trim_end());
+                    // What was refused may be mended.
+                    let again = Instant::now() + REFUSED_PAUSE;
+                    let of_use = || logs.known().and_then(|known| known.next) == Some(next);
+                    while of_use() && Instant::now() < again && !ended.wait(LOOK) {}
+                }
+                Err(panic) => std::panic::resume_unwind(panic),
             }
         });
         service.telemetry.tell(PARTS[1], true, "there is no next log");
@@ -275,6 +291,11 @@ impl<'a> Watch<'a> {
             told: Cell::new(None),
             checked: Cell::new(0),
         }
+    }
+
+    /// The slot of the log that is filled.
+    fn slot(&self) -> Option<String> {
+        self.service.process.plan(self.generation.get()).ok().map(|plan| plan.slot)
     }
 
     fn of_next(&self) -> bool {

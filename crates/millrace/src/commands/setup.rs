@@ -31,6 +31,7 @@ use tokio_postgres::Client;
 use worker::LogBatch;
 
 use super::check::{Section, before_setup, of_problem};
+use crate::failpoint;
 use crate::failure::{Failure, Outcome};
 use crate::stop::{Stop, SystemClock};
 use crate::wiring::{FIRST_GENERATION, Process};
@@ -45,8 +46,11 @@ pub(crate) fn execute(process: &Process, dry_run: bool) -> Outcome {
     }
     demand(before_setup(process)?.sections)?;
     let kafka = process.kafka()?;
-    let known = kafka::generations(&kafka, process.config.pipeline.as_str())?;
-    let known = known.unwrap_or(Generations::of(Generation::new(FIRST_GENERATION)));
+    let known = match kafka::generations(&kafka, process.config.pipeline.as_str())? {
+        Some(known) => known,
+        // Or the topic that says which log is current was lost.
+        None => Generations::of(Generation::new(newest_slot(process)?)),
+    };
     let generation = known.current.number;
     let plan = process.plan(generation)?;
     let names = Names::new(&plan.pipeline, generation)?;
@@ -63,6 +67,9 @@ pub(crate) fn execute(process: &Process, dry_run: bool) -> Outcome {
     let added = process.runtime.block_on(make_publication(&mut admin, &plan, &ledger))?;
     match step {
         Step::Complete => {
+            if kafka::generations(&kafka, &plan.pipeline)?.is_none() {
+                kafka::write_generations(&kafka, &plan.pipeline, &known)?;
+            }
             println!("pipeline {} is set up", plan.pipeline);
             if !added.is_empty() {
                 let names: Vec<String> = added.iter().map(ToString::to_string).collect();
@@ -77,6 +84,14 @@ pub(crate) fn execute(process: &Process, dry_run: bool) -> Outcome {
         },
     }
     Ok(())
+}
+
+/// The generation of the newest slot that the pipeline has; the first where there is none.
+fn newest_slot(process: &Process) -> Result<u32, Failure> {
+    let client = process.connect(&process.source()?)?;
+    let slots = process.runtime.block_on(source::slots(&client))?;
+    let number = |slot: &String| process.config.pipeline.generation_of(slot);
+    Ok(slots.iter().filter_map(number).max().unwrap_or(FIRST_GENERATION))
 }
 
 /// Refuses on everything that is wrong, and logs what is only worth knowing.
@@ -242,20 +257,31 @@ pub(crate) fn make_log(
         writer.write(&records)?;
     }
     process.runtime.block_on(source::drop_slot(admin, &plan.slot))?;
+    let log_end = after_header(kafka, names)?;
+    let beat = process.runtime.block_on(source::read_heartbeat(admin, plan))?;
     let slot = process.runtime.block_on(async {
         let mut replication =
             ReplicationConnection::connect(&process.source()?).await.map_err(SetupError::from)?;
         Ok::<_, Failure>(source::create_slot(&mut replication, admin, plan).await?)
     })?;
+    failpoint::reached("setup.slot");
+    let published = match process.runtime.block_on(source::published(admin, plan)) {
+        Ok(published) => published,
+        Err(error) => {
+            // A slot that nobody knows of keeps WAL for nobody.
+            process.runtime.block_on(source::drop_slot(admin, &plan.slot))?;
+            return Err(error.into());
+        }
+    };
     let progress = Progress {
         log,
         generation: names.generation(),
         end_lsn: slot.consistent_point,
         position: Position::START,
         split: None,
-        log_end: after_header(kafka, names)?,
+        log_end,
         timeline: slot.timeline.clone(),
-        beat: process.runtime.block_on(source::read_heartbeat(admin, plan))?,
+        beat,
         snapshot: Some(Box::new(SnapshotProgress {
             genesis: Some(slot.snapshot.clone()),
             ..SnapshotProgress::default()
@@ -265,9 +291,7 @@ pub(crate) fn make_log(
     let created =
         SlotState::Created { consistent_point: slot.consistent_point, snapshot: slot.snapshot.clone() };
     let mut records = vec![intent(created)];
-    for PublishedTable { relation, name, root, publication, estimated_rows, storage } in
-        process.runtime.block_on(source::published(admin, plan))?
-    {
+    for PublishedTable { relation, name, root, publication, estimated_rows, storage } in published {
         let unread = TableProgress {
             root,
             estimated_rows,

@@ -49,6 +49,7 @@ struct Report {
 #[derive(Serialize)]
 struct NextLog {
     generation: u32,
+    slot: Option<Slot>,
     #[serde(flatten)]
     log: Seen<Log>,
 }
@@ -210,8 +211,11 @@ pub(crate) fn execute(process: &Process, format: Format) -> Outcome {
     let stores = stores.into_iter().map(line).collect();
     let next = generations.next.map(|next| {
         let log = Names::new(pipeline, next.number).map_err(Failure::from);
+        let source = process.plan(next.number).map_err(Failure::from);
+        let source = source.and_then(|plan| ask_source(process, &plan.slot));
         NextLog {
             generation: next.number,
+            slot: source.ok().and_then(|source| source.slot),
             log: Seen::of(log.and_then(|names| self::log(&kafka, &names, head))),
         }
     });
@@ -313,6 +317,7 @@ fn seconds_since(time_ms: i64) -> f64 {
 fn print(report: &Report) {
     println!("pipeline {}, generation {}", report.pipeline, report.generation);
     let mut lines = table(&["", "LSN", "lag", "", "state"]);
+    let head = report.source.here().map(|source| source.head);
     match &report.source {
         Seen::Here(source) => source_lines(&mut lines, source),
         Seen::Not { problem } => {
@@ -320,7 +325,11 @@ fn print(report: &Report) {
         }
     }
     log_lines(&mut lines, "log: published", &report.log);
-    if let Some(NextLog { log, .. }) = &report.next {
+    if let Some(NextLog { slot, log, .. }) = &report.next {
+        match slot {
+            Some(slot) => slot_line(&mut lines, "next slot", slot, head),
+            None => drop(lines.add_row(["next slot", "-", "", "", "is not there"])),
+        }
         log_lines(&mut lines, "next log", log);
     }
     let newest = report.next.as_ref().map_or(&report.log, |next| &next.log);
@@ -380,6 +389,11 @@ fn source_lines(lines: &mut Table, source: &Source) {
     } else {
         lines.add_row(["reader", "-", "", "", "no reader is connected"]);
     }
+    slot_line(lines, "slot: confirmed", slot, Some(source.head));
+}
+
+fn slot_line(lines: &mut Table, what: &str, slot: &Slot, head: Option<Lsn>) {
+    let lag_bytes = head.zip(slot.confirmed).map(|(head, lsn)| head.bytes_since(lsn));
     let mut state = format!("slot {} keeps {} of WAL", slot.name, bytes(slot.retained_bytes.unsigned_abs()));
     if let Some(status) = slot.wal_status.as_deref().filter(|status| *status != "reserved") {
         state.push_str(&format!(", {status}"));
@@ -387,7 +401,7 @@ fn source_lines(lines: &mut Table, source: &Source) {
     if let Some(safe) = slot.safe_wal_bytes {
         state.push_str(&format!(", safe for {} more", bytes(safe.unsigned_abs())));
     }
-    add(lines, "slot: confirmed", slot.confirmed, lag(slot.confirmed), state);
+    add(lines, what, slot.confirmed, Lag { lag_bytes, lag_seconds: None }, state);
 }
 
 fn add(lines: &mut Table, what: &str, lsn: Option<Lsn>, lag: Lag, state: String) {

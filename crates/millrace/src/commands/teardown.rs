@@ -20,9 +20,14 @@ pub(crate) fn execute(process: &Process, yes: bool) -> Outcome {
     let pipeline = process.config.pipeline.as_str();
     let known = kafka::generations(&kafka, pipeline)?;
     let newest = known.map_or(FIRST_GENERATION, |known| known.newest().number);
-    let logs: Vec<Names> =
-        (1..=newest).map(|number| Names::new(pipeline, number)).collect::<Result<_, _>>()?;
-    let plans: Vec<Plan> = (1..=newest).map(|number| process.plan(number)).collect::<Result<_, _>>()?;
+    // One that was begun and not announced is above the newest.
+    let mut logs = (1..=newest).map(|number| Names::new(pipeline, number)).collect::<Result<Vec<_>, _>>()?;
+    let begun = Names::new(pipeline, newest + 1)?;
+    if known.is_some() && kafka::log_exists(&kafka, &begun)? {
+        logs.push(begun);
+    }
+    let plans: Vec<Plan> =
+        logs.iter().map(|names| process.plan(names.generation())).collect::<Result<_, _>>()?;
     let (names, plan) = (Names::new(pipeline, newest)?, process.plan(newest)?);
     let groups = ["counters", "search"].map(|worker| names.group(worker, None));
     let mut counters = process.config.redis.as_ref().map(|_| process.counters()).transpose()?;

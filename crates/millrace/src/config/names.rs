@@ -28,6 +28,11 @@ impl Pipeline {
         format!("millrace_{}_{generation}", self.0)
     }
 
+    /// The generation of which this is the slot.
+    pub(crate) fn generation_of(&self, slot: &str) -> Option<u32> {
+        slot.strip_prefix("millrace_")?.strip_prefix(&self.0)?.strip_prefix('_')?.parse().ok()
+    }
+
     /// The key of a generation's row in the heartbeat table: `mailbox`, then `mailbox.2` and so on.
     pub(crate) fn heartbeat(&self, generation: u32) -> String {
         if generation == 1 { self.0.clone() } else { format!("{}.{generation}", self.0) }

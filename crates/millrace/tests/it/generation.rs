@@ -1,16 +1,16 @@
 //! A new log beside the current one: readers see whole stores all the way, whatever is killed.
 
+use std::fs;
 use std::thread;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use serde_json::Value;
 
 use crate::harness::{Pipeline, ROLES, Role, SOON, soon, tail};
 use crate::mailbox::{Traffic, fill_points};
 use crate::rebuild::{Sampler, assert_equal, long, offset};
-
-const LOST: &str = "SELECT pg_drop_replication_slot('millrace_mailbox_1')";
 
 /// The slots of the pipeline.
 fn slots(pipeline: &Pipeline) -> String {
@@ -24,13 +24,14 @@ fn generation(pipeline: &Pipeline) -> String {
     status.lines().next().unwrap_or_default().to_owned()
 }
 
-/// Drops the slot of the first log as soon as its reader's session has ended.
-fn lose_slot(pipeline: &Pipeline) {
+/// Drops the slot of a log as soon as its reader's session has ended.
+fn lose_slot(pipeline: &Pipeline, generation: u32) {
     soon("the slot is gone", || {
         let free = "SELECT count(*) FROM pg_replication_slots WHERE active";
         pipeline.postgres.value("app", free) == "0"
     });
-    pipeline.postgres.sql("app", LOST);
+    let lost = format!("SELECT pg_drop_replication_slot('millrace_mailbox_{generation}')");
+    pipeline.postgres.sql("app", &lost);
 }
 
 #[test]
@@ -39,7 +40,7 @@ fn h04_a_pipeline_whose_slot_was_lost_comes_back_by_one_command() {
     let sampler = Sampler::of_counters(&pipeline);
     let traffic = Traffic::gentle(&pipeline.postgres, 11, 2);
     pipeline.kill(Role::Reader);
-    lose_slot(&pipeline);
+    lose_slot(&pipeline, 1);
     let said = pipeline.refused(&["reader"]);
     assert!(said.contains("millrace generation new"), "{said}");
 
@@ -123,6 +124,7 @@ fn h05_after_a_restore_the_stores_are_built_from_what_the_source_has() {
     fill_points(&pipeline.postgres);
     pipeline.assert_stores_equal();
     pipeline.kill(Role::Reader);
+    pipeline.kill(Role::Search);
     // As a restored server would have it.
     pipeline.postgres.sql("app", "UPDATE millrace.heartbeat SET beat = beat - 1");
     let said = pipeline.refused(&["reader"]);
@@ -133,10 +135,62 @@ fn h05_after_a_restore_the_stores_are_built_from_what_the_source_has() {
         .arg(&["lsn", lsn.as_str()])
         .exec(&mut pipeline.redis.connect())
         .expect("Redis answers");
+    let meta = pipeline.search_directory().join("emails/meta.json");
+    let mut index: Value = serde_json::from_slice(&fs::read(&meta).expect("an index")).expect("JSON");
+    let mut payload: Value =
+        serde_json::from_str(index["payload"].as_str().expect("a payload")).expect("JSON");
+    payload["lsn"] = lsn.as_str().into();
+    index["payload"] = payload.to_string().into();
+    fs::write(&meta, index.to_string()).expect("our directory");
     pipeline.succeed(&["generation", "new"]);
+    pipeline.spawn(Role::Search);
     soon("the counters are emptied", || pipeline.counter("points").is_empty());
+    soon("the index is not shown", || pipeline.get("/health").is_none_or(|_| pipeline.documents().is_none()));
     pipeline.spawn(Role::Reader);
     pipeline.succeed(&["generation", "new", "--wait"]);
     pipeline.assert_stores_equal();
     pipeline.succeed(&["verify"]);
+}
+
+/// A next log that is lost before it is the current one, one that was begun and never announced, and the topic that tells
+/// which is current.
+#[test]
+fn a_new_log_that_is_lost_as_well_is_replaced_and_nothing_is_left_behind() {
+    let mut pipeline = Pipeline::running();
+    fill_points(&pipeline.postgres);
+    pipeline.assert_stores_equal();
+    pipeline.kill(Role::Reader);
+    lose_slot(&pipeline, 1);
+    pipeline.dies_at("setup.slot", &["generation", "new"], "generation");
+    assert_eq!(slots(&pipeline), "millrace_mailbox_2");
+    let said = pipeline.succeed(&["generation", "retire", "--yes"]);
+    assert!(said.contains("slot millrace_mailbox_2"), "{said}");
+    assert_eq!(slots(&pipeline), "");
+
+    pipeline.succeed(&["generation", "new"]);
+    pipeline.spawn(Role::Reader);
+    soon("the next log is filled", || pipeline.succeed(&["status"]).contains("next slot"));
+    pipeline.kill(Role::Reader);
+    if slots(&pipeline) == "millrace_mailbox_2" {
+        lose_slot(&pipeline, 2);
+    }
+    let said = pipeline.succeed(&["generation", "new"]);
+    assert!(said.contains("generation 3"), "{said}");
+    assert!(pipeline.succeed(&["generation", "new"]).contains("generation 3"), "it goes on");
+    assert!(pipeline.succeed(&["generation", "new", "--again"]).contains("generation 4"));
+    pipeline.spawn(Role::Reader);
+    pipeline.succeed(&["generation", "new", "--wait"]);
+    soon("the other slots are gone", || slots(&pipeline) == "millrace_mailbox_4");
+    pipeline.assert_stores_equal();
+
+    ROLES.into_iter().for_each(|role| pipeline.kill(role));
+    let bootstrap = pipeline.kafka.bootstrap();
+    let delete = ["--bootstrap-server", &bootstrap, "--delete", "--topic", "millrace.mailbox"];
+    pipeline.kafka.tool("org.apache.kafka.tools.TopicCommand", &delete);
+    assert!(pipeline.refused(&["reader"]).contains("millrace setup"));
+    pipeline.succeed(&["setup"]);
+    assert_eq!(generation(&pipeline), "pipeline mailbox, generation 4");
+    ROLES.into_iter().for_each(|role| pipeline.spawn(role));
+    pipeline.postgres.sql("app", "UPDATE points SET amount = amount + 1");
+    pipeline.assert_stores_equal();
 }
