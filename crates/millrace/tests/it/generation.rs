@@ -19,6 +19,12 @@ fn slots(pipeline: &Pipeline) -> String {
     pipeline.postgres.value("app", slots)
 }
 
+/// Until the stores have gone over.
+fn wait_for_new_log(pipeline: &Pipeline) {
+    let mut command = pipeline.process(&["generation", "new", "--wait"], "generation");
+    assert!(command.wait(SOON).success(), "{}", pipeline.log("generation"));
+}
+
 fn generation(pipeline: &Pipeline) -> String {
     let status = pipeline.succeed(&["status"]);
     status.lines().next().unwrap_or_default().to_owned()
@@ -147,7 +153,7 @@ fn h05_after_a_restore_the_stores_are_built_from_what_the_source_has() {
     soon("the counters are emptied", || pipeline.counter("points").is_empty());
     soon("the index is not shown", || pipeline.get("/health").is_none_or(|_| pipeline.documents().is_none()));
     pipeline.spawn(Role::Reader);
-    pipeline.succeed(&["generation", "new", "--wait"]);
+    wait_for_new_log(&pipeline);
     pipeline.assert_stores_equal();
     pipeline.succeed(&["verify"]);
 }
@@ -179,7 +185,7 @@ fn a_new_log_that_is_lost_as_well_is_replaced_and_nothing_is_left_behind() {
     assert!(pipeline.succeed(&["generation", "new"]).contains("generation 3"), "it goes on");
     assert!(pipeline.succeed(&["generation", "new", "--again"]).contains("generation 4"));
     pipeline.spawn(Role::Reader);
-    pipeline.succeed(&["generation", "new", "--wait"]);
+    wait_for_new_log(&pipeline);
     soon("the other slots are gone", || slots(&pipeline) == "millrace_mailbox_4");
     pipeline.assert_stores_equal();
 
