@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use change::Refusal;
-use kafka::ReadUntil;
+use kafka::{Names, ReadUntil};
 use serde::Serialize;
 
 use super::stores::{Stores, configured, names};
@@ -118,7 +118,9 @@ fn pending(process: &Process, store: &str) -> Result<bool, Failure> {
 
 fn watch(process: &Process, mut stores: Vec<String>, format: Format) -> Outcome {
     let kafka = process.kafka_briefly()?;
-    let log = process.names(&kafka)?;
+    // That is where copies are built from.
+    let newest = process.generations(&kafka)?.newest().number;
+    let log = Names::new(process.config.pipeline.as_str(), newest)?;
     let mut read = Stores::new(process, &stores)?;
     let mut before: BTreeMap<String, (Instant, i64)> = BTreeMap::new();
     loop {

@@ -207,8 +207,6 @@ pub(crate) fn execute(process: &Process, format: Format) -> Outcome {
     let head = source.here().map(|source| source.head);
     let log = Seen::of(away.map_or_else(|| log(&kafka, &names, head), Err));
     let stores = Stores::new(process, &[])?.read();
-    let line = |store: Store| StoreLine { lag: store_lag(&kafka, &names, &store, head, log.here()), store };
-    let stores = stores.into_iter().map(line).collect();
     let next = generations.next.map(|next| {
         let log = Names::new(pipeline, next.number).map_err(Failure::from);
         let source = process.plan(next.number).map_err(Failure::from);
@@ -219,6 +217,12 @@ pub(crate) fn execute(process: &Process, format: Format) -> Outcome {
             log: Seen::of(log.and_then(|names| self::log(&kafka, &names, head))),
         }
     });
+    let line = |store: Store| {
+        let next = next.as_ref().filter(|next| store.generation == Some(next.generation));
+        let log = next.map_or(&log, |next| &next.log).here();
+        StoreLine { lag: store_lag(&kafka, pipeline, &store, head, log), store }
+    };
+    let stores = stores.into_iter().map(line).collect();
     let report =
         Report { pipeline: plan.pipeline, generation: names.generation(), source, log, next, stores };
     if format.json {
@@ -273,11 +277,12 @@ fn log(kafka: &Connection, names: &Names, head: Option<Lsn>) -> Result<Log, Fail
 }
 
 /// Bytes behind the head, and the age of the first change that the store does not have.
-fn store_lag(kafka: &Connection, names: &Names, store: &Store, head: Option<Lsn>, log: Option<&Log>) -> Lag {
+fn store_lag(kafka: &Connection, pipeline: &str, store: &Store, head: Option<Lsn>, log: Option<&Log>) -> Lag {
     let lag_bytes = head.zip(store.lsn).map(|(head, lsn)| head.bytes_since(lsn));
     let lag_seconds = match (store.next_offset, log) {
         (Some(offset), Some(log)) if offset < log.end => {
-            committed_ms(kafka, names, offset).map(seconds_since)
+            let names = store.generation.and_then(|generation| Names::new(pipeline, generation).ok());
+            names.and_then(|names| committed_ms(kafka, &names, offset)).map(seconds_since)
         }
         (Some(_), Some(log)) => log.lag.lag_seconds,
         _ => None,

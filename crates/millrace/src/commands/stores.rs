@@ -21,6 +21,9 @@ pub(crate) struct Store {
     pub(crate) store: String,
     /// Postgres up to here is in the store.
     pub(crate) lsn: Option<Lsn>,
+    /// Which of the pipeline's logs it follows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) generation: Option<u32>,
     /// Every record of the log below this offset is in the store.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) next_offset: Option<i64>,
@@ -49,6 +52,7 @@ impl Store {
         Store {
             store: name.into(),
             lsn: Some(at.lsn),
+            generation: Some(at.generation),
             next_offset: Some(at.next_offset),
             ready: at.ready,
             rebuild: None,
@@ -68,6 +72,7 @@ impl Store {
         Store {
             store: name.into(),
             lsn: None,
+            generation: None,
             next_offset: None,
             ready: false,
             rebuild: None,

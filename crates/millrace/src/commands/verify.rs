@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use change::{Refusal, TableSchema};
-use kafka::ReadUntil;
+use kafka::{Names, ReadUntil};
 use postgres::setup::SetupError;
 use redis_counters::sql::{Aggregate, Definition};
 use tantivy_search::IndexDefinition;
@@ -28,6 +28,15 @@ enum Store {
     Index(String, SocketAddr, Result<Index, NotVerified>),
 }
 
+impl Store {
+    fn name(&self) -> String {
+        match self {
+            Store::Counter(name, _) => format!("counters.{name}"),
+            Store::Index(name, ..) => format!("search.{name}"),
+        }
+    }
+}
+
 /// Compares the named stores, or all of them, with Postgres.
 pub(crate) fn execute(
     process: &Process,
@@ -37,20 +46,23 @@ pub(crate) fn execute(
     format: Format,
 ) -> Outcome {
     // Refuses names that are not configured.
-    Stores::new(process, wanted)?;
+    let found = Stores::new(process, wanted)?.read();
     let kafka = process.kafka()?;
-    let names = process.names(&kafka)?;
-    let ledger = kafka::read_ledger(&kafka, &names, ReadUntil::Committed)?;
-    let id = ledger
-        .log
-        .ok_or_else(|| Refusal::new("the log is empty: the setup has not finished", "millrace setup"))?;
+    let logs = process.generations(&kafka)?;
     let client = process.connect(&process.source()?)?;
     let stores = stores_of(process, &client, wanted)?;
     let source =
         Source::new(process.runtime.handle().clone(), client).map_err(|e| Failure::Failed(anyhow!(e)))?;
-    let mut log = KafkaLog { id, kafka: &kafka, names: &names };
     let mut report = Report::new(format, all);
     for store in stores {
+        // One that has gone over to the next log has its place there.
+        let found = found.iter().find(|found| found.store == store.name());
+        let follows = found.and_then(|found| logs.get(found.generation?)).unwrap_or(logs.current);
+        let names = Names::new(process.config.pipeline.as_str(), follows.number)?;
+        let id = kafka::read_ledger(&kafka, &names, ReadUntil::Committed)?
+            .log
+            .ok_or_else(|| Refusal::new("the log is empty: the setup has not finished", "millrace setup"))?;
+        let mut log = KafkaLog { id, kafka: &kafka, names: &names };
         let (name, result) =
             one(process, store, &mut Verifier::new(&source, &mut log, &mut report, timeout))?;
         report.store(&name, result);
