@@ -224,8 +224,9 @@ impl Assembler {
         let mut position = self.begin_round();
         let mut ended = BTreeSet::new();
         for relation in self.reading.end_stale(visible) {
-            // What was never described has no rows there.
-            let Some((at, schema)) = self.versions.get(&relation) else { continue };
+            // What was never described has no rows there; a partitioned table's are its partitions'.
+            let partition = || self.versions.values().find(|(_, known)| known.root == Some(relation));
+            let Some((at, schema)) = self.versions.get(&relation).or_else(partition) else { continue };
             if !ended.insert(schema.family()) {
                 continue;
             }

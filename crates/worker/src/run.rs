@@ -16,8 +16,8 @@ const POLL: Duration = Duration::from_millis(100);
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// The consumer group's offset is committed at most this often.
 const GROUP_INTERVAL: Duration = Duration::from_secs(1);
-/// A store stands still for its copy for at most so long.
-const HOLD_LIMIT: Duration = Duration::from_secs(10);
+/// A store stands still for its copy for at most so long; a copy that goes on needs no more than a commit.
+const HOLD_LIMIT: Duration = Duration::from_secs(60);
 /// Waits between tries while a store is away: doubled from the first to the last.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 
