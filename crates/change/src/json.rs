@@ -17,14 +17,11 @@ pub(crate) fn string(out: &mut Vec<u8>, text: &str) {
 /// Appends `text` as the inside of a JSON string: runs that need no escape are copied whole.
 pub(crate) fn escaped(out: &mut Vec<u8>, text: &str) {
     const HEX: &[u8; 16] = b"0123456789abcdef";
-    let bytes = text.as_bytes();
-    let mut copied = 0;
-    for (at, &byte) in bytes.iter().enumerate() {
-        if byte >= 0x20 && byte != b'"' && byte != b'\\' {
-            continue;
-        }
-        out.extend_from_slice(&bytes[copied..at]);
-        copied = at + 1;
+    let mut rest = text.as_bytes();
+    while let Some(at) = first_special(rest) {
+        out.extend_from_slice(&rest[..at]);
+        let byte = rest[at];
+        rest = &rest[at + 1..];
         match byte {
             b'"' => out.extend_from_slice(b"\\\""),
             b'\\' => out.extend_from_slice(b"\\\\"),
@@ -38,7 +35,18 @@ pub(crate) fn escaped(out: &mut Vec<u8>, text: &str) {
             }
         }
     }
-    out.extend_from_slice(&bytes[copied..]);
+    out.extend_from_slice(rest);
+}
+
+/// Where the first byte stands that needs an escape.
+fn first_special(bytes: &[u8]) -> Option<usize> {
+    /// Bytes that are looked at together, without a branch, which becomes a few vector instructions.
+    const BLOCK: usize = 32;
+    let special = |byte: u8| (byte < 0x20) | (byte == b'"') | (byte == b'\\');
+    let plain = |block: &&[u8]| !block.iter().fold(false, |any, byte| any | special(*byte));
+    let skipped = bytes.chunks_exact(BLOCK).take_while(plain).count() * BLOCK;
+    let found = bytes[skipped..].iter().position(|byte| special(*byte))?;
+    Some(skipped + found)
 }
 
 /// Appends an unsigned number.
