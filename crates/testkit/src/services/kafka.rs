@@ -1,7 +1,9 @@
-use std::fs::File;
+use std::ffi::OsString;
+use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
@@ -215,7 +217,25 @@ impl Kafka {
         std::fs::write(self.path("server.properties"), text).expect("the temporary directory can be written");
     }
 
+    /// Formats the storage. What the tool writes is the same for every broker, and it takes seconds.
     fn format(&self) {
+        static FORMATTED: OnceLock<Vec<(OsString, Vec<u8>)>> = OnceLock::new();
+        let data = self.path("data");
+        let files = FORMATTED.get_or_init(|| {
+            self.format_by_tool();
+            let files = fs::read_dir(&data).expect("the tool has made it").map(|file| {
+                let file = file.expect("our own directory");
+                (file.file_name(), fs::read(file.path()).expect("our own file"))
+            });
+            files.collect()
+        });
+        fs::create_dir_all(&data).expect("the temporary directory can be written");
+        for (name, content) in files {
+            fs::write(data.join(name), content).expect("the temporary directory can be written");
+        }
+    }
+
+    fn format_by_tool(&self) {
         let output = kafka_java(Jvm::small(128))
             .args(["kafka.tools.StorageTool", "format", "-t", "bWlsbHJhY2UtdGVzdC0tLQ", "-c"])
             .arg(self.path("server.properties"))
@@ -297,14 +317,16 @@ fn kafka_java(jvm: Jvm) -> Command {
     java(jvm, &libraries("kafka", VERSION, &format!("kafka_2.13-{VERSION}.jar")))
 }
 
+/// Where things are kept that every run needs.
+pub(super) fn cache() -> PathBuf {
+    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache");
+    std::env::var_os("XDG_CACHE_HOME").map_or_else(home, PathBuf::from).join("millrace")
+}
+
 /// Where `scripts/install` puts the jars of a program; `jar` is the one it puts there last.
 pub(super) fn libraries(program: &str, version: &str, jar: &str) -> PathBuf {
-    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache");
     let chosen = std::env::var_os(format!("MILLRACE_{}_LIBS", program.to_uppercase()));
-    let libs = chosen.map(PathBuf::from).unwrap_or_else(|| {
-        let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).unwrap_or_else(home);
-        cache.join(format!("millrace/{program}-{version}"))
-    });
+    let libs = chosen.map_or_else(|| cache().join(format!("{program}-{version}")), PathBuf::from);
     let jar = libs.join(jar);
     assert!(jar.exists(), "{} is not there: run scripts/install (--debezium for Debezium)", jar.display());
     libs
