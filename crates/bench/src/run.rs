@@ -77,7 +77,7 @@ pub(crate) fn all(options: &Options) -> Result<Vec<Sample>> {
 fn observe(place: &Place<'_>, mut running: Running) -> Result<Sample> {
     let session = place.postgres.session(DATABASE);
     let walsender = format!(
-        "SELECT active_pid FROM pg_replication_slots WHERE active_pid IS NOT NULL AND slot_name LIKE '%{}'",
+        "SELECT active_pid FROM pg_replication_slots WHERE active_pid IS NOT NULL AND slot_name LIKE '%{}%'",
         place.name
     );
     let mut own = Watched::born(running.id());
