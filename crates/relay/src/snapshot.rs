@@ -38,7 +38,7 @@
 //! the row's first appearance in the log, so it must be whole: a value that Postgres did not send (unchanged TOAST) is
 //! nowhere then. Such a key is *owed*: it counts as not read, and the next round reads it by itself (h27).
 //!
-//! A TRUNCATE is published always (h23). If the window's snapshot saw it, the rows that the round read were born
+//! A TRUNCATE is published always (h23), but for one of some partitions. If the window's snapshot saw it, the rows that the round read were born
 //! after it and would die by it in the log: the table starts over. Else nothing of the table is alive after it, and
 //! what is published from then on is complete up to b as before.
 //!
@@ -47,15 +47,15 @@
 //! dead by that `t`, so the next round must see it: it waits for every transaction that had begun by then, a heartbeat's
 //! being the last of them ([`Reading::end_stale`]).
 //!
+//! *Invariant:* a decision depends on nothing but what the ledger holds and the stream says; so a restart, which
+//! replays the stream from the ledger's end, decides alike. Therefore what an open transaction does to this state is
+//! kept ahead of it, and reaches the ledger no earlier than the changes before it do ([`Reading::settle`]).
+//!
 //! # Partitions
 //!
 //! Each partition is a table here, read and judged by itself, and its records bear its root's name. What ends its rows in
 //! the log ends its siblings': one that is detached, dropped, or emptied without the others lets all of them begin again.
 //! While a new one is read the log lacks rows of a table that it has else; a message there tells the stores.
-//!
-//! *Invariant:* a decision depends on nothing but what the ledger holds and the stream says; so a restart, which
-//! replays the stream from the ledger's end, decides alike. Therefore what an open transaction does to this state is
-//! kept ahead of it, and reaches the ledger no earlier than the changes before it do ([`Reading::settle`]).
 
 use std::cmp::Ordering;
 use std::collections::btree_map::Entry;
@@ -219,11 +219,10 @@ impl Reading {
                     known.storage = Some(*storage);
                 }
                 Some(known) if known.publication != *publication && known.root.or(*root).is_some() => {
-                    // A partition was detached and attached again.
-                    let family = known.family(*relation);
+                    // A partition was detached and attached again, or is a table of its own now.
                     *known =
                         TableProgress { read: known.read.clone(), key: known.key.clone(), ..begin(false) };
-                    self.begin_again(family, 0);
+                    self.begin_again(*relation, 0);
                 }
                 Some(known) if known.publication != *publication => {
                     let what = format!(
@@ -234,8 +233,7 @@ impl Reading {
                 Some(known) if known.storage != Some(*storage) => {
                     let before = known.storage.replace(*storage);
                     if before.is_some_and(|before| storage.rewritten(before)) {
-                        let family = known.family(*relation);
-                        self.begin_again(family, 0);
+                        self.begin_again(*relation, 0);
                     }
                 }
                 Some(_) => continue,
@@ -618,6 +616,31 @@ pub(crate) struct ReadPiece {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Its rows are in the log under its root's name: they end there, and it is read anew under its own.
+    #[test]
+    fn h31_a_partition_that_is_published_by_itself_begins_again() {
+        let storage = Storage { file: 1, columns: 1 };
+        let known = |root| TableProgress {
+            root,
+            storage: Some(storage),
+            ..TableProgress::new("public.root".into(), 1, Read::All)
+        };
+        let tables = [(5, known(Some(5))), (7, known(Some(5))), (8, known(Some(5)))].into();
+        let mut reading = Reading::new(&Ledger { tables, ..Ledger::default() });
+        let alone = PublishedTable {
+            relation: 7,
+            name: "public.leaf".into(),
+            root: None,
+            publication: 2,
+            estimated_rows: -1,
+            storage,
+        };
+        reading.reconcile(&[alone], true).unwrap();
+        let table = &reading.tables[&7];
+        assert_eq!((&table.read, table.stale, table.root), (&Read::Nothing, true, None));
+        assert_eq!(reading.tables[&8].read, Read::Removed);
+    }
 
     /// The change that is held back comes again after a kill, and must be judged as before.
     #[test]
