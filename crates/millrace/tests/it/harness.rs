@@ -262,8 +262,7 @@ impl Pipeline {
             self.assert_alive();
             std::thread::sleep(Duration::from_millis(100));
         }
-        let logs = ROLES.map(|role| format!("--- {role:?}\n{}", tail(&self.log(role.command())))).join("\n");
-        panic!("the stores differ from Postgres after {SOON:?}:\n{found}\n{logs}");
+        panic!("the stores differ from Postgres after {SOON:?}:\n{found}");
     }
 
     /// The first difference between SQL's answer and a store's.
@@ -290,6 +289,22 @@ impl Pipeline {
             expected.len(),
             found.len()
         ))
+    }
+}
+
+/// A test that fails shows what the processes said last.
+impl Drop for Pipeline {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let files = fs::read_dir(self.directory.path()).into_iter().flatten().flatten();
+        let mut logs: Vec<PathBuf> = files.map(|file| file.path()).collect();
+        logs.retain(|path| path.extension().is_some_and(|end| end == "log"));
+        logs.sort();
+        for path in logs {
+            eprintln!("--- {}\n{}", path.display(), tail(&fs::read_to_string(&path).unwrap_or_default()));
+        }
     }
 }
 
