@@ -13,7 +13,7 @@ mod run;
 mod sides;
 
 use backlog::Shape;
-use sides::Side;
+use sides::{Side, Variant};
 
 /// What to measure.
 #[derive(Parser, Debug)]
@@ -31,6 +31,8 @@ struct Options {
     /// The sides, in the order of the first round; every other round goes the other way
     #[arg(long, value_enum, value_delimiter = ',', default_value = "limit,again,reader,debezium")]
     sides: Vec<Side>,
+    #[command(flatten)]
+    variant: Variant,
     /// Where to append the figures as JSON lines
     #[arg(long)]
     json: Option<PathBuf>,

@@ -86,11 +86,11 @@ impl Sample {
 pub(crate) fn until(
     deadline: Duration,
     mut there: impl FnMut() -> anyhow::Result<bool>,
-) -> anyhow::Result<Duration> {
+) -> anyhow::Result<()> {
     let begun = Instant::now();
     while !there()? {
         anyhow::ensure!(begun.elapsed() < deadline, "not done after {deadline:?}");
         std::thread::sleep(Duration::from_millis(10));
     }
-    Ok(begun.elapsed())
+    Ok(())
 }

@@ -3,12 +3,13 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use change::Lsn;
 use testkit::services::{Kafka, Postgres};
 
 use crate::Options;
 use crate::backlog::{self, DATABASE, Shape};
 use crate::measure::{Sample, Watched};
-use crate::sides::{PATIENCE, Place, Running};
+use crate::sides::{PATIENCE, Place};
 
 /// Between two looks at what runs.
 const LOOK: Duration = Duration::from_millis(20);
@@ -37,15 +38,17 @@ pub(crate) fn all(options: &Options) -> Result<Vec<Sample>> {
                 postgres: &postgres,
                 kafka: &kafka,
                 shape: options.shape,
+                side,
+                variant: &options.variant,
                 name: format!("{}_{round}", side.name().replace(' ', "_")),
                 directory: tempfile::tempdir()?,
             };
-            places.push((round, side, place));
+            places.push((round, place));
         }
     }
     if options.shape != Shape::Snapshot {
         eprintln!("making slots");
-        places.iter().try_for_each(|(_, side, place)| place.prepare(*side))?;
+        places.iter().try_for_each(|(_, place)| place.prepare())?;
     }
     eprintln!("filling the table");
     let changes = backlog::fill(&postgres, options.shape, options.rows);
@@ -53,18 +56,15 @@ pub(crate) fn all(options: &Options) -> Result<Vec<Sample>> {
     // An LSN that every side comes to.
     postgres.sql(DATABASE, "SELECT pg_logical_emit_message(true, 'bench', '')");
     let mut samples = Vec::new();
-    for (round, side, place) in &places {
+    for (round, place) in &places {
         if options.shape == Shape::Snapshot {
-            place.prepare(*side)?;
+            place.prepare()?;
         }
-        let running = place.start(*side, head, changes)?;
-        let mut sample =
-            observe(place, running).with_context(|| format!("{} in round {round}", side.name()))?;
-        (sample.side, sample.round) = (side.name(), *round);
-        sample.rows = place.count(*side, changes)?;
+        let sample = measure(place, *round, head, changes)
+            .with_context(|| format!("{} in round {round}", place.side.name()))?;
         eprintln!(
             "round {round}: {:<12} {:>9.0} rows/s, {:.1} s",
-            side.name(),
+            sample.side,
             sample.rows_per_second(),
             sample.time.as_secs_f64()
         );
@@ -73,8 +73,9 @@ pub(crate) fn all(options: &Options) -> Result<Vec<Sample>> {
     Ok(samples)
 }
 
-/// Watches a side until it is done, and ends it.
-fn observe(place: &Place<'_>, mut running: Running) -> Result<Sample> {
+/// Watches a side until it is done, ends it, and counts.
+fn measure(place: &Place<'_>, round: u32, head: Lsn, changes: u64) -> Result<Sample> {
+    let mut running = place.start(head, changes)?;
     let session = place.postgres.session(DATABASE);
     let walsender = format!(
         "SELECT active_pid FROM pg_replication_slots WHERE active_pid IS NOT NULL AND slot_name LIKE '%{}%'",
@@ -106,10 +107,11 @@ fn observe(place: &Place<'_>, mut running: Running) -> Result<Sample> {
     own.look();
     broker.look();
     sender.iter_mut().for_each(Watched::look);
+    drop(running);
     Ok(Sample {
-        side: "",
-        round: 0,
-        rows: 0,
+        side: place.side.name(),
+        round,
+        rows: place.count(changes)?,
         time,
         own: own.used(),
         walsender: sender.map_or(Duration::ZERO, |sender| sender.used()),

@@ -52,8 +52,21 @@ pub(crate) enum Side {
     Again,
     /// Millrace's reader, exactly once to Kafka
     Reader,
+    /// The same with what --program and --property say
+    Other,
     /// Debezium, tuned, to Kafka
     Debezium,
+}
+
+/// What distinguishes [`Side::Other`] from [`Side::Reader`].
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct Variant {
+    /// Another build of Millrace, which the side `other` runs
+    #[arg(long)]
+    program: Option<PathBuf>,
+    /// A librdkafka property, `NAME=VALUE`, that the side `other` has
+    #[arg(long)]
+    property: Vec<String>,
 }
 
 impl Side {
@@ -62,6 +75,7 @@ impl Side {
             Side::Limit => "limit",
             Side::Again => "limit again",
             Side::Reader => "reader",
+            Side::Other => "other",
             Side::Debezium => "debezium",
         }
     }
@@ -72,6 +86,8 @@ pub(crate) struct Place<'a> {
     pub(crate) postgres: &'a Postgres,
     pub(crate) kafka: &'a Kafka,
     pub(crate) shape: Shape,
+    pub(crate) side: Side,
+    pub(crate) variant: &'a Variant,
     /// Names slot, pipeline, topic and files.
     pub(crate) name: String,
     pub(crate) directory: TempDir,
@@ -148,24 +164,29 @@ impl Place<'_> {
     }
 
     /// Makes the slot; a side that follows an LSN is behind it from here on.
-    pub(crate) fn prepare(&self, side: Side) -> Result<()> {
-        match side {
+    pub(crate) fn prepare(&self) -> Result<()> {
+        match self.side {
             Side::Limit | Side::Again if self.shape == Shape::Snapshot => {}
             Side::Limit | Side::Again => self.make_slot(),
             Side::Debezium => {
-                self.topic(&format!("{}.public.emails", self.name))?;
-                self.topic(&format!("{}.transaction", self.name))?;
+                self.make_topic(&format!("{}.public.emails", self.name));
+                self.make_topic(&format!("{}.transaction", self.name));
                 if self.shape != Shape::Snapshot {
                     self.make_slot();
                 }
             }
-            Side::Reader => {
-                let text = format!(
-                    "pipeline = \"{}\"\n[postgres]\nurl = \"{}\"\ntables = [\"public.emails\"]\n[kafka]\nbootstrap = \"{}\"\n",
+            Side::Reader | Side::Other => {
+                let mut text = format!(
+                    "pipeline = \"{}\"\n[postgres]\nurl = \"{}\"\ntables = [\"public.emails\"]\n\
+                     [kafka]\nbootstrap = \"{}\"\n[kafka.properties]\n",
                     self.name,
                     self.postgres.url(DATABASE),
                     self.kafka.bootstrap()
                 );
+                for property in self.variant.property.iter().filter(|_| self.side == Side::Other) {
+                    let (name, value) = property.split_once('=').context("--property takes NAME=VALUE")?;
+                    text += &format!("{name:?} = {value:?}\n");
+                }
                 fs::write(self.config(), text)?;
                 let setup = self.millrace(&["setup"]).output()?;
                 anyhow::ensure!(setup.status.success(), "{}", String::from_utf8_lossy(&setup.stderr));
@@ -188,7 +209,7 @@ impl Place<'_> {
         );
     }
 
-    fn topic(&self, name: &str) -> Result<()> {
+    fn make_topic(&self, name: &str) {
         let class = "org.apache.kafka.tools.TopicCommand";
         self.kafka.tool(
             class,
@@ -202,13 +223,13 @@ impl Place<'_> {
                 "1",
             ],
         );
-        Ok(())
     }
 
     fn millrace(&self, arguments: &[&str]) -> Command {
+        let program = self.variant.program.clone().filter(|_| self.side == Side::Other);
         // Built beside this program.
-        let program = std::env::current_exe().map(|exe| exe.with_file_name("millrace")).unwrap_or_default();
-        let mut command = Command::new(program);
+        let own = || std::env::current_exe().map(|exe| exe.with_file_name("millrace")).unwrap_or_default();
+        let mut command = Command::new(program.unwrap_or_else(own));
         command.arg("--config").arg(self.config()).args(arguments).stdin(Stdio::null());
         command
     }
@@ -220,12 +241,12 @@ impl Place<'_> {
 
     fn wait_for_log(&self, text: &str) -> Result<()> {
         let said = crate::measure::until(START, || Ok(fs::read_to_string(self.log())?.contains(text)));
-        said.map(drop).with_context(|| fs::read_to_string(self.log()).unwrap_or_default())
+        said.with_context(|| fs::read_to_string(self.log()).unwrap_or_default())
     }
 
     /// Starts the side; it is to come to `head`, through so many row changes.
-    pub(crate) fn start(&self, side: Side, head: Lsn, changes: u64) -> Result<Running> {
-        Ok(match side {
+    pub(crate) fn start(&self, head: Lsn, changes: u64) -> Result<Running> {
+        Ok(match self.side {
             Side::Limit | Side::Again if self.shape == Shape::Snapshot => {
                 let mut copy = self.client("psql");
                 copy.args(["-qAtX", "-c", "COPY emails TO STDOUT"]);
@@ -238,7 +259,7 @@ impl Place<'_> {
                 receive.arg(format!("--endpos={head}"));
                 Running::Program(self.spawn(&mut receive)?)
             }
-            Side::Reader => {
+            Side::Reader | Side::Other => {
                 let ledger = self.consumer(&format!("millrace.{}.1.ledger", self.name))?;
                 let head = (self.shape != Shape::Snapshot).then_some(head);
                 Running::Reader(self.spawn(&mut self.millrace(&["reader"]))?, ledger, head)
@@ -276,11 +297,11 @@ impl Place<'_> {
     }
 
     /// Counts the row changes that stand at the destination.
-    pub(crate) fn count(&self, side: Side, changes: u64) -> Result<u64> {
-        let topic = match side {
+    pub(crate) fn count(&self, changes: u64) -> Result<u64> {
+        let topic = match self.side {
             // It writes nothing down.
             Side::Limit | Side::Again => return Ok(changes),
-            Side::Reader => format!("millrace.{}.1", self.name),
+            Side::Reader | Side::Other => format!("millrace.{}.1", self.name),
             Side::Debezium => format!("{}.public.emails", self.name),
         };
         let consumer = self.consumer(&topic)?;

@@ -19,6 +19,8 @@ use crate::{Connection, KafkaError};
 pub(crate) const RECORD_MAX_BYTES: u32 = 64 << 20;
 /// The most that librdkafka holds on its way to the brokers (KiB); must hold the largest record.
 const QUEUE_MAX_KIB: u32 = 128 << 10;
+/// A request holds more than what the relay hands over in one go (bytes).
+const BATCH_MAX_BYTES: u32 = 8 << 20;
 /// The brokers abort a transaction that stays open for longer.
 const TRANSACTION_MIN_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often a wait looks for a fatal error.
@@ -100,6 +102,11 @@ impl Producer {
             self.deliveries().wait(Duration::from_millis(1));
             patience.spend(self.deliveries().outstanding(), || self.away("its queue stays full"))?;
         }
+    }
+
+    /// Whether every record sent is known to be delivered, or not to be.
+    pub(crate) fn idle(&self) -> bool {
+        self.deliveries().outstanding() == 0
     }
 
     /// Waits until every record sent is known to be delivered.
@@ -218,10 +225,14 @@ fn configure(connection: &Connection, transactional_id: &str) -> ClientConfig {
     let outage = connection.outage();
     let record_max = RECORD_MAX_BYTES.to_string();
     let queue_max = QUEUE_MAX_KIB.to_string();
+    let batch_max = BATCH_MAX_BYTES.to_string();
     let transaction = (outage * 2).max(TRANSACTION_MIN_TIMEOUT).as_millis().to_string();
     let mut config = connection.client(&[
         ("compression.type", "lz4"),
-        ("linger.ms", "0"),
+        // What is handed over in one go becomes one request, not a small one and a second that waits for it.
+        ("linger.ms", "1"),
+        ("batch.size", &batch_max),
+        ("batch.num.messages", "100000"),
         ("message.max.bytes", &record_max),
         ("queue.buffering.max.kbytes", &queue_max),
         ("retry.backoff.ms", "50"),

@@ -34,6 +34,8 @@ impl KafkaPublisher {
     fn send_all(&mut self, batch: &RecordBatch, count: usize) -> Result<(), KafkaError> {
         let producer = opened(&mut self.producer)?;
         producer.begin()?;
+        // librdkafka has one request of a partition on its way, and polls without a pause while more is queued.
+        producer.settle()?;
         for record in batch.iter().take(count) {
             producer.send(Outgoing {
                 topic: &self.log,
@@ -74,6 +76,10 @@ impl Publisher for KafkaPublisher {
         self.log_end = ledger.progress.as_ref().map_or(header_end, |progress| progress.log_end);
         self.producer = Some(producer);
         Ok(ledger)
+    }
+
+    fn idle(&self) -> bool {
+        self.producer.as_ref().is_none_or(Producer::idle)
     }
 
     fn send(&mut self, batch: &RecordBatch, count: usize) -> Result<(), PublishError> {

@@ -237,9 +237,7 @@ impl Relay<'_> {
                         }
                         piece.rows += 1;
                         piece.bytes += row.as_bytes().len() as u64;
-                        if self.assembler.ready().0.byte_len() >= self.limits.send_bytes {
-                            self.send(publisher)?;
-                        }
+                        self.send_piece(self.assembler.ready().0.byte_len(), publisher)?;
                     }
                     RoundEvent::End(read) => {
                         let Some((_, piece)) = current.take() else { return Err(out_of_order()) };

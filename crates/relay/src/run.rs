@@ -24,10 +24,13 @@ pub enum RelayError {
     Refused(#[from] Refusal),
 }
 
-/// Bounds of the relay's work. Memory is about `send_bytes` plus the largest row, whatever a transaction's size.
+/// So many pieces come together while the publisher is busy; then the relay waits for it.
+const PIECES_WAITING: usize = 4;
+
+/// Bounds of the relay's work. Memory is about 4 `send_bytes` plus the largest row, whatever a transaction's size.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Limits {
-    /// Records are handed to the publisher in pieces of about this many bytes.
+    /// Records are handed to the publisher in pieces of about this many bytes, of more while it is busy.
     pub send_bytes: usize,
     /// A Kafka transaction is committed at this many bytes, even inside a source transaction.
     pub commit_bytes: usize,
@@ -48,7 +51,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Limits {
-            send_bytes: 256 << 10,
+            send_bytes: 1 << 20,
             commit_bytes: 32 << 20,
             commit_interval: Duration::from_secs(1),
             idle_interval: Duration::from_millis(100),
@@ -258,9 +261,7 @@ impl<'a> Relay<'a> {
         if ready == 0 {
             return Ok(());
         }
-        if batch.byte_len() >= self.limits.send_bytes {
-            self.send(publisher)?;
-        }
+        self.send_piece(batch.byte_len(), publisher)?;
         if self.waiting_since.is_none() {
             self.waiting_since = Some(self.clock.now_us());
         }
@@ -302,6 +303,17 @@ impl<'a> Relay<'a> {
 
     pub(crate) fn since(&self, past_us: i64) -> Duration {
         Duration::from_micros(u64::try_from(self.clock.now_us() - past_us).unwrap_or(0))
+    }
+
+    /// Sends the so many bytes that are ready, if they are enough and the publisher is free, or too many to wait.
+    pub(crate) fn send_piece(
+        &mut self,
+        bytes: usize,
+        publisher: &mut dyn Publisher,
+    ) -> Result<(), RelayError> {
+        let enough = bytes >= self.limits.send_bytes;
+        let too_many = bytes >= self.limits.send_bytes.saturating_mul(PIECES_WAITING);
+        if too_many || (enough && publisher.idle()) { self.send(publisher) } else { Ok(()) }
     }
 
     pub(crate) fn send(&mut self, publisher: &mut dyn Publisher) -> Result<(), RelayError> {
