@@ -20,6 +20,8 @@ pub(crate) enum Shape {
     One,
     /// Rows that were there before: a snapshot
     Snapshot,
+    /// No backlog: a row in a transaction at a steady rate, and how long until it is visible
+    Steady,
 }
 
 /// The table; its rows are about 400 bytes.
@@ -41,7 +43,7 @@ pub(crate) fn fill(postgres: &Postgres, shape: Shape, rows: u64) -> u64 {
     let update = "UPDATE emails SET is_read = NOT is_read WHERE id > at AND id <= least(at + step, last);";
     let (inserted, updated) = match shape {
         Shape::Batches => BATCHES,
-        Shape::Singles => (1, 1),
+        Shape::Singles | Shape::Steady => (1, 1),
         Shape::One | Shape::Snapshot => (rows, rows),
     };
     let mut changes = 0;

@@ -7,6 +7,7 @@ use anyhow::Result;
 use clap::Parser;
 
 mod backlog;
+mod latency;
 mod measure;
 mod report;
 mod run;
@@ -25,6 +26,9 @@ struct Options {
     /// Rows that are inserted, and then updated
     #[arg(long, default_value_t = 1_000_000)]
     rows: u64,
+    /// Transactions a second, where they come at a steady rate
+    #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    rate: u32,
     /// How often each side drains it
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=10))]
     rounds: u32,
@@ -40,6 +44,10 @@ struct Options {
 
 fn main() -> Result<()> {
     let options = Options::parse();
+    if options.shape == Shape::Steady {
+        report::print_latencies(&latency::run(&options)?);
+        return Ok(());
+    }
     let samples = run::all(&options)?;
     report::print(&options, &samples);
     if let Some(path) = &options.json {

@@ -10,6 +10,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde_json::json;
 
 use crate::Options;
+use crate::latency::Latency;
 use crate::measure::Sample;
 use crate::sides::Side;
 
@@ -43,6 +44,18 @@ pub(crate) fn print(options: &Options, samples: &[Sample]) {
             format!("{:.0}", figure(&|sample| sample.peak_kib as f64 / 1024.0)),
             format!("{:.0}", figure(&|sample| sample.rows as f64)),
         ]);
+    }
+    table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
+    println!("{table}");
+}
+
+/// How long a commit took to be visible, as a table in Markdown.
+pub(crate) fn print_latencies(latencies: &[Latency]) {
+    let mut table = Table::new();
+    table.load_preset(presets::ASCII_MARKDOWN).set_header(["visible in", "p50 ms", "p99 ms", "max ms"]);
+    for Latency { place, p50, p99, max } in latencies {
+        let ms = [p50, p99, max].map(|time| format!("{:.1}", time.as_secs_f64() * 1e3));
+        table.add_row([&[(*place).to_owned()][..], &ms].concat());
     }
     table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
     println!("{table}");

@@ -10,7 +10,7 @@ use change::{Lsn, Progress};
 use clap::ValueEnum;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
-use rdkafka::message::Message;
+use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tempfile::TempDir;
 use testkit::services::{Debezium, Kafka, Postgres, Process};
@@ -149,6 +149,34 @@ impl Running {
     }
 }
 
+/// Millrace as it was built beside this program.
+pub(crate) fn own_program() -> PathBuf {
+    std::env::current_exe().map(|exe| exe.with_file_name("millrace")).unwrap_or_default()
+}
+
+/// Reads a topic from its beginning.
+pub(crate) fn consumer(kafka: &Kafka, topic: &str) -> Result<BaseConsumer> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", kafka.bootstrap())
+        .set("group.id", "bench")
+        .set("enable.auto.commit", "false")
+        .set("enable.partition.eof", "true")
+        .set("isolation.level", "read_committed")
+        .set("fetch.queue.backoff.ms", "5")
+        .create()?;
+    let mut place = TopicPartitionList::new();
+    place.add_partition_offset(topic, 0, Offset::Beginning)?;
+    consumer.assign(&place)?;
+    Ok(consumer)
+}
+
+/// Whether a record tells of a row that is there.
+pub(crate) fn is_row(message: &BorrowedMessage<'_>) -> Result<bool> {
+    let value = std::str::from_utf8(message.payload().unwrap_or_default())?;
+    let is = |op: &str| value.contains(&format!("\"op\":\"{op}\""));
+    Ok(["c", "u", "r"].into_iter().any(is))
+}
+
 /// Records of a topic.
 fn end(consumer: &BaseConsumer, topic: &str) -> Result<i64> {
     Ok(consumer.fetch_watermarks(topic, 0, START)?.1)
@@ -227,9 +255,7 @@ impl Place<'_> {
 
     fn millrace(&self, arguments: &[&str]) -> Command {
         let program = self.variant.program.clone().filter(|_| self.side == Side::Other);
-        // Built beside this program.
-        let own = || std::env::current_exe().map(|exe| exe.with_file_name("millrace")).unwrap_or_default();
-        let mut command = Command::new(program.unwrap_or_else(own));
+        let mut command = Command::new(program.unwrap_or_else(own_program));
         command.arg("--config").arg(self.config()).args(arguments).stdin(Stdio::null());
         command
     }
@@ -260,7 +286,7 @@ impl Place<'_> {
                 Running::Program(self.spawn(&mut receive)?)
             }
             Side::Reader | Side::Other => {
-                let ledger = self.consumer(&format!("millrace.{}.1.ledger", self.name))?;
+                let ledger = consumer(self.kafka, &format!("millrace.{}.1.ledger", self.name))?;
                 let head = (self.shape != Shape::Snapshot).then_some(head);
                 Running::Reader(self.spawn(&mut self.millrace(&["reader"]))?, ledger, head)
             }
@@ -269,7 +295,7 @@ impl Place<'_> {
                 let mode = if self.shape == Shape::Snapshot { "initial_only" } else { "no_data" };
                 let properties = DEBEZIUM.replace("NAME", &self.name).replace("MODE", mode);
                 let debezium = Debezium::tuned(self.kafka, self.postgres, DATABASE, &properties);
-                Running::Debezium(debezium, self.consumer(&topic)?, topic, i64::try_from(changes)?)
+                Running::Debezium(debezium, consumer(self.kafka, &topic)?, topic, i64::try_from(changes)?)
             }
         })
     }
@@ -281,21 +307,6 @@ impl Place<'_> {
         command
     }
 
-    fn consumer(&self, topic: &str) -> Result<BaseConsumer> {
-        let consumer: BaseConsumer = ClientConfig::new()
-            .set("bootstrap.servers", self.kafka.bootstrap())
-            .set("group.id", "bench")
-            .set("enable.auto.commit", "false")
-            .set("enable.partition.eof", "true")
-            .set("isolation.level", "read_committed")
-            .set("fetch.queue.backoff.ms", "5")
-            .create()?;
-        let mut place = TopicPartitionList::new();
-        place.add_partition_offset(topic, 0, Offset::Beginning)?;
-        consumer.assign(&place)?;
-        Ok(consumer)
-    }
-
     /// Counts the row changes that stand at the destination.
     pub(crate) fn count(&self, changes: u64) -> Result<u64> {
         let topic = match self.side {
@@ -304,18 +315,14 @@ impl Place<'_> {
             Side::Reader | Side::Other => format!("millrace.{}.1", self.name),
             Side::Debezium => format!("{}.public.emails", self.name),
         };
-        let consumer = self.consumer(&topic)?;
+        let consumer = consumer(self.kafka, &topic)?;
         let mut rows = 0;
         loop {
             match consumer.poll(START) {
                 None => bail!("topic {topic} does not answer"),
                 Some(Err(KafkaError::PartitionEOF(_))) => return Ok(rows),
                 Some(Err(error)) => return Err(error.into()),
-                Some(Ok(message)) => {
-                    let value = std::str::from_utf8(message.payload().unwrap_or_default())?;
-                    let is = |op: &str| value.contains(&format!("\"op\":\"{op}\""));
-                    rows += u64::from(["c", "u", "r"].into_iter().any(is));
-                }
+                Some(Ok(message)) => rows += u64::from(is_row(&message)?),
             }
         }
     }

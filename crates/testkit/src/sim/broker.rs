@@ -203,7 +203,7 @@ impl Publisher for SimPublisher {
     }
 
     fn idle(&self) -> bool {
-        self.broker.borrow().slots.len() % 3 > 0
+        !self.broker.borrow().slots.len().is_multiple_of(3)
     }
 
     fn send(&mut self, batch: &RecordBatch, count: usize) -> Result<(), PublishError> {
