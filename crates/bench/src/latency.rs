@@ -5,7 +5,7 @@
 
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use rdkafka::consumer::BaseConsumer;
@@ -23,8 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How often a store is asked.
 const REDIS_LOOK: Duration = Duration::from_micros(500);
 const SEARCH_LOOK: Duration = Duration::from_millis(20);
-/// Rows that come before any is measured: everything is warm then.
-const WARM_UP: Duration = Duration::from_secs(5);
+/// What comes before is not measured: a new JVM compiles the broker meanwhile.
+const WARM_UP: Duration = Duration::from_secs(40);
 
 /// From commit to visible, in one place.
 pub(crate) struct Latency {
@@ -85,8 +85,7 @@ pub(crate) fn run(options: &Options) -> Result<Vec<Latency>> {
                 page["total"].as_u64().context("the page has a total")
             })
         });
-        let mut commits = write(&postgres, rows, options.rate);
-        commits.sort_unstable();
+        let commits = write(&postgres, rows, options.rate);
         let seen = [("Kafka", in_kafka), ("Redis", in_redis), ("search", in_search)];
         let latencies = seen.map(|(place, watched)| {
             let sights = watched.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -96,31 +95,38 @@ pub(crate) fn run(options: &Options) -> Result<Vec<Latency>> {
     })
 }
 
-/// Writes rows at a steady rate; gives when each commit had returned.
-fn write(postgres: &Postgres, rows: u64, rate: u32) -> Vec<Instant> {
-    let began = Instant::now();
-    let sessions: Vec<_> = (0..WRITERS).map(|_| postgres.session(DATABASE)).collect();
+/// Writes rows at a steady rate; gives when each commit had returned, µs since the epoch. The server does it by itself:
+/// clients that write would take a good part of the machine.
+fn write(postgres: &Postgres, rows: u64, rate: u32) -> Vec<i64> {
+    postgres.sql(DATABASE, "CREATE UNLOGGED TABLE commits (at bigint)");
     thread::scope(|scope| {
-        let writers: Vec<_> = (0..)
-            .zip(sessions)
-            .map(|(writer, session)| {
-                scope.spawn(move || {
-                    let own = (1..=rows).filter(|id| id % u64::from(WRITERS) == writer);
-                    own.map(|id| {
-                        let due = began + Duration::from_secs_f64(id as f64 / f64::from(rate));
-                        thread::sleep(due.saturating_duration_since(Instant::now()));
-                        session.sql(&format!(
-                            "INSERT INTO emails VALUES ({id}, {id} % 10000, 'inbox', 'me@example.org', 'subject {id}', \
-                             repeat('some words ', 30), false, now())"
-                        ));
-                        Instant::now()
-                    })
-                    .collect::<Vec<_>>()
-                })
-            })
-            .collect();
-        writers.into_iter().flat_map(|writer| writer.join().expect("every row is written")).collect()
-    })
+        for first in 1..=u64::from(WRITERS) {
+            let session = postgres.session(DATABASE);
+            scope.spawn(move || {
+                session.sql(&format!(
+                    "DO $$ DECLARE
+                         id bigint := {first};
+                         began timestamptz := clock_timestamp();
+                         early float8;
+                         times bigint[] := '{{}}';
+                     BEGIN
+                         WHILE id <= {rows} LOOP
+                             early := id / {rate}.0 - extract(epoch FROM clock_timestamp() - began);
+                             IF early > 0 THEN PERFORM pg_sleep(early); END IF;
+                             INSERT INTO emails VALUES (id, id % 10000, 'inbox', 'me@example.org', 'subject ' || id,
+                                 repeat('some words ', 30), false, now());
+                             COMMIT;
+                             times := times || (extract(epoch FROM clock_timestamp()) * 1000000)::bigint;
+                             id := id + {WRITERS};
+                         END LOOP;
+                         INSERT INTO commits SELECT unnest(times);
+                     END $$"
+                ));
+            });
+        }
+    });
+    let commits = postgres.session(DATABASE).sql("SELECT at FROM commits ORDER BY at");
+    commits.iter().map(|row| row[0].as_deref().and_then(|at| at.parse().ok()).expect("a number")).collect()
 }
 
 /// Counts the records of rows as they come.
@@ -135,14 +141,14 @@ fn records(consumer: &BaseConsumer) -> impl FnMut() -> Result<u64> {
 }
 
 /// Asks for a count until it is `rows`; gives when it was first seen to be how high.
-fn watch(rows: u64, look: Duration, mut count: impl FnMut() -> Result<u64>) -> Result<Vec<(Instant, u64)>> {
-    let mut sights: Vec<(Instant, u64)> = Vec::new();
+fn watch(rows: u64, look: Duration, mut count: impl FnMut() -> Result<u64>) -> Result<Vec<(i64, u64)>> {
+    let mut sights: Vec<(i64, u64)> = Vec::new();
     let mut moved = Instant::now();
     loop {
         let now = count()?;
         if now > sights.last().map_or(0, |last| last.1) {
             moved = Instant::now();
-            sights.push((moved, now));
+            sights.push((now_us()?, now));
         }
         if now >= rows {
             return Ok(sights);
@@ -152,20 +158,23 @@ fn watch(rows: u64, look: Duration, mut count: impl FnMut() -> Result<u64>) -> R
     }
 }
 
-fn latency(place: &'static str, commits: &[Instant], sights: &[(Instant, u64)]) -> Result<Latency> {
-    let from = *commits.first().context("there are commits")? + WARM_UP;
+fn latency(place: &'static str, commits: &[i64], sights: &[(i64, u64)]) -> Result<Latency> {
+    let from = *commits.first().context("there are commits")? + i64::try_from(WARM_UP.as_micros())?;
     let mut all = Vec::with_capacity(commits.len());
     let mut left = commits;
     let mut seen = 0;
     for (at, count) in sights {
         let (new, rest) = left.split_at(usize::try_from(count - seen)?);
-        all.extend(
-            new.iter().filter(|commit| **commit >= from).map(|commit| at.saturating_duration_since(*commit)),
-        );
+        let measured = new.iter().filter(|commit| **commit >= from);
+        all.extend(measured.map(|commit| Duration::from_micros(u64::try_from(at - commit).unwrap_or(0))));
         (left, seen) = (rest, *count);
     }
     all.sort_unstable();
     let part = |part: f64| all.get((all.len() as f64 * part) as usize).copied();
     let max = *all.last().context("more rows than the warm-up takes are needed: --rows")?;
     Ok(Latency { place, p50: part(0.5).unwrap_or(max), p99: part(0.99).unwrap_or(max), max })
+}
+
+fn now_us() -> Result<i64> {
+    Ok(i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros())?)
 }

@@ -21,6 +21,9 @@ pub struct KafkaPublisher {
     producer: Option<Producer>,
     /// Offset after the log's last committed data record.
     log_end: i64,
+    /// Offset that the first record of the open transaction is expected to have, and how many were sent.
+    first: i64,
+    sent: i64,
     scratch: String,
 }
 
@@ -28,7 +31,17 @@ impl KafkaPublisher {
     /// A publisher that has not contacted the brokers yet.
     pub fn new(connection: Connection, names: Names) -> Self {
         let (log, ledger) = (names.log(), names.ledger());
-        KafkaPublisher { connection, names, log, ledger, producer: None, log_end: 0, scratch: String::new() }
+        KafkaPublisher {
+            connection,
+            names,
+            log,
+            ledger,
+            producer: None,
+            log_end: 0,
+            first: 0,
+            sent: 0,
+            scratch: String::new(),
+        }
     }
 
     fn send_all(&mut self, batch: &RecordBatch, count: usize) -> Result<(), KafkaError> {
@@ -45,6 +58,7 @@ impl KafkaPublisher {
                 headers: headers(&record, &mut self.scratch),
                 timestamp_ms: Some(record.meta.timestamp_ms),
             })?;
+            self.sent += 1;
         }
         Ok(())
     }
@@ -55,12 +69,21 @@ impl KafkaPublisher {
         for entry in entries {
             send_entry(producer, &self.ledger, entry)?;
         }
-        producer.settle()?;
-        let log_end = producer.log_end().map_or(self.log_end, |end| end.max(self.log_end));
-        progress.log_end = log_end;
+        // The records' offsets are known before they are delivered, and looked at afterwards: the last progress counts.
+        progress.log_end = if self.sent > 0 { self.first + self.sent } else { self.log_end };
         send_entry(producer, &self.ledger, &LedgerEntry::Progress(progress.clone()))?;
         producer.settle()?;
+        let log_end = producer.log_end().map_or(self.log_end, |end| end.max(self.log_end));
+        if progress.log_end != log_end {
+            progress.log_end = log_end;
+            send_entry(producer, &self.ledger, &LedgerEntry::Progress(progress.clone()))?;
+            producer.settle()?;
+        }
         producer.commit()?;
+        if self.sent > 0 {
+            // The transaction's end takes an offset.
+            (self.first, self.sent) = (log_end + 1, 0);
+        }
         self.log_end = log_end;
         Ok(())
     }
@@ -74,6 +97,7 @@ impl Publisher for KafkaPublisher {
         let ledger = read_ledger(&self.connection, &self.names, ReadUntil::TrueEnd)?;
         let header_end = i64::from(ledger.log.is_some());
         self.log_end = ledger.progress.as_ref().map_or(header_end, |progress| progress.log_end);
+        (self.first, self.sent) = (ledger.log_end, 0);
         self.producer = Some(producer);
         Ok(ledger)
     }

@@ -36,6 +36,9 @@ pub struct Limits {
     pub commit_bytes: usize,
     /// A Kafka transaction is committed at this age, even inside a source transaction.
     pub commit_interval: Duration,
+    /// A Kafka transaction begins no sooner than this after the one before: the broker is still ending that one, and would
+    /// have the client wait for longer.
+    pub commit_pause: Duration,
     /// When nothing for us happens, the log's LSN follows the server's at this interval.
     pub idle_interval: Duration,
     /// The heartbeat table is written at this interval.
@@ -54,6 +57,7 @@ impl Default for Limits {
             send_bytes: 1 << 20,
             commit_bytes: 32 << 20,
             commit_interval: Duration::from_secs(1),
+            commit_pause: Duration::from_millis(3),
             idle_interval: Duration::from_millis(100),
             heartbeat_interval: Duration::from_secs(60),
             stand_by_interval: Duration::from_millis(500),
@@ -274,7 +278,7 @@ impl<'a> Relay<'a> {
     /// How long the next poll may wait: not at all while something waits to be committed.
     fn patience(&self) -> Duration {
         if self.waiting_since.is_some() && !self.assembler.mid_transaction() {
-            Duration::ZERO
+            self.pause()
         } else if self.behind() {
             self.limits.idle_interval.saturating_sub(self.since(self.committed_at))
         } else {
@@ -286,7 +290,10 @@ impl<'a> Relay<'a> {
     fn due(&self, arrived: bool) -> bool {
         let whole = !self.assembler.mid_transaction();
         match self.waiting_since {
-            Some(since) => (whole && !arrived) || self.since(since) >= self.limits.commit_interval,
+            Some(since) => {
+                (whole && !arrived && self.pause().is_zero())
+                    || self.since(since) >= self.limits.commit_interval
+            }
             None => {
                 whole
                     && (self.assembler.reading.dirty()
@@ -294,6 +301,11 @@ impl<'a> Relay<'a> {
                         || (self.behind() && self.since(self.committed_at) >= self.limits.idle_interval))
             }
         }
+    }
+
+    /// How long no Kafka transaction should begin.
+    fn pause(&self) -> Duration {
+        self.limits.commit_pause.saturating_sub(self.since(self.committed_at))
     }
 
     /// Whether the ledger's LSN is behind what was assembled.
@@ -313,7 +325,11 @@ impl<'a> Relay<'a> {
     ) -> Result<(), RelayError> {
         let enough = bytes >= self.limits.send_bytes;
         let too_many = bytes >= self.limits.send_bytes.saturating_mul(PIECES_WAITING);
-        if too_many || (enough && publisher.idle()) { self.send(publisher) } else { Ok(()) }
+        if too_many || (enough && publisher.idle() && self.pause().is_zero()) {
+            self.send(publisher)
+        } else {
+            Ok(())
+        }
     }
 
     pub(crate) fn send(&mut self, publisher: &mut dyn Publisher) -> Result<(), RelayError> {
@@ -353,7 +369,7 @@ impl<'a> Relay<'a> {
         self.sent_records = 0;
         self.sent_bytes = 0;
         self.waiting_since = None;
-        self.committed_at = now_us;
+        self.committed_at = self.clock.now_us();
         self.reply_requested = false;
         Ok(())
     }

@@ -59,6 +59,20 @@ fn log_end_is_the_offset_after_the_last_data_record() {
         publisher.commit(&[], &mut told).unwrap();
         assert_eq!(told.log_end, before, "a commit without records moves nothing");
     }
+    let told_so_far = || seen(&at, &names.ledger(), "read_committed").len();
+    let once = told_so_far();
+    assert_eq!(once, 1 + 3 * 2, "one for each commit: it is known before");
+    // What nobody may do.
+    let foreign: BaseProducer = ClientConfig::new().set("bootstrap.servers", &at).create().unwrap();
+    foreign.send(BaseRecord::<(), str>::to(&names.log()).partition(0).payload("stray")).unwrap();
+    foreign.flush(PATIENCE).unwrap();
+    publisher.send(&rows(504, 2), 2).unwrap();
+    publisher.commit(&[], &mut told).unwrap();
+    assert_eq!(
+        (told.log_end, told_so_far()),
+        (last(), once + 2),
+        "told once more where it was not as expected"
+    );
     // What was sent and not committed leaves its offsets behind, and no trace in the log's end.
     publisher.send(&rows(900, 5), 5).unwrap();
     let before = told.log_end;
