@@ -20,6 +20,8 @@ pub(crate) enum Shape {
     One,
     /// Rows that were there before: a snapshot
     Snapshot,
+    /// The log of `batches`: what the stores' workers drain
+    Stores,
     /// No backlog: a row in a transaction at a steady rate, and how long until it is visible
     Steady,
 }
@@ -42,7 +44,7 @@ pub(crate) fn fill(postgres: &Postgres, shape: Shape, rows: u64) -> u64 {
         FROM generate_series(at + 1, least(at + step, last)) g;";
     let update = "UPDATE emails SET is_read = NOT is_read WHERE id > at AND id <= least(at + step, last);";
     let (inserted, updated) = match shape {
-        Shape::Batches => BATCHES,
+        Shape::Batches | Shape::Stores => BATCHES,
         Shape::Singles | Shape::Steady => (1, 1),
         Shape::One | Shape::Snapshot => (rows, rows),
     };

@@ -12,6 +12,7 @@ mod measure;
 mod report;
 mod run;
 mod sides;
+mod stores;
 
 use backlog::Shape;
 use sides::{Side, Variant};
@@ -32,14 +33,24 @@ struct Options {
     /// How often each side drains it
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=10))]
     rounds: u32,
-    /// The sides, in the order of the first round; every other round goes the other way
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "limit,again,reader,debezium")]
-    sides: Vec<Side>,
+    /// The sides, in the order of the first round; every other round goes the other way [default: all that fit]
+    #[arg(long, value_enum, value_delimiter = ',')]
+    sides: Option<Vec<Side>>,
     #[command(flatten)]
     variant: Variant,
     /// Where to append the figures as JSON lines
     #[arg(long)]
     json: Option<PathBuf>,
+}
+
+impl Options {
+    fn sides(&self) -> Vec<Side> {
+        let fit = match self.shape {
+            Shape::Stores => vec![Side::Consumer, Side::Counters, Side::Tantivy, Side::Search],
+            _ => vec![Side::Limit, Side::Again, Side::Reader, Side::Debezium],
+        };
+        self.sides.clone().unwrap_or(fit)
+    }
 }
 
 fn main() -> Result<()> {
@@ -48,7 +59,7 @@ fn main() -> Result<()> {
         report::print_latencies(&latency::run(&options)?);
         return Ok(());
     }
-    let samples = run::all(&options)?;
+    let samples = if options.shape == Shape::Stores { stores::run(&options)? } else { run::all(&options)? };
     report::print(&options, &samples);
     if let Some(path) = &options.json {
         report::append(path, &options, &samples)?;

@@ -64,9 +64,9 @@ pub(crate) struct Sample {
     /// Row changes that were counted at the destination.
     pub(crate) rows: u64,
     pub(crate) time: Duration,
-    /// CPU of the side itself, of the walsender, and of the broker.
+    /// CPU of the side itself, of the server that it reads from or writes to (walsender, Redis), and of the broker.
     pub(crate) own: Duration,
-    pub(crate) walsender: Duration,
+    pub(crate) server: Duration,
     pub(crate) broker: Duration,
     pub(crate) peak_kib: u64,
 }

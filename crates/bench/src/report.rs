@@ -10,6 +10,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde_json::json;
 
 use crate::Options;
+use crate::backlog::Shape;
 use crate::latency::Latency;
 use crate::measure::Sample;
 use crate::sides::Side;
@@ -22,7 +23,7 @@ pub(crate) fn print(options: &Options, samples: &[Sample]) {
         "rows/s",
         "of limit",
         "own CPU µs/row",
-        "walsender",
+        if options.shape == Shape::Stores { "Redis" } else { "walsender" },
         "broker",
         "peak MiB",
         "rows counted",
@@ -30,18 +31,21 @@ pub(crate) fn print(options: &Options, samples: &[Sample]) {
     let of = |side: Side, figure: &dyn Fn(&Sample) -> f64| {
         median(samples.iter().filter(|sample| sample.side == side.name()).map(figure).collect())
     };
-    let limit = of(Side::Limit, &Sample::rows_per_second);
-    for side in &options.sides {
+    for side in &options.sides() {
         let figure = |figure: &dyn Fn(&Sample) -> f64| of(*side, figure).unwrap_or(f64::NAN);
         let rate = figure(&Sample::rows_per_second);
         table.add_row([
             side.name().to_owned(),
             format!("{rate:.0}"),
-            limit.map_or("-".into(), |limit| format!("{:.2}", rate / limit)),
+            of(side.limit(), &Sample::rows_per_second)
+                .map_or("-".into(), |limit| format!("{:.2}", rate / limit)),
             format!("{:.1}", figure(&|sample| sample.per_row(sample.own))),
-            format!("{:.1}", figure(&|sample| sample.per_row(sample.walsender))),
+            format!("{:.1}", figure(&|sample| sample.per_row(sample.server))),
             format!("{:.1}", figure(&|sample| sample.per_row(sample.broker))),
-            format!("{:.0}", figure(&|sample| sample.peak_kib as f64 / 1024.0)),
+            match figure(&|sample| sample.peak_kib as f64 / 1024.0) {
+                0.0 => "-".to_owned(),
+                peak => format!("{peak:.0}"),
+            },
             format!("{:.0}", figure(&|sample| sample.rows as f64)),
         ]);
     }
@@ -69,7 +73,7 @@ pub(crate) fn append(path: &Path, options: &Options, samples: &[Sample]) -> Resu
         let line = json!({
             "shape": shape, "side": sample.side, "round": sample.round, "rows": sample.rows,
             "seconds": sample.time.as_secs_f64(), "own_cpu_s": sample.own.as_secs_f64(),
-            "walsender_cpu_s": sample.walsender.as_secs_f64(), "broker_cpu_s": sample.broker.as_secs_f64(),
+            "server_cpu_s": sample.server.as_secs_f64(), "broker_cpu_s": sample.broker.as_secs_f64(),
             "peak_kib": sample.peak_kib,
         });
         writeln!(file, "{line}")?;

@@ -29,7 +29,7 @@ pub(crate) fn all(options: &Options) -> Result<Vec<Sample>> {
     postgres.sql(DATABASE, "CREATE PUBLICATION bench FOR TABLE emails");
     let mut places = Vec::new();
     for round in 1..=options.rounds {
-        let mut sides = options.sides.clone();
+        let mut sides = options.sides();
         if round % 2 == 0 {
             sides.reverse();
         }
@@ -114,7 +114,7 @@ fn measure(place: &Place<'_>, round: u32, head: Lsn, changes: u64) -> Result<Sam
         rows: place.count(changes)?,
         time,
         own: own.used(),
-        walsender: sender.map_or(Duration::ZERO, |sender| sender.used()),
+        server: sender.map_or(Duration::ZERO, |sender| sender.used()),
         broker: broker.used(),
         peak_kib: own.peak_kib(),
     })

@@ -1,7 +1,7 @@
 //! Who drains the backlog, and how one knows that it is drained.
 
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -56,6 +56,14 @@ pub(crate) enum Side {
     Other,
     /// Debezium, tuned, to Kafka
     Debezium,
+    /// A plain consumer that counts
+    Consumer,
+    /// Millrace's worker of counters: one of all rows, one of 10,000 groups
+    Counters,
+    /// A plain consumer that parses each record and upserts a document
+    Tantivy,
+    /// Millrace's search worker
+    Search,
 }
 
 /// What distinguishes [`Side::Other`] from [`Side::Reader`].
@@ -77,6 +85,19 @@ impl Side {
             Side::Reader => "reader",
             Side::Other => "other",
             Side::Debezium => "debezium",
+            Side::Consumer => "consumer",
+            Side::Counters => "counters",
+            Side::Tantivy => "tantivy",
+            Side::Search => "search",
+        }
+    }
+
+    /// What it is compared with.
+    pub(crate) fn limit(self) -> Side {
+        match self {
+            Side::Consumer | Side::Counters => Side::Consumer,
+            Side::Tantivy | Side::Search => Side::Tantivy,
+            _ => Side::Limit,
         }
     }
 }
@@ -170,6 +191,12 @@ pub(crate) fn consumer(kafka: &Kafka, topic: &str) -> Result<BaseConsumer> {
     Ok(consumer)
 }
 
+/// Waits until a process has said something.
+pub(crate) fn wait_for_log(log: &Path, text: &str) -> Result<()> {
+    let said = crate::measure::until(START, || Ok(fs::read_to_string(log)?.contains(text)));
+    said.with_context(|| fs::read_to_string(log).unwrap_or_default())
+}
+
 /// Whether a record tells of a row that is there.
 pub(crate) fn is_row(message: &BorrowedMessage<'_>) -> Result<bool> {
     let value = std::str::from_utf8(message.payload().unwrap_or_default())?;
@@ -226,8 +253,13 @@ impl Place<'_> {
                     reader.wait(START);
                 }
             }
+            _ => return self.misfit(),
         }
         Ok(())
+    }
+
+    fn misfit<T>(&self) -> Result<T> {
+        bail!("side {} belongs to the shape `stores`", self.side.name())
     }
 
     fn make_slot(&self) {
@@ -266,8 +298,7 @@ impl Place<'_> {
     }
 
     fn wait_for_log(&self, text: &str) -> Result<()> {
-        let said = crate::measure::until(START, || Ok(fs::read_to_string(self.log())?.contains(text)));
-        said.with_context(|| fs::read_to_string(self.log()).unwrap_or_default())
+        wait_for_log(&self.log(), text)
     }
 
     /// Starts the side; it is to come to `head`, through so many row changes.
@@ -290,6 +321,7 @@ impl Place<'_> {
                 let head = (self.shape != Shape::Snapshot).then_some(head);
                 Running::Reader(self.spawn(&mut self.millrace(&["reader"]))?, ledger, head)
             }
+            Side::Consumer | Side::Counters | Side::Tantivy | Side::Search => return self.misfit(),
             Side::Debezium => {
                 let topic = format!("{}.public.emails", self.name);
                 let mode = if self.shape == Shape::Snapshot { "initial_only" } else { "no_data" };
@@ -314,6 +346,7 @@ impl Place<'_> {
             Side::Limit | Side::Again => return Ok(changes),
             Side::Reader | Side::Other => format!("millrace.{}.1", self.name),
             Side::Debezium => format!("{}.public.emails", self.name),
+            _ => return self.misfit(),
         };
         let consumer = consumer(self.kafka, &topic)?;
         let mut rows = 0;

@@ -62,6 +62,14 @@ impl Redis {
         self.port
     }
 
+    /// Its process id.
+    ///
+    /// # Panics
+    /// While it does not run.
+    pub fn id(&self) -> u32 {
+        self.process.as_ref().expect("redis-server runs").id()
+    }
+
     /// A connection, for a test's own look.
     ///
     /// # Panics
