@@ -6,13 +6,12 @@
 //! <https://debezium.io/documentation/reference/stable/connectors/postgresql.html>
 
 use std::borrow::Cow;
-use std::fmt;
 
 use base64::Engine;
-use serde::Deserialize;
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
-use serde_json::value::RawValue;
 
+use memchr::memmem;
+
+use crate::members::{self, Members};
 use crate::record::{Parts, RecordBatch, RecordMeta};
 use crate::schema::{Encoding, ReplicaIdentity, SchemaRef, TableSchema};
 use crate::{Datum, Lsn, Position, Tuple, json};
@@ -21,26 +20,23 @@ use crate::{Datum, Lsn, Position, Tuple, json};
 /// columns really have it, so that a literal of the same text is never mistaken.
 pub const UNAVAILABLE: &str = "__debezium_unavailable_value";
 
+/// Bytes of an envelope from its `op` on, at most, where times follow it.
+const MAX_TAIL: usize = 128;
+
 /// Kind of a change: the envelope's `op`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Op {
     /// `c`: a row was born.
-    #[serde(rename = "c")]
     Create,
     /// `u`: a row changed, its key did not.
-    #[serde(rename = "u")]
     Update,
     /// `d`: a row died.
-    #[serde(rename = "d")]
     Delete,
     /// `r`: a row was read by a snapshot.
-    #[serde(rename = "r")]
     Read,
     /// `t`: the table was truncated.
-    #[serde(rename = "t")]
     Truncate,
     /// `m`: a logical message.
-    #[serde(rename = "m")]
     Message,
 }
 
@@ -54,6 +50,14 @@ impl Op {
             Op::Truncate => b"t",
             Op::Message => b"m",
         }
+    }
+
+    /// Of the envelope's `op`, a JSON string.
+    fn read(token: &str) -> Result<Self, EnvelopeError> {
+        let all = [Op::Create, Op::Update, Op::Delete, Op::Read, Op::Truncate, Op::Message];
+        let code = token.trim_matches('"').as_bytes();
+        let known = all.into_iter().find(|op| op.code() == code);
+        known.ok_or_else(|| EnvelopeError::NotAnEnvelope(format!("its `op` is {token}")))
     }
 }
 
@@ -477,23 +481,48 @@ fn datum_json(out: &mut Vec<u8>, encoding: Encoding, datum: Datum<'_>) {
 }
 
 /// A record's value as read back; rows stay JSON until their [`fields`] are asked for.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug)]
 pub struct Event<'a> {
     /// What happened.
     pub op: Op,
-    /// The old row, as far as Postgres sent it.
-    #[serde(borrow, default)]
-    pub before: Option<&'a RawValue>,
-    /// The new row.
-    #[serde(borrow, default)]
-    pub after: Option<&'a RawValue>,
+    /// The old row as a JSON object, as far as Postgres sent it.
+    pub before: Option<&'a str>,
+    /// The new row as a JSON object.
+    pub after: Option<&'a str>,
 }
 
 impl<'a> Event<'a> {
     /// Reads a record's value.
     pub fn decode(value: &'a [u8]) -> Result<Self, EnvelopeError> {
-        serde_json::from_slice(value).map_err(|e| EnvelopeError::NotAnEnvelope(e.to_string()))
+        let text = utf8(value)?;
+        let mut members = Members::of(text)?;
+        let (mut op, mut before, mut after) = (last_op(text), None, None);
+        while op.is_none() || before.is_none() || after.is_none() {
+            let Some(member) = members.next()? else { break };
+            if member.is("before")? {
+                before = Some(member.value);
+            } else if member.is("after")? {
+                after = Some(member.value);
+            } else if member.is("op")? {
+                op = Some(member.value);
+            }
+        }
+        let op = op.ok_or_else(|| EnvelopeError::NotAnEnvelope("it has no `op`".to_owned()))?;
+        let there = |row: &&str| *row != "null";
+        let op = Op::read(op)?;
+        Ok(Event { op, before: before.filter(there), after: after.filter(there) })
     }
+}
+
+/// The envelope's `op` where it stands behind everything that is nested, as Debezium and [`Encoder`] write it: what lies
+/// between it and the rows need not be read then.
+fn last_op(envelope: &str) -> Option<&str> {
+    const NAME: &str = ",\"op\":";
+    let tail = envelope.len().saturating_sub(MAX_TAIL);
+    // A quote inside a string has a backslash before it, so that this is a name; and no object ends behind it but one.
+    let at = tail + memmem::rfind(&envelope.as_bytes()[tail..], NAME.as_bytes())? + NAME.len();
+    let rest = &envelope[at..];
+    (rest.find('}') == Some(rest.len() - 1)).then(|| rest.get(..3))?
 }
 
 /// One column's value in a row of the log.
@@ -510,7 +539,15 @@ pub enum Field<'a> {
     Text(Cow<'a, str>),
 }
 
-impl Field<'_> {
+impl<'a> Field<'a> {
+    fn read(token: &'a str) -> Result<Self, EnvelopeError> {
+        Ok(match token.as_bytes().first() {
+            Some(b'n') => Field::Null,
+            Some(b'"') => Field::Text(members::string(token)?),
+            _ => Field::Bare(token),
+        })
+    }
+
     /// The value as Postgres prints it; `None` for NULL and for a missing column.
     pub fn postgres_text(&self, encoding: Encoding) -> Option<Cow<'_, str>> {
         match self {
@@ -521,72 +558,31 @@ impl Field<'_> {
     }
 }
 
-/// Reads the columns called `names` out of a row, into `out` in the same order. The others are skipped unread.
-pub fn fields<'a>(row: &'a RawValue, names: &[&str], out: &mut Vec<Field<'a>>) -> Result<(), EnvelopeError> {
-    object_fields(row.get(), names, out)
+/// Reads the columns called `names` out of a row, a JSON object, into `out` in the same order. The others are skipped
+/// unread.
+pub fn fields<'a>(row: &'a str, names: &[&str], out: &mut Vec<Field<'a>>) -> Result<(), EnvelopeError> {
+    out.clear();
+    out.resize(names.len(), Field::Missing);
+    let mut members = Members::of(row)?;
+    let mut missing = names.len();
+    while missing > 0
+        && let Some(member) = members.next()?
+    {
+        for (name, field) in names.iter().zip(&mut *out) {
+            if member.is(name)? {
+                missing -= usize::from(*field == Field::Missing);
+                *field = Field::read(member.value)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The same for a record's key, or for the header `millrace.previous_key`.
 pub fn key_fields<'a>(key: &'a [u8], names: &[&str], out: &mut Vec<Field<'a>>) -> Result<(), EnvelopeError> {
-    let text = std::str::from_utf8(key).map_err(|e| EnvelopeError::NotAnEnvelope(e.to_string()))?;
-    object_fields(text, names, out)
+    fields(utf8(key)?, names, out)
 }
 
-fn object_fields<'a>(text: &'a str, names: &[&str], out: &mut Vec<Field<'a>>) -> Result<(), EnvelopeError> {
-    out.clear();
-    out.resize(names.len(), Field::Missing);
-    let mut reader = serde_json::Deserializer::from_str(text);
-    Wanted { names, out }
-        .deserialize(&mut reader)
-        .and_then(|()| reader.end())
-        .map_err(|e| EnvelopeError::NotAnEnvelope(e.to_string()))
-}
-
-struct Wanted<'n, 'o, 'a> {
-    names: &'n [&'n str],
-    out: &'o mut Vec<Field<'a>>,
-}
-
-impl<'de> DeserializeSeed<'de> for Wanted<'_, '_, 'de> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Wanted<'_, '_, 'de> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a row as a JSON object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        /// A key of the object, borrowed unless it has escapes.
-        #[derive(Deserialize)]
-        struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
-
-        while let Some(Name(name)) = map.next_key()? {
-            match self.names.iter().position(|wanted| *wanted == name) {
-                Some(place) => {
-                    self.out[place] = field(map.next_value()?).map_err(serde::de::Error::custom)?
-                }
-                None => drop(map.next_value::<IgnoredAny>()?),
-            }
-        }
-        Ok(())
-    }
-}
-
-fn field(raw: &RawValue) -> Result<Field<'_>, serde_json::Error> {
-    #[derive(Deserialize)]
-    struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
-
-    let token = raw.get();
-    Ok(match token.as_bytes().first() {
-        Some(b'n') => Field::Null,
-        Some(b'"') => Field::Text(serde_json::from_str::<Text<'_>>(token)?.0),
-        _ => Field::Bare(token),
-    })
+fn utf8(bytes: &[u8]) -> Result<&str, EnvelopeError> {
+    std::str::from_utf8(bytes).map_err(|e| EnvelopeError::NotAnEnvelope(e.to_string()))
 }

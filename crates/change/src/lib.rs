@@ -11,6 +11,7 @@ mod json;
 pub mod key;
 mod ledger;
 mod lsn;
+mod members;
 mod position;
 mod record;
 mod refusal;

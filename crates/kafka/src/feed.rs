@@ -22,11 +22,11 @@ use crate::{Connection, KafkaError, Names, ReadUntil};
 /// Records that a batch holds at most.
 pub(crate) const BATCH_MAX_RECORDS: usize = 10_000;
 /// Bytes after which a batch takes no further record.
-pub(crate) const BATCH_MAX_BYTES: usize = 8 << 20;
+pub(crate) const BATCH_MAX_BYTES: usize = 4 << 20;
 /// The most that librdkafka fetches ahead (KiB).
-const PREFETCH_KIB: &str = "65536";
+const PREFETCH_KIB: &str = "4096";
 /// Bytes that one fetch may bring; a larger record comes alone.
-const FETCH_MAX_BYTES: &str = "8388608";
+const FETCH_MAX_BYTES: &str = "1048576";
 /// Records of the ledger taken in by one call.
 const LEDGER_MAX_RECORDS: usize = 1_000;
 /// How long the ledger may be late behind the log here, though it was written first.

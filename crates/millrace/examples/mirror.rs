@@ -134,7 +134,7 @@ impl Sink for Mirror {
             return Err(Refusal::new(what, remedy).into());
         }
         let key = String::from_utf8_lossy(change.key).into_owned();
-        let row = change.event.after.map(|row| row.get().to_owned());
+        let row = change.event.after.map(str::to_owned);
         match change.event.op {
             Op::Create | Op::Read | Op::Update | Op::Delete => drop(self.staged.insert(key, row)),
             Op::Truncate => {
@@ -146,8 +146,8 @@ impl Sink for Mirror {
         Ok(())
     }
 
-    fn due(&mut self, _now_us: i64) -> bool {
-        true
+    fn due_in(&mut self, _now_us: i64) -> Duration {
+        Duration::ZERO
     }
 
     fn full(&self) -> bool {

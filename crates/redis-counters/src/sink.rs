@@ -1,3 +1,5 @@
+use std::time::{Duration, Instant};
+
 use change::{NEW_LOG, Refusal, TableSchema};
 use worker::{Change, Checkpoint, Move, Sink, SinkError, StoreSpec, Stored};
 
@@ -9,6 +11,12 @@ use crate::shape::{Aggregate, Shape};
 use crate::sql::{self, Definition};
 use crate::staged::Staged;
 use crate::store::{Counter, Store};
+
+/// A commit of so many groups or more means a backlog. A pause follows it of this many times its own duration, so that
+/// many changes of a group become one.
+const LARGE_COMMIT: usize = 1_000;
+const PAUSE_PER_COMMIT: u32 = 9;
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 
 /// How much is held in memory and sent at once.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,6 +48,10 @@ pub struct CountersSink {
     copies: Vec<Copy>,
     staged: Vec<Staged>,
     known: Vec<Known>,
+    /// As of the last poll, microseconds since the epoch; when the last commit was, and the pause that follows it.
+    now_us: i64,
+    committed_us: i64,
+    pause: Duration,
 }
 
 /// A counter's copy, and how it was last seen.
@@ -86,7 +98,18 @@ impl CountersSink {
         let known = vec![Known::default(); specs.len()];
         let staged = definitions.into_iter().map(Staged::new).collect();
         let store = Store::new(server, space)?;
-        Ok(CountersSink { store, bounds, specs, counters, copies, staged, known })
+        Ok(CountersSink {
+            store,
+            bounds,
+            specs,
+            counters,
+            copies,
+            staged,
+            known,
+            now_us: 0,
+            committed_us: 0,
+            pause: Duration::ZERO,
+        })
     }
 
     /// The same, for the copies of these counters: what a builder fills.
@@ -219,8 +242,10 @@ impl Sink for CountersSink {
         Ok(())
     }
 
-    fn due(&mut self, _now_us: i64) -> bool {
-        true
+    fn due_in(&mut self, now_us: i64) -> Duration {
+        self.now_us = now_us;
+        let since = u64::try_from(now_us - self.committed_us).map_or(Duration::MAX, Duration::from_micros);
+        self.pause.saturating_sub(since)
     }
 
     fn full(&self) -> bool {
@@ -245,9 +270,15 @@ impl Sink for CountersSink {
         if moving.is_empty() {
             return Ok(());
         }
+        let begun = Instant::now();
         let budget = Budget { groups: self.bounds.script_groups, bytes: self.bounds.script_bytes };
         match commit(&mut self.store, &moving, budget) {
             Ok(all) => {
+                self.pause = match self.size().0 {
+                    LARGE_COMMIT.. => (begun.elapsed() * PAUSE_PER_COMMIT).min(LONGEST_PAUSE),
+                    _ => Duration::ZERO,
+                };
+                self.committed_us = self.now_us;
                 for (place, held) in places.into_iter().zip(all) {
                     self.staged[place].deltas.clear();
                     self.known[place].seen = held.expected(&self.store.space, self.counters[place].shape);

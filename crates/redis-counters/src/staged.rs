@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use change::{NEW_LOG, Op, Refusal, ReplicaIdentity, TableSchema};
-use serde_json::value::RawValue;
 use worker::{Change, SinkError};
 
 use crate::deltas::{Deltas, Sign};
@@ -61,10 +60,7 @@ impl Staged {
     /// Under a replica identity that is not FULL, `bind` has made sure that the counter looks at nothing but the
     /// key. An update, whose key stays, then changes nothing, whatever its images hold; and a new row whose
     /// key was not sent whole (unchanged TOAST in one of its columns) stands whole in the record's key.
-    fn images<'a>(
-        &self,
-        change: &Change<'a>,
-    ) -> Result<(Option<&'a RawValue>, Option<&'a RawValue>), SinkError> {
+    fn images<'a>(&self, change: &Change<'a>) -> Result<(Option<&'a str>, Option<&'a str>), SinkError> {
         let (before, after) = (change.event.before, change.event.after);
         let full = change.schema.identity == ReplicaIdentity::Full;
         let missing = |image: &str| self.poison(change, &format!("it has no {image} row"));
@@ -74,14 +70,14 @@ impl Staged {
             Op::Delete => Ok((before, None)),
             Op::Update => Ok((before, Some(after.ok_or_else(|| missing("new"))?))),
             _ if !change.unchanged.is_empty() && !full => {
-                let key = serde_json::from_slice(change.key);
-                Ok((None, Some(key.map_err(|e| self.poison(change, &format!("its key is not JSON: {e}")))?)))
+                let key = std::str::from_utf8(change.key);
+                Ok((None, Some(key.map_err(|e| self.poison(change, &format!("its key is not UTF-8: {e}")))?)))
             }
             _ => Ok((None, Some(after.ok_or_else(|| missing("new"))?))),
         }
     }
 
-    fn count(&mut self, change: &Change<'_>, row: Option<&RawValue>, sign: Sign) -> Result<(), SinkError> {
+    fn count(&mut self, change: &Change<'_>, row: Option<&str>, sign: Sign) -> Result<(), SinkError> {
         let (Some(row), Some((_, bound))) = (row, &self.bound) else { return Ok(()) };
         let added = match bound.contribution(row, &mut self.scratch) {
             Ok(Some(contribution)) => self.deltas.add(contribution, sign),

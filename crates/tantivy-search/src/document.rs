@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 
 use change::{Encoding, Field};
-use serde_json::value::RawValue;
 use tantivy::TantivyDocument;
 use worker::Change;
 use xxhash_rust::xxh3::xxh3_128;
@@ -82,7 +81,6 @@ impl<'a> Draft<'a> {
     pub(crate) fn fill(&mut self, binding: &Binding, earlier: &'a str) -> Result<(), String> {
         let names: Vec<&str> =
             self.holes.iter().map(|place| binding.attributes[*place].name.as_str()).collect();
-        let earlier: &RawValue = serde_json::from_str(earlier).map_err(|error| error.to_string())?;
         let mut found = Vec::new();
         change::fields(earlier, &names, &mut found).map_err(|error| error.to_string())?;
         for ((place, value), name) in self.holes.iter().zip(found).zip(names) {

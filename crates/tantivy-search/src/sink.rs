@@ -117,13 +117,16 @@ impl Sink for SearchSink {
         Ok(())
     }
 
-    fn due(&mut self, now_us: i64) -> bool {
+    fn due_in(&mut self, now_us: i64) -> Duration {
         self.now_us = now_us;
         let staged = self.staged();
         let awaited = || self.stores.iter().any(|store| store.staged > 0 && store.shelf.awaited());
         let pause = if awaited() { self.pause.min(SHORTEST_PAUSE) } else { self.pause };
         // With nothing staged a commit only moves a checkpoint in memory.
-        staged == 0 || staged >= DUE_CHANGES || elapsed(self.committed_us, now_us) >= pause
+        if staged == 0 || staged >= DUE_CHANGES {
+            return Duration::ZERO;
+        }
+        pause.saturating_sub(elapsed(self.committed_us, now_us))
     }
 
     fn full(&self) -> bool {

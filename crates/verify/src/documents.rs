@@ -10,7 +10,6 @@ use std::thread;
 use std::time::Duration;
 
 use change::{Encoding, Field, Lsn, Snapshot, TableSchema, key};
-use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use tokio_postgres::SimpleQueryRow;
 use tokio_postgres::error::SqlState;
@@ -290,11 +289,10 @@ impl<'w, 'v> Walk<'w, 'v> {
         let broken = |error: &dyn std::fmt::Display| {
             NotVerified::new(format!("{}: a document cannot be read: {error}", self.index.store), "")
         };
-        let raw: &RawValue = serde_json::from_str(document).map_err(|error| broken(&error))?;
         let attributes = &self.attributes[..count];
         let names: Vec<&str> = attributes.iter().map(|attribute| attribute.name.as_str()).collect();
         let mut fields = Vec::new();
-        change::fields(raw, &names, &mut fields).map_err(|error| broken(&error))?;
+        change::fields(document, &names, &mut fields).map_err(|error| broken(&error))?;
         let value = |(field, attribute): (&Field<'_>, &Attribute)| match field {
             Field::Missing => None,
             field => Some(field.postgres_text(attribute.encoding).map(|text| text.into_owned())),

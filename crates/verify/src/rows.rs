@@ -88,11 +88,7 @@ impl<'a> RowRecord<'a> {
         NotVerified::record(self.record.offset, reason)
     }
 
-    fn fields(
-        &self,
-        row: &'a serde_json::value::RawValue,
-        columns: &[&str],
-    ) -> Result<Vec<Field<'a>>, NotVerified> {
+    fn fields(&self, row: &'a str, columns: &[&str]) -> Result<Vec<Field<'a>>, NotVerified> {
         let mut found = Vec::new();
         change::fields(row, columns, &mut found).map_err(|e| self.error(e))?;
         Ok(found)

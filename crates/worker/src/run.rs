@@ -198,6 +198,8 @@ pub struct Worker<'a> {
     pub(crate) restarted: Option<i64>,
     /// Records that could not be applied and are left out.
     skipped: BTreeSet<i64>,
+    /// When what is staged is to be committed.
+    due_in: Duration,
     back_off: Duration,
     checked_at: i64,
     group_at: i64,
@@ -227,6 +229,7 @@ impl<'a> Worker<'a> {
             ready_at: None,
             restarted: None,
             skipped: BTreeSet::new(),
+            due_in: POLL,
             back_off: BACK_OFF.0,
             checked_at: clock.now_us(),
             group_at: 0,
@@ -264,9 +267,13 @@ impl<'a> Worker<'a> {
         self.done
     }
 
-    /// Not at all while a commit waits for its time, so that it is not late.
+    /// Not for long while a commit waits for its time, so that it is not late.
     fn patience(&self) -> Duration {
-        if self.member == Member::Assigned { Duration::ZERO } else { POLL }
+        match self.member {
+            Member::Assigned => Duration::ZERO,
+            Member::Positioned => self.due_in.min(POLL),
+            Member::Waiting => POLL,
+        }
     }
 
     /// What one poll brings about.
@@ -439,7 +446,9 @@ impl<'a> Worker<'a> {
     }
 
     fn commit_when_due(&mut self, feed: &mut dyn Feed, sink: &mut dyn Sink) -> Result<(), Failure> {
-        if sink.due(self.clock.now_us()) { self.commit(feed, sink) } else { Ok(()) }
+        let due_in = sink.due_in(self.clock.now_us());
+        self.due_in = if due_in.is_zero() { POLL } else { due_in };
+        if due_in.is_zero() { self.commit(feed, sink) } else { Ok(()) }
     }
 
     /// Effects and checkpoints move together; the group's offset follows.

@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use change::{Event, Position, Refusal, TableSchema};
 
@@ -96,9 +97,9 @@ pub trait Sink {
     /// Stages a change for the stores marked in `live`. Nothing of it may be visible to readers before `commit`.
     fn apply(&mut self, live: &[bool], change: &Change<'_>) -> Result<(), SinkError>;
 
-    /// Whether what is staged should be committed by now (`now_us`: microseconds since the epoch). Called at the
-    /// end of a poll; `true` at once for a store that commits cheaply.
-    fn due(&mut self, now_us: i64) -> bool;
+    /// How much longer what is staged may wait for its commit (`now_us`: microseconds since the epoch). Called at the
+    /// end of a poll; zero, which means now, for a store that commits cheaply.
+    fn due_in(&mut self, now_us: i64) -> Duration;
 
     /// Whether so much is staged that it should be committed at the next end of a source transaction.
     fn full(&self) -> bool;

@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 
 use change::{Field, fields};
-use serde_json::value::RawValue;
 
 use super::bind::{Bound, BoundColumn, Condition, Side};
 use super::definition::{Aggregate, MAX_COLUMNS};
@@ -44,7 +43,7 @@ impl Bound {
     /// holds a placeholder and no value.
     pub fn contribution<'s>(
         &self,
-        row: &RawValue,
+        row: &str,
         scratch: &'s mut Scratch,
     ) -> Result<Option<Contribution<'s>>, String> {
         let mut names = [""; MAX_COLUMNS];

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use change::{Collation, Column, Event, Kind, Lsn, Op, Position, ReplicaIdentity, TableSchema};
 use redis_counters::sql::Definition;
 use redis_counters::{Bounds, CountersSink, Namespace, Server};
-use serde_json::value::RawValue;
 use testkit::services::Redis;
 use worker::{Change, Checkpoint, Move, Sink, SinkError, Stored};
 
@@ -25,12 +24,12 @@ pub(crate) fn mail(id: i64, owner: i64, size: impl Into<Option<i64>>) -> Mail {
 }
 
 impl Mail {
-    pub(crate) fn json(&self) -> Box<RawValue> {
+    pub(crate) fn json(&self) -> String {
         let Mail { id, owner, folder, is_read, size } = self;
         let row = serde_json::json!({
             "id": id, "user_id": owner, "folder": folder, "is_read": is_read, "size": size
         });
-        RawValue::from_string(row.to_string()).unwrap()
+        row.to_string()
     }
 }
 
@@ -155,8 +154,8 @@ impl Rig {
         &mut self,
         schema: &Arc<TableSchema>,
         op: Op,
-        before: Option<&RawValue>,
-        after: Option<&RawValue>,
+        before: Option<&str>,
+        after: Option<&str>,
     ) -> Result<(), SinkError> {
         let live = vec![true; self.sink.stores().len()];
         let change = Change {

@@ -76,7 +76,6 @@ pub(super) fn values<'d>(
     names: &[&'d str],
 ) -> Result<Vec<(&'d str, Field<'d>)>, ApiError> {
     let mut fields = Vec::new();
-    let document: &RawValue = serde_json::from_str(document).map_err(|error| ApiError::internal(&error))?;
     change::fields(document, names, &mut fields).map_err(|error| ApiError::internal(&error))?;
     Ok(names.iter().copied().zip(fields).filter(|(_, field)| *field != Field::Missing).collect())
 }

@@ -264,12 +264,12 @@ fn h45_a_search_waits_for_the_lsn_it_is_given() {
         )
     );
     bench.insert(&["20", "a", "late", "c", "t", "1", "~"]);
-    assert!(!bench.sink.due(1));
+    assert!(!bench.sink.due_in(1).is_zero());
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| search(change::Lsn(now.0 + 8), 20_000));
         testkit::services::wait_until("the wait to begin", Duration::from_secs(10), || {
             // A waiting reader shortens the pause between two commits to 50 ms.
-            bench.sink.due(50_001).then_some(())
+            bench.sink.due_in(50_001).is_zero().then_some(())
         });
         bench.commit();
         let (status, answer) = waiting.join().unwrap();
@@ -293,7 +293,7 @@ fn a_shutdown_ends_waits_and_the_server() {
         agent.get(format!("http://{address}{path}")).call().map(|response| response.status().as_u16())
     });
     testkit::services::wait_until("the wait to begin", Duration::from_secs(10), || {
-        bench.sink.due(50_001).then_some(())
+        bench.sink.due_in(50_001).is_zero().then_some(())
     });
     server.stop().unwrap();
     assert_eq!(waiting.join().unwrap().unwrap(), 503);

@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 use change::{Field, Op, TableSchema, fields};
 use worker::{Change, Checkpoint, Move, Sink, SinkError, StoreSpec, Stored};
@@ -77,7 +78,7 @@ impl SimSink {
     }
 }
 
-pub(crate) fn row(json: Option<&serde_json::value::RawValue>) -> (i64, String) {
+pub(crate) fn row(json: Option<&str>) -> (i64, String) {
     let mut out = Vec::new();
     fields(json.expect("an image"), &["id", "value"], &mut out).expect("a row");
     let id = match &out[0] {
@@ -148,8 +149,8 @@ impl Sink for SimSink {
         Ok(())
     }
 
-    fn due(&mut self, _: i64) -> bool {
-        self.faults.strike_often()
+    fn due_in(&mut self, _: i64) -> Duration {
+        if self.faults.strike_often() { Duration::ZERO } else { Duration::from_micros(1) }
     }
 
     fn full(&self) -> bool {
