@@ -560,7 +560,11 @@ impl<'a> Field<'a> {
 
 /// Reads the columns called `names` out of a row, a JSON object, into `out` in the same order. The others are skipped
 /// unread.
-pub fn fields<'a>(row: &'a str, names: &[&str], out: &mut Vec<Field<'a>>) -> Result<(), EnvelopeError> {
+pub fn fields<'a>(
+    row: &'a str,
+    names: &[impl AsRef<str>],
+    out: &mut Vec<Field<'a>>,
+) -> Result<(), EnvelopeError> {
     out.clear();
     out.resize(names.len(), Field::Missing);
     let mut members = Members::of(row)?;
@@ -569,7 +573,7 @@ pub fn fields<'a>(row: &'a str, names: &[&str], out: &mut Vec<Field<'a>>) -> Res
         && let Some(member) = members.next()?
     {
         for (name, field) in names.iter().zip(&mut *out) {
-            if member.is(name)? {
+            if member.is(name.as_ref())? {
                 missing -= usize::from(*field == Field::Missing);
                 *field = Field::read(member.value)?;
             }
@@ -579,7 +583,11 @@ pub fn fields<'a>(row: &'a str, names: &[&str], out: &mut Vec<Field<'a>>) -> Res
 }
 
 /// The same for a record's key, or for the header `millrace.previous_key`.
-pub fn key_fields<'a>(key: &'a [u8], names: &[&str], out: &mut Vec<Field<'a>>) -> Result<(), EnvelopeError> {
+pub fn key_fields<'a>(
+    key: &'a [u8],
+    names: &[impl AsRef<str>],
+    out: &mut Vec<Field<'a>>,
+) -> Result<(), EnvelopeError> {
     fields(utf8(key)?, names, out)
 }
 

@@ -135,6 +135,12 @@ pub(crate) struct Attribute {
     pub(crate) present: bool,
 }
 
+impl AsRef<str> for Attribute {
+    fn as_ref(&self) -> &str {
+        &self.name
+    }
+}
+
 /// A definition as it applies to one version of its table.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Binding {

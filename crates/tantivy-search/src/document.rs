@@ -16,6 +16,9 @@ const MAX_ID_BYTES: usize = tantivy::tokenizer::MAX_TOKEN_LEN;
 /// An exact value longer than this is indexed by its beginning and a hash of the whole.
 const MAX_EXACT_BYTES: usize = 1_024;
 
+/// What a document's member takes beside a text, about.
+const MEMBER_BYTES: usize = 32;
+
 /// A document of which some values may be known only from the row's earlier document.
 pub(crate) struct Draft<'a> {
     pub(crate) id: String,
@@ -27,7 +30,10 @@ pub(crate) struct Draft<'a> {
 
 /// The id of the row that a record's key names.
 pub(crate) fn id_of(key: &[u8], columns: &[Attribute]) -> Result<String, String> {
-    let values = key_values(key, columns)?;
+    id_of_values(&key_values(key, columns)?, columns)
+}
+
+fn id_of_values(values: &[Field<'_>], columns: &[Attribute]) -> Result<String, String> {
     let mut id = String::new();
     for (place, (value, column)) in values.iter().zip(columns).enumerate() {
         change::key::append(&mut id, place, value.postgres_text(column.encoding).as_deref());
@@ -39,12 +45,11 @@ pub(crate) fn id_of(key: &[u8], columns: &[Attribute]) -> Result<String, String>
 }
 
 fn key_values<'a>(key: &'a [u8], columns: &[Attribute]) -> Result<Vec<Field<'a>>, String> {
-    let names: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
     let mut values = Vec::new();
-    change::key_fields(key, &names, &mut values)
+    change::key_fields(key, columns, &mut values)
         .map_err(|error| format!("its key cannot be read: {error}"))?;
     match values.iter().position(|value| *value == Field::Missing) {
-        Some(place) => Err(format!("its key has no `{}`", names[place])),
+        Some(place) => Err(format!("its key has no `{}`", columns[place].name)),
         None => Ok(values),
     }
 }
@@ -53,13 +58,12 @@ impl<'a> Draft<'a> {
     /// Reads a change that leaves a row behind.
     pub(crate) fn read(change: &Change<'a>, binding: &Binding) -> Result<Draft<'a>, String> {
         let after = change.event.after.ok_or("it has no `after`")?;
-        let id = id_of(change.key, binding.key())?;
         // The key comes from the record's key: in `after` a TOASTed key may be a placeholder.
         let mut values = key_values(change.key, binding.key())?;
+        let id = id_of_values(&values, binding.key())?;
         let row = &binding.attributes[binding.key_len..];
-        let names: Vec<&str> = row.iter().map(|attribute| attribute.name.as_str()).collect();
         let mut fields = Vec::new();
-        change::fields(after, &names, &mut fields).map_err(|error| error.to_string())?;
+        change::fields(after, row, &mut fields).map_err(|error| error.to_string())?;
         let unchanged = names_of(change.unchanged)?;
         let mut holes = Vec::new();
         for (attribute, field) in row.iter().zip(fields) {
@@ -93,9 +97,20 @@ impl<'a> Draft<'a> {
         Ok(())
     }
 
+    /// The row, for a message.
+    pub(crate) fn row(&self) -> String {
+        format!("row `{}`", self.id)
+    }
+
     /// The document as JSON: every attribute, each value as the log has it.
     pub(crate) fn json(&self, binding: &Binding) -> String {
-        let mut json = String::from("{");
+        let long = |value: &Field<'_>| match value {
+            Field::Text(text) => text.len(),
+            Field::Bare(_) | Field::Null | Field::Missing => 0,
+        };
+        let size: usize = self.values.iter().map(|value| long(value) + MEMBER_BYTES).sum();
+        let mut json = String::with_capacity(size);
+        json.push('{');
         for (attribute, value) in binding.attributes.iter().zip(&self.values) {
             if json.len() > 1 {
                 json.push(',');
@@ -115,7 +130,7 @@ impl<'a> Draft<'a> {
         layout: &Layout,
         json: &str,
     ) -> Result<TantivyDocument, String> {
-        let mut document = TantivyDocument::new();
+        let mut document = TantivyDocument::with_capacity(2 * json.len());
         document.add_text(layout.id, &self.id);
         document.add_text(layout.json, json);
         for ((role, place), field) in binding.roles.iter().zip(&layout.fields) {
@@ -182,6 +197,11 @@ pub(crate) fn push_value(json: &mut String, value: &Field<'_>) {
 
 /// Appends a JSON string.
 pub(crate) fn push_string(json: &mut String, text: &str) {
-    // A string always becomes JSON.
-    json.push_str(&serde_json::to_string(text).unwrap_or_default());
+    if text.bytes().any(|byte| byte < b' ' || byte == b'"' || byte == b'\\') {
+        // A string always becomes JSON.
+        return json.push_str(&serde_json::to_string(text).unwrap_or_default());
+    }
+    json.push('"');
+    json.push_str(text);
+    json.push('"');
 }

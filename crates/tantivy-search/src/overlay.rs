@@ -36,7 +36,7 @@ pub(crate) enum Earlier {
 #[derive(Clone, Debug)]
 struct Entry {
     /// The last document staged under this id.
-    json: Option<Box<str>>,
+    json: Option<String>,
     alive: bool,
 }
 
@@ -78,7 +78,7 @@ impl Overlay {
 
     /// A document was staged.
     pub(crate) fn upsert(&mut self, id: &str, json: String) -> io::Result<()> {
-        self.put(id, Entry { json: Some(json.into_boxed_str()), alive: true })
+        self.put(id, Entry { json: Some(json), alive: true })
     }
 
     /// A deletion was staged.
@@ -102,13 +102,13 @@ impl Overlay {
     pub(crate) fn row(&self, id: &str) -> io::Result<Earlier> {
         self.find(id, |entry| match entry {
             Entry { alive: false, .. } => Some(Earlier::Gone),
-            Entry { json, .. } => json.map(|json| Earlier::Staged(json.into())),
+            Entry { json, .. } => json.map(Earlier::Staged),
         })
     }
 
     /// The last document of a row that is there or was just deleted.
     pub(crate) fn former_row(&self, id: &str) -> io::Result<Earlier> {
-        self.find(id, |entry| entry.json.map(|json| Earlier::Staged(json.into())))
+        self.find(id, |entry| entry.json.map(Earlier::Staged))
     }
 
     fn find(&self, id: &str, judge: impl Fn(Entry) -> Option<Earlier>) -> io::Result<Earlier> {

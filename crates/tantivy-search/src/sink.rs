@@ -11,12 +11,14 @@ use crate::store::{Role, Store, elapsed};
 use crate::{Indexes, Options};
 
 /// Staged changes that make a commit due whatever the time.
-const DUE_CHANGES: usize = 50_000;
+const DUE_CHANGES: usize = 100_000;
 /// A commit is followed by a pause of this many times its own duration: at most a tenth of the time goes
 /// into commits.
 const PAUSE_PER_COMMIT: u32 = 9;
 /// Shortest pause between two commits, and the pause while a reader waits for an LSN.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
+/// Longest pause between two commits of a copy.
+const COPY_PAUSE: Duration = Duration::from_secs(3);
 /// Least memory for a writer's thread, bytes; Tantivy's own bound.
 const LEAST_HEAP_BYTES: usize = 15_000_000;
 
@@ -37,6 +39,7 @@ pub struct SearchSink {
     /// When the last commit was, and what pause follows from its duration.
     committed_us: i64,
     pause: Duration,
+    longest_pause: Duration,
 }
 
 impl SearchSink {
@@ -59,6 +62,8 @@ impl SearchSink {
         }
         let stores: Vec<Store> =
             indexes.shelves().iter().map(|shelf| Store::new(shelf.clone(), role, &options)).collect();
+        // Nobody waits for what a copy shows.
+        let longest_pause = if role == Role::Copy { COPY_PAUSE } else { options.commit_interval };
         let spec = |store: &Store| StoreSpec {
             name: format!("search.{}", store.shelf.definition.name),
             definition: store.shelf.definition.hash(),
@@ -74,6 +79,7 @@ impl SearchSink {
             now_us: 0,
             committed_us: 0,
             pause: Duration::ZERO,
+            longest_pause,
         })
     }
 
@@ -144,7 +150,7 @@ impl Sink for SearchSink {
         if written {
             self.verified = false;
             let pause = (begun.elapsed() * PAUSE_PER_COMMIT).max(SHORTEST_PAUSE);
-            self.pause = pause.min(self.options.commit_interval);
+            self.pause = pause.min(self.longest_pause);
             self.committed_us = self.now_us;
         }
         Ok(())

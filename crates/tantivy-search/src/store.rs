@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use change::{NEW_LOG, Op, Refusal, TableSchema};
+use change::{NEW_LOG, Op, Refusal, ReplicaIdentity, TableSchema};
 use worker::{Change, Checkpoint, Move, SinkError, Stored};
 
 use crate::Options;
@@ -30,6 +30,9 @@ pub(crate) struct Store {
     /// `None` until it is loaded, and where there is nothing usable.
     open: Option<Box<OpenIndex>>,
     pub(crate) overlay: Overlay,
+    /// Whether staged documents are remembered. Not where every record tells whole rows (REPLICA IDENTITY FULL): nobody
+    /// asks for an earlier one then.
+    remembers: bool,
     pub(crate) staged: usize,
     /// What the index is, at times ahead of the disk by records that changed nothing in it.
     current: Payload,
@@ -74,6 +77,7 @@ impl Store {
             path,
             open: None,
             overlay: Overlay::new(&options.directory),
+            remembers: false,
             staged: 0,
             current: nothing(),
             copy: None,
@@ -219,7 +223,9 @@ impl Store {
             Op::Delete => {
                 let id = id_of(change.key, binding.key()).map_err(|reason| self.poison("a row", &reason))?;
                 self.open()?.delete(&id)?;
-                self.overlay.delete(&id).map_err(|error| self.spill_failed(&error))?;
+                if self.remembers {
+                    self.overlay.delete(&id).map_err(|error| self.spill_failed(&error))?;
+                }
             }
             Op::Truncate => {
                 self.open()?.truncate()?;
@@ -234,17 +240,29 @@ impl Store {
     fn upsert(&mut self, change: &Change<'_>, binding: &Binding) -> Result<(), SinkError> {
         let earlier;
         let mut draft = Draft::read(change, binding).map_err(|reason| self.poison("a row", &reason))?;
-        let row = format!("row `{}`", draft.id);
         if !draft.holes.is_empty() {
-            earlier = self.earlier(&draft.id, change, binding)?.ok_or_else(|| self.nowhere(&row))?;
-            draft.fill(binding, &earlier).map_err(|reason| self.poison(&row, &reason))?;
+            self.remember()?;
+            earlier = self.earlier(&draft.id, change, binding)?.ok_or_else(|| self.nowhere(&draft.row()))?;
+            draft.fill(binding, &earlier).map_err(|reason| self.poison(&draft.row(), &reason))?;
         }
         let json = draft.json(binding);
-        let document =
-            draft.terms(binding, &self.shelf.layout, &json).map_err(|reason| self.poison(&row, &reason))?;
+        let document = draft.terms(binding, &self.shelf.layout, &json);
+        let document = document.map_err(|reason| self.poison(&draft.row(), &reason))?;
         self.open()?.upsert(&draft.id, document)?;
+        if !self.remembers {
+            return Ok(());
+        }
         let remembered = self.overlay.upsert(&draft.id, json);
         remembered.map_err(|error| self.spill_failed(&error))
+    }
+
+    /// From here on staged documents are remembered. Those that were not are staged again.
+    fn remember(&mut self) -> Result<(), SinkError> {
+        if std::mem::replace(&mut self.remembers, true) || self.staged == 0 {
+            return Ok(());
+        }
+        let name = &self.shelf.definition.name;
+        Err(SinkError::Moved(format!("the search index `{name}` is to remember what is staged from now on")))
     }
 
     /// The document that a change's unchanged TOAST values are taken from: that of the row under its old key.
@@ -270,6 +288,9 @@ impl Store {
             && Arc::ptr_eq(known, schema)
         {
             return Ok(binding.clone());
+        }
+        if schema.identity != ReplicaIdentity::Full {
+            self.remember()?;
         }
         let binding = Arc::new(Binding::new(&self.shelf.definition, schema)?);
         let name = &self.shelf.definition.name;
