@@ -97,20 +97,40 @@ pub struct TupleIter<'a> {
     rest: &'a [u8],
 }
 
+impl<'a> TupleIter<'a> {
+    /// Takes one value off: its kind, and what a text consists of.
+    fn step(&mut self) -> Option<(u8, &'a [u8])> {
+        self.left = self.left.checked_sub(1)?;
+        let (kind, after) = self.rest.split_first()?;
+        let (text, after) = match kind {
+            b't' => {
+                let (length, after) = after.split_first_chunk::<4>()?;
+                after.split_at_checked(u32::from_be_bytes(*length) as usize)?
+            }
+            _ => (&[][..], after),
+        };
+        self.rest = after;
+        Some((*kind, text))
+    }
+}
+
 impl<'a> Iterator for TupleIter<'a> {
     type Item = Datum<'a>;
 
     fn next(&mut self) -> Option<Datum<'a>> {
-        self.left = self.left.checked_sub(1)?;
-        let (kind, after) = self.rest.split_first()?;
-        if *kind != b't' {
-            self.rest = after;
-            return Some(if *kind == b'u' { Datum::Unchanged } else { Datum::Null });
+        match self.step()? {
+            (b't', text) => std::str::from_utf8(text).ok().map(Datum::Text),
+            (b'u', _) => Some(Datum::Unchanged),
+            _ => Some(Datum::Null),
         }
-        let (length, after) = after.split_first_chunk::<4>()?;
-        let (text, after) = after.split_at_checked(u32::from_be_bytes(*length) as usize)?;
-        self.rest = after;
-        std::str::from_utf8(text).ok().map(Datum::Text)
+    }
+
+    /// Passes over values without looking at their text.
+    fn nth(&mut self, places: usize) -> Option<Datum<'a>> {
+        for _ in 0..places {
+            self.step()?;
+        }
+        self.next()
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
@@ -186,6 +206,10 @@ mod tests {
         let (tuple, rest) = Tuple::parse(&wire).unwrap();
         assert_eq!((tuple.len(), rest), (5, &b"tail"[..]));
         assert_eq!(tuple.iter().collect::<Vec<_>>(), values);
+        for (place, value) in values.into_iter().enumerate() {
+            assert_eq!(tuple.iter().nth(place), Some(value));
+        }
+        assert_eq!(tuple.iter().nth(values.len()), None);
         assert_eq!(tuple, built.as_tuple());
     }
 
