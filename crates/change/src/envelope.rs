@@ -20,9 +20,6 @@ use crate::{Datum, Lsn, Position, Tuple, json};
 /// columns really have it, so that a literal of the same text is never mistaken.
 pub const UNAVAILABLE: &str = "__debezium_unavailable_value";
 
-/// Bytes of an envelope from its `op` on, at most, where times follow it.
-const MAX_TAIL: usize = 128;
-
 /// Kind of a change: the envelope's `op`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Op {
@@ -518,7 +515,9 @@ impl<'a> Event<'a> {
 /// between it and the rows need not be read then.
 fn last_op(envelope: &str) -> Option<&str> {
     const NAME: &str = ",\"op\":";
-    let tail = envelope.len().saturating_sub(MAX_TAIL);
+    /// Bytes from there on, at most: three times follow.
+    const MAX_LEN: usize = 128;
+    let tail = envelope.len().saturating_sub(MAX_LEN);
     // A quote inside a string has a backslash before it, so that this is a name; and no object ends behind it but one.
     let at = tail + memmem::rfind(&envelope.as_bytes()[tail..], NAME.as_bytes())? + NAME.len();
     let rest = &envelope[at..];

@@ -303,9 +303,11 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// How long no Kafka transaction should begin.
+    /// How long no Kafka transaction should begin. A clock that is set back ends it.
     fn pause(&self) -> Duration {
-        self.limits.commit_pause.saturating_sub(self.since(self.committed_at))
+        let since = u64::try_from(self.clock.now_us() - self.committed_at)
+            .map_or(Duration::MAX, Duration::from_micros);
+        self.limits.commit_pause.saturating_sub(since)
     }
 
     /// Whether the ledger's LSN is behind what was assembled.

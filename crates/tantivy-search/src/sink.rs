@@ -12,9 +12,9 @@ use crate::{Indexes, Options};
 
 /// Staged changes that make a commit due whatever the time.
 const DUE_CHANGES: usize = 100_000;
-/// A commit is followed by a pause of this many times its own duration: at most a tenth of the time goes
+/// A commit is followed by a pause of this many times its own duration: at most a sixth of the time goes
 /// into commits.
-const PAUSE_PER_COMMIT: u32 = 9;
+const PAUSE_PER_COMMIT: u32 = 5;
 /// Shortest pause between two commits, and the pause while a reader waits for an LSN.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 /// Longest pause between two commits of a copy.

@@ -15,7 +15,7 @@ impl Worker<'_> {
             Role::Worker => self.find_stores(&log, sink)?,
             Role::Builder => find_copies(&log, sink, self.control)?,
         };
-        self.held = vec![false; self.stores.len()];
+        self.held = vec![None; self.stores.len()];
         self.given = false;
         let hindmost = self.stores.iter().flatten().min_by_key(|at| at.next_offset);
         let at = hindmost.map(|at| (at.next_offset, at.lsn));

@@ -170,10 +170,8 @@ pub struct Worker<'a> {
     pub(crate) member: Member,
     /// What each store durably holds; `None` for one that is left as it is.
     pub(crate) stores: Vec<Option<Checkpoint>>,
-    /// Stores that stand still until their copies take their places.
-    pub(crate) held: Vec<bool>,
-    /// Since when the first of them does.
-    held_at: Option<i64>,
+    /// Since when a store stands still, until its copy takes its place.
+    pub(crate) held: Vec<Option<i64>>,
     /// What is shown of stores that do not follow the log.
     pub(crate) frozen: Vec<Option<Checkpoint>>,
     /// Whether a copy was given, and how that went is not known yet.
@@ -215,7 +213,6 @@ impl<'a> Worker<'a> {
             member: Member::Waiting,
             stores: Vec::new(),
             held: Vec::new(),
-            held_at: None,
             frozen: Vec::new(),
             given: false,
             done: false,
@@ -386,8 +383,8 @@ impl<'a> Worker<'a> {
             self.ready_at = None;
         }
         self.live.clear();
-        let live = |(store, held): (&Option<Checkpoint>, &bool)| {
-            !held && store.as_ref().is_some_and(|store| offset >= store.next_offset)
+        let live = |(store, held): (&Option<Checkpoint>, &Option<i64>)| {
+            held.is_none() && store.as_ref().is_some_and(|store| offset >= store.next_offset)
         };
         self.live.extend(self.stores.iter().zip(&self.held).map(live));
         let LogRecord { key, unchanged, previous_key, .. } = record;
@@ -427,8 +424,8 @@ impl<'a> Worker<'a> {
 
     fn moves(&self) -> Vec<Option<Move>> {
         let caught_up = self.caught_up();
-        let move_of = |(from, held): (&Option<Checkpoint>, &bool)| {
-            let from = from.as_ref().filter(|_| !held)?;
+        let move_of = |(from, held): (&Option<Checkpoint>, &Option<i64>)| {
+            let from = from.as_ref().filter(|_| held.is_none())?;
             let mut to = Checkpoint {
                 next_offset: self.next_offset,
                 lsn: self.lsn,
@@ -490,13 +487,10 @@ impl<'a> Worker<'a> {
 
     /// Leaves the stores that the builder asks for where they are, and takes in the copies that it gives.
     fn hold(&mut self, handover: &Handover, feed: &mut dyn Feed, sink: &mut dyn Sink) -> Result<(), Failure> {
-        if !self.held.contains(&true) {
-            self.held_at = None;
-        }
-        let late = self.held_at.is_some_and(|since| elapsed(since, self.clock.now_us()) >= HOLD_LIMIT);
+        let now = self.clock.now_us();
+        let late = self.held.iter().flatten().any(|since| elapsed(*since, now) >= HOLD_LIMIT);
         if late {
             warn!("the copy of a store does not come to where the store is held: the store goes on");
-            self.held_at = None;
         }
         if late || handover.recalled() {
             self.commit(feed, sink)?;
@@ -506,8 +500,7 @@ impl<'a> Worker<'a> {
         for place in handover.asked() {
             // Nothing may be staged for a store that stays.
             self.commit(feed, sink)?;
-            self.held[place] = true;
-            self.held_at.get_or_insert(self.clock.now_us());
+            self.held[place].get_or_insert(now);
             let shown = self.stores[place].as_ref().or(self.frozen[place].as_ref());
             handover.held(place, shown.cloned());
         }

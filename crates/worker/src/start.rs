@@ -53,6 +53,7 @@ pub(crate) fn decide(spec: &StoreSpec, stored: &Stored, log: &LogState) -> Resul
         Some(next) if next.diverged => at.generation < next.generation,
         _ => log.diverged && at.generation < log.generation,
     };
+    let newest = log.next.map(|next| next.generation);
     let (reason, shown) = match stored {
         Stored::Empty => ("it is empty".to_owned(), Shown::Nothing),
         Stored::Damaged(reason) => (reason.clone(), Shown::Nothing),
@@ -60,14 +61,10 @@ pub(crate) fn decide(spec: &StoreSpec, stored: &Stored, log: &LogState) -> Resul
         Stored::At(checkpoint) if checkpoint.definition != spec.definition => {
             ("its definition changed".to_owned(), Shown::Frozen(checkpoint.clone()))
         }
+        Stored::At(checkpoint) if newest == Some(checkpoint.generation) => return Ok(Start::Left),
         Stored::At(checkpoint)
-            if log.next.is_some_and(|next| {
-                (log.generation + 1..=next.generation).contains(&checkpoint.generation)
-            }) =>
+            if checkpoint.generation > log.generation && newest > Some(checkpoint.generation) =>
         {
-            if log.next.is_some_and(|next| next.generation == checkpoint.generation) {
-                return Ok(Start::Left);
-            }
             let reason = format!("it follows generation {}, which was given up", checkpoint.generation);
             (reason, Shown::Frozen(checkpoint.clone()))
         }
