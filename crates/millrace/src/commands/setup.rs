@@ -13,7 +13,7 @@
 //! since opening it fences a reader, and a reader runs only on a complete one.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use change::{
     Clock, LedgerEntry, NEW_LOG, Position, Progress, Read, Refusal, SlotIntent, SlotState, SnapshotProgress,
@@ -38,6 +38,8 @@ use crate::wiring::{FIRST_GENERATION, Process};
 
 /// How long record 0 may take to come back.
 const HEADER_WAIT: Duration = Duration::from_secs(10);
+/// Between two looks for it.
+const HEADER_LOOK: Duration = Duration::from_millis(20);
 
 /// Makes everything, or prints what would be made.
 pub(crate) fn execute(process: &Process, dry_run: bool) -> Outcome {
@@ -308,12 +310,17 @@ pub(crate) fn make_log(
 
 /// The offset after record 0. It is not always 1: an aborted attempt leaves a gap.
 fn after_header(kafka: &Connection, names: &Names) -> Result<i64, Failure> {
-    let mut reader = RangeReader::open(kafka, names, Start::Beginning, None)?;
+    let begun = Instant::now();
     let mut batch = LogBatch::default();
-    while reader.read(HEADER_WAIT, &mut batch)? {
-        if let Some(header) = (0..batch.len()).map(|place| batch.get(place)).find(|record| record.log) {
-            return Ok(header.offset + 1);
+    // A Kafka transaction has committed a moment before its records can be read.
+    while begun.elapsed() < HEADER_WAIT {
+        let mut reader = RangeReader::open(kafka, names, Start::Beginning, None)?;
+        while reader.read(HEADER_WAIT, &mut batch)? {
+            if let Some(header) = (0..batch.len()).map(|place| batch.get(place)).find(|record| record.log) {
+                return Ok(header.offset + 1);
+            }
         }
+        std::thread::sleep(HEADER_LOOK);
     }
     let what = format!("topic {} does not give back the record that was just written", names.log());
     Err(Failure::Failed(anyhow::anyhow!(what)))
