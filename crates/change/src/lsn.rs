@@ -15,6 +15,19 @@ impl Lsn {
     pub fn bytes_since(self, earlier: Lsn) -> u64 {
         self.0.saturating_sub(earlier.0)
     }
+
+    /// As it is displayed, without the formatter: this is done for every record.
+    pub(crate) fn append_to(self, out: &mut Vec<u8>) {
+        hexadecimal(out, (self.0 >> 32) as u32);
+        out.push(b'/');
+        hexadecimal(out, self.0 as u32);
+    }
+}
+
+fn hexadecimal(out: &mut Vec<u8>, number: u32) {
+    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
+    let length = (u32::BITS - (number | 1).leading_zeros()).div_ceil(4);
+    out.extend((0..length).rev().map(|place| DIGITS[(number >> (4 * place) & 15) as usize]));
 }
 
 impl fmt::Display for Lsn {

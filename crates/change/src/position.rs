@@ -10,7 +10,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::Lsn;
+use crate::{Lsn, json};
 
 /// What stands at an LSN; at equal LSNs a message precedes a snapshot round, which precedes a transaction.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -48,6 +48,15 @@ pub struct Position {
 impl Position {
     /// Before every change of every log.
     pub const START: Position = Position { lsn: Lsn::ZERO, kind: Kind::Message, ordinal: 0 };
+
+    /// As it is displayed, without the formatter: this is done for every record.
+    pub(crate) fn append_to(self, out: &mut Vec<u8>) {
+        self.lsn.append_to(out);
+        out.push(b':');
+        out.extend_from_slice(self.kind.code().as_bytes());
+        out.push(b':');
+        json::number(out, self.ordinal);
+    }
 }
 
 impl fmt::Display for Position {

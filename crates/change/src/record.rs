@@ -2,13 +2,16 @@
 
 use std::ops::Range;
 
-use crate::{Lsn, Position, SchemaRef};
+use crate::{Lsn, Position, SchemaRef, json};
 
 /// Names of the headers. Their values are ASCII text, but for the two that hold JSON.
 pub mod header {
-    /// The change's [`Position`](crate::Position): `0/16B3748:t:5`. On every record but the log's first.
+    /// The change's [`Position`](crate::Position), and what else there is of the three that follow:
+    /// `0/16B3748:t:5 xid=745 schema=16384/3 commit=0/16B37A0`. On every record but the log's first. One header, because
+    /// Kafka's client allocates for each of every record, where it is written and where it is read.
     pub const POSITION: &str = "millrace.position";
-    /// The source transaction's top-level xid, 32 bits, decimal. On records of transactions.
+    /// The source transaction's top-level xid, 32 bits, decimal. On records of transactions. A header of its own in older
+    /// logs, as the two that follow.
     pub const XID: &str = "millrace.xid";
     /// The [`SchemaRef`](crate::SchemaRef) under which the row was written: `16384/3`.
     pub const SCHEMA: &str = "millrace.schema";
@@ -150,24 +153,24 @@ pub struct RecordRef<'a> {
 
 impl RecordRef<'_> {
     /// Gives each header's name and value to `visit`, in a fixed order. `scratch` is reused between calls.
-    pub fn headers(&self, scratch: &mut String, mut visit: impl FnMut(&'static str, &[u8])) {
-        use std::fmt::Write as _;
-        let mut text = |name, value: &dyn std::fmt::Display| {
-            scratch.clear();
-            // Writing to a String cannot fail.
-            let _ = write!(scratch, "{value}");
-            visit(name, scratch.as_bytes());
-        };
-        text(header::POSITION, &self.meta.position);
+    pub fn headers(&self, scratch: &mut Vec<u8>, mut visit: impl FnMut(&'static str, &[u8])) {
+        scratch.clear();
+        self.meta.position.append_to(scratch);
         if let Some(xid) = self.meta.xid {
-            text(header::XID, &xid);
+            scratch.extend_from_slice(b" xid=");
+            json::number(scratch, xid);
         }
-        if let Some(schema) = self.meta.schema {
-            text(header::SCHEMA, &schema);
+        if let Some(SchemaRef { relation, version }) = self.meta.schema {
+            scratch.extend_from_slice(b" schema=");
+            json::number(scratch, relation);
+            scratch.push(b'/');
+            json::number(scratch, version);
         }
         if let Some(commit) = self.meta.commit {
-            text(header::COMMIT, &commit);
+            scratch.extend_from_slice(b" commit=");
+            commit.append_to(scratch);
         }
+        visit(header::POSITION, scratch);
         if !self.unchanged.is_empty() {
             visit(header::UNCHANGED, self.unchanged);
         }
@@ -213,7 +216,7 @@ impl<'a> Headers<'a> {
             || HeaderError { name: name.to_owned(), value: String::from_utf8_lossy(value).into_owned() };
         let text = || std::str::from_utf8(value).map_err(|_| error());
         match name {
-            header::POSITION => self.position = Some(text()?.parse().map_err(|_| error())?),
+            header::POSITION => self.read_position(text()?).ok_or_else(error)?,
             header::XID => self.xid = Some(text()?.parse().map_err(|_| error())?),
             header::SCHEMA => self.schema = Some(text()?.parse().map_err(|_| error())?),
             header::COMMIT => self.commit = Some(text()?.parse().map_err(|_| error())?),
@@ -223,5 +226,80 @@ impl<'a> Headers<'a> {
             _ => {}
         }
         Ok(())
+    }
+
+    /// What this version does not know may matter, and is an error.
+    fn read_position(&mut self, text: &str) -> Option<()> {
+        let mut parts = text.split(' ');
+        self.position = Some(parts.next()?.parse().ok()?);
+        for part in parts {
+            match part.split_once('=')? {
+                ("xid", xid) => self.xid = Some(xid.parse().ok()?),
+                ("schema", schema) => self.schema = Some(schema.parse().ok()?),
+                ("commit", commit) => self.commit = Some(commit.parse().ok()?),
+                _ => return None,
+            }
+        }
+        Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::Kind;
+
+    fn read(headers: &[(&str, &'static [u8])]) -> Result<Headers<'static>, HeaderError> {
+        let mut read = Headers::default();
+        headers.iter().try_for_each(|(name, value)| read.read(name, value))?;
+        Ok(read)
+    }
+
+    proptest! {
+        #[test]
+        fn headers_come_back(
+            lsn: u64, ordinal: u64, kind in 0..3_usize,
+            xid: Option<u32>, schema: Option<(u32, u32)>, commit: Option<u64>,
+        ) {
+            let kind = [Kind::Message, Kind::Round, Kind::Transaction][kind];
+            let position = Position { lsn: Lsn(lsn), kind, ordinal };
+            let schema = schema.map(|(relation, version)| SchemaRef { relation, version });
+            let commit = commit.map(Lsn);
+            let meta = RecordMeta { position, xid, schema, timestamp_ms: 0, commit };
+            let record = RecordRef { key: b"", value: b"", unchanged: b"[]", previous_key: b"{}", meta };
+            let mut all = Vec::new();
+            record.headers(&mut Vec::new(), |name, value| all.push((name, value.to_vec())));
+            let mut read = Headers::default();
+            for (name, value) in &all {
+                read.read(name, value).unwrap();
+            }
+            let unchanged = record.unchanged;
+            let expected = Headers {
+                position: Some(position), xid, schema, commit, log: None, unchanged, previous_key: b"{}",
+            };
+            prop_assert_eq!(read, expected);
+        }
+    }
+
+    #[test]
+    fn older_logs_have_a_header_for_each() {
+        let old = read(&[
+            ("millrace.position", b"0/16B3748:t:5"),
+            ("millrace.xid", b"745"),
+            ("millrace.schema", b"16384/3"),
+            ("millrace.commit", b"0/16B37A0"),
+        ]);
+        let new = read(&[("millrace.position", b"0/16B3748:t:5 xid=745 schema=16384/3 commit=0/16B37A0")]);
+        assert!(old.is_ok());
+        assert_eq!(old, new);
+    }
+
+    #[test]
+    fn what_a_later_version_may_add_is_refused() {
+        for value in [&b"0/16B3748:t:5 more=1"[..], b"0/16B3748:t:5 xid", b"0/16B3748:t:5 ", b"xid=745"] {
+            assert!(read(&[("millrace.position", value)]).is_err(), "{}", String::from_utf8_lossy(value));
+        }
     }
 }

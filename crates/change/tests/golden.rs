@@ -114,7 +114,7 @@ fn records_are_as_documented() {
     for record in records().iter() {
         let (key, value) = (std::str::from_utf8(record.key), std::str::from_utf8(record.value));
         writeln!(text, "key    {}\nvalue  {}", key.expect("JSON"), value.expect("JSON")).expect("a String");
-        record.headers(&mut String::new(), |name, value| {
+        record.headers(&mut Vec::new(), |name, value| {
             writeln!(text, "header {name}: {}", String::from_utf8_lossy(value)).expect("a String");
         });
         serde_json::from_slice::<serde_json::Value>(record.value).expect("the value is JSON");

@@ -6,9 +6,6 @@ use crate::ledger::require_topics;
 use crate::producer::{Outgoing, Producer};
 use crate::{Connection, KafkaError, Names, ReadUntil, read_ledger};
 
-/// Headers of ours that a record has at most.
-const HEADERS_MAX: usize = 6;
-
 /// The log's only writer.
 ///
 /// A Kafka transaction holds records of the log and, last, the ledger's progress. [`Publisher::open`] fences every
@@ -24,7 +21,7 @@ pub struct KafkaPublisher {
     /// Offset that the first record of the open transaction is expected to have, and how many were sent.
     first: i64,
     sent: i64,
-    scratch: String,
+    scratch: Vec<u8>,
 }
 
 impl KafkaPublisher {
@@ -40,7 +37,7 @@ impl KafkaPublisher {
             log_end: 0,
             first: 0,
             sent: 0,
-            scratch: String::new(),
+            scratch: Vec::new(),
         }
     }
 
@@ -131,8 +128,8 @@ pub(crate) fn send_entry(producer: &Producer, topic: &str, entry: &LedgerEntry) 
     })
 }
 
-fn headers(record: &RecordRef<'_>, scratch: &mut String) -> Option<OwnedHeaders> {
-    let mut headers = Some(OwnedHeaders::new_with_capacity(HEADERS_MAX));
+fn headers(record: &RecordRef<'_>, scratch: &mut Vec<u8>) -> Option<OwnedHeaders> {
+    let mut headers = Some(OwnedHeaders::new_with_capacity(1));
     record.headers(scratch, |name, value| {
         headers = headers.take().map(|headers| headers.insert(Header { key: name, value: Some(value) }));
     });

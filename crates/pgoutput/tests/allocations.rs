@@ -60,7 +60,7 @@ fn write(wire: &[u8], encoder: &Encoder, relation: &RelationEncoder, batch: &mut
 }
 
 /// Reads what a counter by user would; gives how many rows have a user.
-fn read(batch: &RecordBatch, scratch: &mut String) -> usize {
+fn read(batch: &RecordBatch, scratch: &mut Vec<u8>) -> usize {
     let mut values = Vec::with_capacity(2);
     let mut users = 0;
     for record in batch.iter() {
@@ -85,7 +85,7 @@ fn a_row_is_written_and_read_without_an_allocation() {
     let (wire, encoder) = (update(), Encoder::new("mailbox", "app"));
     let relation = encoder.relation(SchemaRef { relation: 16384, version: 1 }, &schema());
     let mut batch = RecordBatch::default();
-    let mut scratch = String::with_capacity(64);
+    let mut scratch = Vec::with_capacity(64);
     // The buffers take their size.
     write(&wire, &encoder, &relation, &mut batch);
     batch.clear();

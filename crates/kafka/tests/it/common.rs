@@ -159,7 +159,8 @@ pub(crate) fn seen(bootstrap: &str, topic: &str, isolation: &str) -> Vec<Seen> {
                 value: message.payload().map(<[u8]>::to_vec),
                 position: message.headers().and_then(|headers| {
                     let header = headers.iter().find(|h| h.key == header::POSITION)?;
-                    Some(String::from_utf8(header.value?.to_vec()).unwrap())
+                    let text = std::str::from_utf8(header.value?).unwrap();
+                    text.split(' ').next().map(str::to_owned)
                 }),
                 timestamp_ms: message.timestamp().to_millis(),
             }),

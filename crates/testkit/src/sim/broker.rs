@@ -210,7 +210,7 @@ impl Publisher for SimPublisher {
         for record in batch.iter().take(count) {
             self.fail()?;
             let mut headers = Vec::new();
-            record.headers(&mut String::new(), |name, value| headers.push((name, value.to_vec())));
+            record.headers(&mut Vec::new(), |name, value| headers.push((name, value.to_vec())));
             let record = Record { key: record.key.to_vec(), value: record.value.to_vec(), headers };
             self.broker.borrow_mut().slots.push(Slot::Open(record));
         }

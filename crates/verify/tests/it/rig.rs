@@ -236,7 +236,7 @@ impl Journal {
         let mut records = self.inner.borrow_mut();
         for record in batch.iter() {
             let mut headers: Vec<(&str, Vec<u8>)> = Vec::new();
-            record.headers(&mut String::new(), |name, value| headers.push((name, value.to_vec())));
+            record.headers(&mut Vec::new(), |name, value| headers.push((name, value.to_vec())));
             let headers = headers.iter().map(|(name, value)| (*name, value.as_slice()));
             records.batch.push(offset, record.key, record.value, headers).expect("our own headers");
             records.times.push(time_ms);
