@@ -9,7 +9,7 @@ use std::borrow::Cow;
 
 use base64::Engine;
 
-use memchr::memmem;
+use memchr::memrchr_iter;
 
 use crate::members::{self, Members};
 use crate::record::{Parts, RecordBatch, RecordMeta};
@@ -118,6 +118,44 @@ pub struct Encoder {
     source_head: Vec<u8>,
     /// `,"db":…,"sequence":"[\"`
     source_middle: Vec<u8>,
+    common: Common,
+}
+
+/// What a record has in common with those before it, as it was last written.
+#[derive(Clone, Debug, Default)]
+struct Common {
+    /// `"source":{…,"sequence":"[\"24023128\",\"`, of a commit time, of rows read or not, after a commit.
+    source: Last<(i64, bool, Lsn)>,
+    /// The times of a commit.
+    commit: Last<i64>,
+    /// `{"id":"745:24023128","total_order":`, of a transaction.
+    transaction: Last<(u32, Lsn)>,
+    /// The times of now.
+    now: Last<i64>,
+}
+
+/// Bytes, and what they were written of.
+#[derive(Clone, Debug)]
+struct Last<T> {
+    of: Option<T>,
+    bytes: Vec<u8>,
+}
+
+impl<T> Default for Last<T> {
+    fn default() -> Self {
+        Last { of: None, bytes: Vec::new() }
+    }
+}
+
+impl<T: PartialEq> Last<T> {
+    fn append_to(&mut self, out: &mut Vec<u8>, of: T, write: impl FnOnce(&mut Vec<u8>)) {
+        if self.of.as_ref() != Some(&of) {
+            self.bytes.clear();
+            write(&mut self.bytes);
+            self.of = Some(of);
+        }
+        out.extend_from_slice(&self.bytes);
+    }
 }
 
 /// The pieces of a table's records that never change, made once per version of the table.
@@ -153,7 +191,7 @@ impl Encoder {
         let mut source_middle = b",\"db\":".to_vec();
         json::string(&mut source_middle, database);
         source_middle.extend_from_slice(b",\"sequence\":\"[\\\"");
-        Encoder { pipeline: pipeline.to_owned(), source_head, source_middle }
+        Encoder { pipeline: pipeline.to_owned(), source_head, source_middle, common: Common::default() }
     }
 
     /// The fixed pieces of a table's records.
@@ -177,7 +215,7 @@ impl Encoder {
 
     /// Appends the record of a row's change.
     pub fn row(
-        &self,
+        &mut self,
         batch: &mut RecordBatch,
         relation: &RelationEncoder,
         stamp: &ChangeStamp,
@@ -207,8 +245,11 @@ impl Encoder {
         out.push(b',');
         self.source(out, &relation.source_tail, stamp, op);
         out.push(b',');
-        op_and_time(out, op, stamp.now_us);
-        times(out, stamp.now_us);
+        op_code(out, op);
+        self.common.now.append_to(out, stamp.now_us, |out| {
+            time_ms(out, stamp.now_us);
+            times(out, stamp.now_us);
+        });
         out.push(b'}');
         let value_end = out.len();
 
@@ -225,20 +266,20 @@ impl Encoder {
     }
 
     /// Appends the record of a TRUNCATE of one table.
-    pub fn truncate(&self, batch: &mut RecordBatch, relation: &RelationEncoder, stamp: &ChangeStamp) {
+    pub fn truncate(&mut self, batch: &mut RecordBatch, relation: &RelationEncoder, stamp: &ChangeStamp) {
         // Without a row nothing can fail to fit.
         let images = RowImages { op: Op::Truncate, before: None, after: None, previous_key: None };
         let _ = self.row(batch, relation, stamp, images);
     }
 
     /// Appends the record of a logical message.
-    pub fn message(&self, batch: &mut RecordBatch, stamp: &ChangeStamp, prefix: &str, content: &[u8]) {
+    pub fn message(&mut self, batch: &mut RecordBatch, stamp: &ChangeStamp, prefix: &str, content: &[u8]) {
         self.message_of(batch, None, stamp, prefix, content);
     }
 
     /// Appends the record of a message that the stores of a table are to see.
     pub fn table_message(
-        &self,
+        &mut self,
         batch: &mut RecordBatch,
         relation: &RelationEncoder,
         stamp: &ChangeStamp,
@@ -248,7 +289,7 @@ impl Encoder {
     }
 
     fn message_of(
-        &self,
+        &mut self,
         batch: &mut RecordBatch,
         schema: Option<SchemaRef>,
         stamp: &ChangeStamp,
@@ -263,7 +304,8 @@ impl Encoder {
         out.extend_from_slice(&self.key_tail("message"));
         let key_end = out.len();
         out.push(b'{');
-        op_and_time(out, Op::Message, stamp.now_us);
+        op_code(out, Op::Message);
+        time_ms(out, stamp.now_us);
         out.push(b',');
         self.source(out, &source_tail("", ""), stamp, Op::Message);
         out.extend_from_slice(b",\"message\":{\"prefix\":");
@@ -286,21 +328,23 @@ impl Encoder {
     }
 
     /// `"source":{…},"transaction":{…}`
-    fn source(&self, out: &mut Vec<u8>, source_tail: &[u8], stamp: &ChangeStamp, op: Op) {
-        out.extend_from_slice(&self.source_head);
-        json::number(out, stamp.commit_time_us.div_euclid(1000));
-        // Rows are read in chunks between streamed transactions, which is what Debezium calls incremental.
-        out.extend_from_slice(if op == Op::Read {
-            b",\"snapshot\":\"incremental\""
-        } else {
-            b",\"snapshot\":\"false\""
+    fn source(&mut self, out: &mut Vec<u8>, source_tail: &[u8], stamp: &ChangeStamp, op: Op) {
+        let Encoder { source_head, source_middle, common, .. } = self;
+        let (commit_us, read) = (stamp.commit_time_us, op == Op::Read);
+        common.source.append_to(out, (commit_us, read, stamp.last_commit_lsn), |out| {
+            out.extend_from_slice(source_head);
+            json::number(out, commit_us.div_euclid(1000));
+            // Rows are read in chunks between streamed transactions, which is what Debezium calls incremental.
+            let snapshot = if read { "incremental" } else { "false" };
+            out.extend_from_slice(b",\"snapshot\":");
+            json::string(out, snapshot);
+            out.extend_from_slice(source_middle);
+            json::number(out, stamp.last_commit_lsn.0);
+            out.extend_from_slice(b"\\\",\\\"");
         });
-        out.extend_from_slice(&self.source_middle);
-        json::number(out, stamp.last_commit_lsn.0);
-        out.extend_from_slice(b"\\\",\\\"");
         json::number(out, stamp.lsn.0);
         out.extend_from_slice(b"\\\"]\"");
-        times(out, stamp.commit_time_us);
+        common.commit.append_to(out, commit_us, |out| times(out, commit_us));
         out.extend_from_slice(source_tail);
         match stamp.xid {
             Some(xid) => json::number(out, xid),
@@ -309,29 +353,33 @@ impl Encoder {
         out.extend_from_slice(b",\"lsn\":");
         json::number(out, stamp.lsn.0);
         out.extend_from_slice(b",\"xmin\":null},\"transaction\":");
-        match stamp.xid {
-            Some(xid) => {
-                out.extend_from_slice(b"{\"id\":\"");
-                json::number(out, xid);
-                out.push(b':');
-                json::number(out, stamp.position.lsn.0);
-                out.extend_from_slice(b"\",\"total_order\":");
-                json::number(out, stamp.total_order);
-                out.extend_from_slice(b",\"data_collection_order\":");
-                json::number(out, stamp.collection_order);
-                out.push(b'}');
-            }
-            None => out.extend_from_slice(b"null"),
-        }
+        let Some(xid) = stamp.xid else { return out.extend_from_slice(b"null") };
+        let lsn = stamp.position.lsn;
+        common.transaction.append_to(out, (xid, lsn), |out| {
+            out.extend_from_slice(b"{\"id\":\"");
+            json::number(out, xid);
+            out.push(b':');
+            json::number(out, lsn.0);
+            out.extend_from_slice(b"\",\"total_order\":");
+        });
+        json::number(out, stamp.total_order);
+        out.extend_from_slice(b",\"data_collection_order\":");
+        json::number(out, stamp.collection_order);
+        out.push(b'}');
     }
 }
 
-/// `"op":"c","ts_ms":…`
-fn op_and_time(out: &mut Vec<u8>, op: Op, now_us: i64) {
+/// `"op":"c"`
+fn op_code(out: &mut Vec<u8>, op: Op) {
     out.extend_from_slice(b"\"op\":\"");
     out.extend_from_slice(op.code());
-    out.extend_from_slice(b"\",\"ts_ms\":");
-    json::number(out, now_us.div_euclid(1000));
+    out.push(b'"');
+}
+
+/// `,"ts_ms":…`
+fn time_ms(out: &mut Vec<u8>, us: i64) {
+    out.extend_from_slice(b",\"ts_ms\":");
+    json::number(out, us.div_euclid(1000));
 }
 
 /// `,"ts_us":…,"ts_ns":…`
@@ -514,13 +562,19 @@ impl<'a> Event<'a> {
 /// The envelope's `op` where it stands behind everything that is nested, as Debezium and [`Encoder`] write it: what lies
 /// between it and the rows need not be read then.
 fn last_op(envelope: &str) -> Option<&str> {
-    const NAME: &str = ",\"op\":";
+    const NAME: &[u8] = b",\"op\":";
+    /// Where it has its p, which the names of the times have not.
+    const P: usize = 3;
     /// Bytes from there on, at most: three times follow.
     const MAX_LEN: usize = 128;
-    let tail = envelope.len().saturating_sub(MAX_LEN);
+    let start = envelope.len().saturating_sub(MAX_LEN);
+    let tail = &envelope.as_bytes()[start..];
     // A quote inside a string has a backslash before it, so that this is a name; and no object ends behind it but one.
-    let at = tail + memmem::rfind(&envelope.as_bytes()[tail..], NAME.as_bytes())? + NAME.len();
-    let rest = &envelope[at..];
+    let at = memrchr_iter(b'p', tail).find_map(|p| {
+        let name = p.checked_sub(P)?;
+        tail[name..].starts_with(NAME).then_some(start + name + NAME.len())
+    })?;
+    let rest = envelope.get(at..)?;
     (rest.find('}') == Some(rest.len() - 1)).then(|| rest.get(..3))?
 }
 

@@ -26,8 +26,9 @@ pub(crate) struct Member<'a> {
 impl Member<'_> {
     pub(crate) fn is(&self, name: &str) -> Result<bool, EnvelopeError> {
         let inner = &self.name[1..self.name.len() - 1];
-        if !inner.contains('\\') {
-            return Ok(inner == name);
+        if inner.len() <= name.len() || !inner.contains('\\') {
+            // An escape is longer than what it stands for.
+            return Ok(inner == name && !inner.contains('\\'));
         }
         Ok(string(self.name)? == name)
     }
@@ -113,7 +114,16 @@ pub(crate) fn string(token: &str) -> Result<Cow<'_, str>, EnvelopeError> {
 
 /// Length of the string at the front, quotes included.
 fn string_len(bytes: &[u8]) -> Option<usize> {
+    /// Names and small values end within so many bytes, sooner than a search by vectors has begun.
+    const SHORT: usize = 16;
     let mut at = 1;
+    for byte in bytes.get(1..)?.iter().take(SHORT) {
+        match byte {
+            b'"' => return Some(at + 1),
+            b'\\' => break,
+            _ => at += 1,
+        }
+    }
     loop {
         at += memchr2(b'"', b'\\', bytes.get(at..)?)?;
         if bytes[at] == b'"' {
@@ -194,6 +204,17 @@ mod tests {
         fn damaged_text_is_an_error_or_passed_over(text in "[{}\\[\\]\",:\\\\a1 é]{0,24}") {
             let _ = read(&text);
         }
+    }
+
+    #[test]
+    fn names_are_compared_without_their_escapes() {
+        let text = r#"{"x\"y":1,"ab":2,"\u0061b":3}"#;
+        let mut members = Members::of(text).unwrap();
+        let found = [r#"x"y"#, "ab", "ab"].map(|name| {
+            let member = members.next().unwrap().unwrap();
+            (member.is(name).unwrap(), member.is(r#"x\"y"#).unwrap(), member.is("a").unwrap())
+        });
+        assert_eq!(found, [(true, false, false); 3]);
     }
 
     #[test]

@@ -141,9 +141,17 @@ impl<'a> Iterator for TupleIter<'a> {
 impl ExactSizeIterator for TupleIter<'_> {}
 
 /// Builds a tuple from values, for sources that are not pgoutput (COPY, tests).
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct TupleBuf {
+    /// In pgoutput's form.
     bytes: Vec<u8>,
+    columns: u16,
+}
+
+impl Default for TupleBuf {
+    fn default() -> Self {
+        TupleBuf { bytes: vec![0, 0], columns: 0 }
+    }
 }
 
 impl TupleBuf {
@@ -162,30 +170,40 @@ impl TupleBuf {
     /// # Panics
     /// As [`new`](Self::new).
     pub fn fill<'a>(&mut self, values: impl IntoIterator<Item = Datum<'a>>) {
+        self.clear();
+        values.into_iter().for_each(|value| self.push(value));
+    }
+
+    /// Begins another tuple, of no values yet, and keeps the memory.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.bytes.extend_from_slice(&[0, 0]);
+        self.columns = 0;
+    }
+
+    /// Appends a value.
+    ///
+    /// # Panics
+    /// As [`new`](Self::new).
+    pub fn push(&mut self, value: Datum<'_>) {
         let bytes = &mut self.bytes;
-        bytes.clear();
-        bytes.extend_from_slice(&[0, 0]);
-        let mut count: u16 = 0;
-        for value in values {
-            count = count.checked_add(1).expect("Postgres has at most 1,600 columns");
-            match value {
-                Datum::Null => bytes.push(b'n'),
-                Datum::Unchanged => bytes.push(b'u'),
-                Datum::Text(text) => {
-                    let length = u32::try_from(text.len()).expect("Postgres has values of at most 1 GiB");
-                    bytes.push(b't');
-                    bytes.extend_from_slice(&length.to_be_bytes());
-                    bytes.extend_from_slice(text.as_bytes());
-                }
+        match value {
+            Datum::Null => bytes.push(b'n'),
+            Datum::Unchanged => bytes.push(b'u'),
+            Datum::Text(text) => {
+                let length = u32::try_from(text.len()).expect("Postgres has values of at most 1 GiB");
+                bytes.push(b't');
+                bytes.extend_from_slice(&length.to_be_bytes());
+                bytes.extend_from_slice(text.as_bytes());
             }
         }
-        bytes[..2].copy_from_slice(&count.to_be_bytes());
+        self.columns = self.columns.checked_add(1).expect("Postgres has at most 1,600 columns");
+        bytes[..2].copy_from_slice(&self.columns.to_be_bytes());
     }
 
     /// The tuple, borrowed.
     pub fn as_tuple(&self) -> Tuple<'_> {
-        let count = u16::from_be_bytes([self.bytes[0], self.bytes[1]]);
-        Tuple { columns: count, body: &self.bytes[2..] }
+        Tuple { columns: self.columns, body: &self.bytes[2..] }
     }
 
     /// The tuple in pgoutput's form, count included.

@@ -76,7 +76,7 @@ fn stamp(ordinal: u64) -> ChangeStamp {
 
 /// Every kind of record, as one batch.
 fn records() -> RecordBatch {
-    let encoder = Encoder::new("mailbox", "app");
+    let mut encoder = Encoder::new("mailbox", "app");
     let full = encoder.relation(SchemaRef { relation: 16384, version: 1 }, &schema(ReplicaIdentity::Full));
     let keyed =
         encoder.relation(SchemaRef { relation: 16384, version: 2 }, &schema(ReplicaIdentity::Default));

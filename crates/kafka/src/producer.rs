@@ -85,7 +85,7 @@ impl Producer {
         record.payload = outgoing.value;
         record.timestamp = outgoing.timestamp_ms;
         record.headers = outgoing.headers;
-        let mut patience = Patience::new(self.outage);
+        let mut patience = None;
         loop {
             self.deliveries().sent();
             let Err((error, back)) = self.inner.send(record) else { return Ok(()) };
@@ -100,6 +100,7 @@ impl Producer {
             record = back;
             self.check()?;
             self.deliveries().wait(Duration::from_millis(1));
+            let patience = patience.get_or_insert_with(|| Patience::new(self.outage));
             patience.spend(self.deliveries().outstanding(), || self.away("its queue stays full"))?;
         }
     }

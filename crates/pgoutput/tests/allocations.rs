@@ -40,7 +40,7 @@ fn update() -> Vec<u8> {
     [&b"U"[..], &16384_u32.to_be_bytes(), b"O", old.wire_bytes(), b"N", new.wire_bytes()].concat()
 }
 
-fn write(wire: &[u8], encoder: &Encoder, relation: &RelationEncoder, batch: &mut RecordBatch) {
+fn write(wire: &[u8], encoder: &mut Encoder, relation: &RelationEncoder, batch: &mut RecordBatch) {
     for ordinal in 0..ROWS {
         let Ok(Message::Update { old: Some(old), new, .. }) = decode(wire) else { panic!("an update") };
         let stamp = ChangeStamp {
@@ -82,15 +82,15 @@ fn read(batch: &RecordBatch, scratch: &mut Vec<u8>) -> usize {
 
 #[test]
 fn a_row_is_written_and_read_without_an_allocation() {
-    let (wire, encoder) = (update(), Encoder::new("mailbox", "app"));
+    let (wire, mut encoder) = (update(), Encoder::new("mailbox", "app"));
     let relation = encoder.relation(SchemaRef { relation: 16384, version: 1 }, &schema());
     let mut batch = RecordBatch::default();
     let mut scratch = Vec::with_capacity(64);
     // The buffers take their size.
-    write(&wire, &encoder, &relation, &mut batch);
+    write(&wire, &mut encoder, &relation, &mut batch);
     batch.clear();
 
-    let writing = allocation_counter::measure(|| write(&wire, &encoder, &relation, &mut batch));
+    let writing = allocation_counter::measure(|| write(&wire, &mut encoder, &relation, &mut batch));
     assert_eq!(batch.len() as u64, ROWS);
     assert_eq!(writing.count_total, 0, "allocations for {ROWS} rows written");
     let mut users = 0;

@@ -1,9 +1,8 @@
 //! COPY's text format, which prints values as the stream does: a row a line, columns between tabs.
 //! <https://www.postgresql.org/docs/current/sql-copy.html>
 
-use std::ops::Range;
-
 use change::{Datum, TupleBuf};
+use memchr::{memchr, memchr_iter};
 
 /// The bytes are not what COPY prints.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -18,39 +17,41 @@ pub(crate) enum CopyError {
 #[derive(Debug, Default)]
 pub(crate) struct RowReader {
     tuple: TupleBuf,
-    /// Values without their escapes.
+    /// A value without its escapes.
     plain: String,
-    values: Vec<Option<Range<usize>>>,
 }
 
 impl RowReader {
     /// Reads a row of so many columns, its line's end left out.
     pub(crate) fn read(&mut self, line: &[u8], columns: usize) -> Result<&TupleBuf, CopyError> {
         let line = std::str::from_utf8(line).map_err(|_| CopyError::NotUtf8)?;
-        self.plain.clear();
-        self.values.clear();
+        self.tuple.clear();
         // A table without columns has empty lines.
         if columns > 0 || !line.is_empty() {
-            for field in line.split('\t') {
-                self.field(field);
+            let escapes = memchr(b'\\', line.as_bytes()).is_some();
+            let mut start = 0;
+            for end in memchr_iter(b'\t', line.as_bytes()).chain([line.len()]) {
+                self.field(&line[start..end], escapes);
+                start = end + 1;
             }
         }
-        if self.values.len() != columns {
-            return Err(CopyError::ColumnCount { expected: columns, found: self.values.len() });
+        let found = self.tuple.as_tuple().len();
+        if found == columns {
+            Ok(&self.tuple)
+        } else {
+            Err(CopyError::ColumnCount { expected: columns, found })
         }
-        let value = |range: &Option<Range<usize>>| match range {
-            Some(range) => Datum::Text(&self.plain[range.clone()]),
-            None => Datum::Null,
-        };
-        self.tuple.fill(self.values.iter().map(value));
-        Ok(&self.tuple)
     }
 
-    fn field(&mut self, field: &str) {
-        if field == "\\N" {
-            return self.values.push(None);
+    /// Takes in a value of a line in which there are `escapes`.
+    fn field(&mut self, field: &str, escapes: bool) {
+        if !escapes || !field.contains('\\') {
+            return self.tuple.push(Datum::Text(field));
         }
-        let start = self.plain.len();
+        if field == "\\N" {
+            return self.tuple.push(Datum::Null);
+        }
+        self.plain.clear();
         let mut rest = field;
         while let Some((before, escaped)) = rest.split_once('\\') {
             self.plain.push_str(before);
@@ -69,7 +70,7 @@ impl RowReader {
             rest = chars.as_str();
         }
         self.plain.push_str(rest);
-        self.values.push(Some(start..self.plain.len()));
+        self.tuple.push(Datum::Text(&self.plain));
     }
 }
 

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use change::{Key, Lsn, Read, Snapshot, Storage, TableSchema};
+use memchr::memchr;
 use relay::{PublishedTable, ReadRequest, RelayError, Round, RoundEvent, SourceError};
 use tokio::sync::mpsc;
 use tokio_postgres::error::{DbError, SqlState};
@@ -495,18 +496,16 @@ impl TableReading<'_> {
         let begun = self.bytes;
         while let Some(piece) = chunk.pieces.blocking_recv() {
             let piece = piece.map_err(|error| failed("cannot read a table", &error))?;
-            let mut lines = piece.split(|byte| *byte == b'\n').peekable();
-            while let Some(line) = lines.next() {
-                if lines.peek().is_none() {
-                    // After the last line's end.
-                    break;
-                }
+            let mut rest = &piece[..];
+            while let Some(end) = memchr(b'\n', rest) {
+                let line = &rest[..end];
+                rest = &rest[end + 1..];
                 let tuple = reader.read(line, columns).map_err(|error| unreadable(&error))?.as_tuple();
                 deliver(RoundEvent::Row(tuple))?;
                 rows += 1;
                 self.bytes += line.len() as u64;
                 let over = self.bytes >= most;
-                if !key.is_empty() && (over || lines.peek().is_some_and(|rest| rest.is_empty())) {
+                if !key.is_empty() && (over || rest.is_empty()) {
                     last = key.iter().map(|place| text(tuple.iter().nth(*place)?)).collect();
                 }
                 if over && chunk.limit != Some(rows) {
@@ -533,12 +532,16 @@ async fn pump(
 ) -> Result<(), Error> {
     use futures_util::StreamExt as _;
     let mut rows = pin!(request?);
-    let mut piece = BytesMut::new();
+    let mut piece = BytesMut::with_capacity(PIECE_BYTES);
     while let Some(row) = rows.next().await {
-        piece.extend_from_slice(&row?);
-        if piece.len() >= PIECE_BYTES && sender.send(Ok(piece.split().freeze())).await.is_err() {
-            return Ok(());
+        let row = row?;
+        if piece.len() + row.len() > piece.capacity() {
+            if !piece.is_empty() && sender.send(Ok(piece.split().freeze())).await.is_err() {
+                return Ok(());
+            }
+            piece = BytesMut::with_capacity(PIECE_BYTES.max(row.len()));
         }
+        piece.extend_from_slice(&row);
     }
     if !piece.is_empty() {
         let _ = sender.send(Ok(piece.freeze())).await;

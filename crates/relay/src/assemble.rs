@@ -25,6 +25,9 @@ pub const TABLES_CHANGED: &str = "millrace.tables";
 /// The prefix of the message in the log that tells of a partition of which rows are still to be read.
 const PARTITION_UNREAD: &str = "millrace.partition";
 
+/// Changes of a transaction between two looks at the clock.
+const CHANGES_PER_LOOK: u64 = 64;
+
 /// How far the assembled records reach.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Reach {
@@ -55,6 +58,8 @@ struct OpenTransaction {
     plan: Plan,
     /// Changes seen so far: the next one's ordinal.
     ordinal: u64,
+    /// As of one of the last [`CHANGES_PER_LOOK`] changes, microseconds since the epoch.
+    now_us: i64,
     total_order: u64,
     messages: u64,
     /// Records made of it so far, sent ones included.
@@ -319,6 +324,7 @@ impl Assembler {
             xid,
             plan,
             ordinal: 0,
+            now_us: 0,
             total_order: 0,
             messages: 0,
             records: 0,
@@ -600,6 +606,9 @@ impl Assembler {
         let open =
             self.open.as_mut().ok_or_else(|| protocol(format!("change at {lsn} outside a transaction")))?;
         let ordinal = open.ordinal;
+        if ordinal.is_multiple_of(CHANGES_PER_LOOK) {
+            open.now_us = clock.now_us();
+        }
         open.ordinal += 1;
         let Plan::From { ordinal: first, digest: expected } = open.plan else { return Ok(None) };
         if ordinal < first {
@@ -625,7 +634,7 @@ impl Assembler {
             commit_time_us: open.commit_time_us,
             total_order: 0,
             collection_order: 0,
-            now_us: clock.now_us(),
+            now_us: open.now_us,
         }))
     }
 

@@ -275,9 +275,11 @@ impl<'a> Relay<'a> {
         Ok(())
     }
 
-    /// How long the next poll may wait: not at all while something waits to be committed.
+    /// How long the next poll may wait: not at all while a round can be read, or something waits to be committed.
     fn patience(&self) -> Duration {
-        if self.waiting_since.is_some() && !self.assembler.mid_transaction() {
+        if self.may_pause() {
+            Duration::ZERO
+        } else if self.waiting_since.is_some() && !self.assembler.mid_transaction() {
             self.pause()
         } else if self.behind() {
             self.limits.idle_interval.saturating_sub(self.since(self.committed_at))

@@ -46,7 +46,7 @@ pub(crate) fn pipeline(kafka: &Kafka, name: &str) -> (Connection, Names) {
 
 /// `count` rows of a table, from number `from` on, each a transaction of its own.
 pub(crate) fn rows(from: u64, count: u64) -> RecordBatch {
-    let encoder = Encoder::new("test", "db");
+    let mut encoder = Encoder::new("test", "db");
     let relation = encoder.relation(VERSION, &schema());
     let mut batch = RecordBatch::default();
     for number in from..from + count {

@@ -274,7 +274,7 @@ pub(crate) fn create_table(session: &Session, rng: &mut StdRng) {
 
 /// The table's rows as records of the log.
 pub(crate) fn log_of(session: &Session, schema: &TableSchema) -> RecordBatch {
-    let encoder = Encoder::new("mailbox", "app");
+    let mut encoder = Encoder::new("mailbox", "app");
     let relation = encoder.relation(SchemaRef { relation: schema.relation, version: 1 }, schema);
     let lsn = Lsn(0x1000);
     let stamp = ChangeStamp {

@@ -209,7 +209,7 @@ impl Journal {
         if new.is_some_and(|new| new.as_tuple().iter().any(|datum| datum == Datum::Unchanged)) {
             schema.identity = ReplicaIdentity::Default;
         }
-        let encoder = Encoder::new("mailbox", "postgres");
+        let mut encoder = Encoder::new("mailbox", "postgres");
         let relation = encoder.relation(SchemaRef { relation: schema.relation, version: 1 }, &schema);
         let offset = self.end();
         let stamp = ChangeStamp {
