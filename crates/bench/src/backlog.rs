@@ -24,6 +24,8 @@ pub(crate) enum Shape {
     Stores,
     /// No backlog: a row in a transaction at a steady rate, and how long until it is visible
     Steady,
+    /// No change at all: what the processes take at rest
+    Idle,
 }
 
 /// The table; its rows are about 400 bytes.
@@ -46,7 +48,7 @@ pub(crate) fn fill(postgres: &Postgres, shape: Shape, rows: u64) -> u64 {
     let (inserted, updated) = match shape {
         Shape::Batches | Shape::Stores => BATCHES,
         Shape::Singles | Shape::Steady => (1, 1),
-        Shape::One | Shape::Snapshot => (rows, rows),
+        Shape::One | Shape::Snapshot | Shape::Idle => (rows, rows),
     };
     let mut changes = 0;
     for (statement, step) in [(insert, inserted), (update, updated)] {

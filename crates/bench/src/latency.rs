@@ -42,21 +42,8 @@ pub(crate) fn run(options: &Options) -> Result<Vec<Latency>> {
     let directory = tempfile::tempdir()?;
     let search = free_port();
     let config = directory.path().join("millrace.toml");
-    std::fs::write(
-        &config,
-        format!(
-            "pipeline = \"steady\"\n[postgres]\nurl = \"{}\"\ntables = [\"public.emails\"]\n\
-             [kafka]\nbootstrap = \"{}\"\n[redis]\nurl = \"{}\"\n\
-             [counters.total]\nsql = \"SELECT count(*) FROM public.emails\"\n\
-             [counters.unread]\nsql = \"SELECT user_id, count(*) FROM public.emails WHERE NOT is_read GROUP BY user_id\"\n\
-             [search]\ndirectory = \"{}\"\nlisten = \"127.0.0.1:{search}\"\n\
-             [search.indexes.emails]\ntable = \"public.emails\"\ntext = [\"subject\", \"body\"]\n",
-            postgres.url(DATABASE),
-            kafka.bootstrap(),
-            redis.url(),
-            directory.path().join("search").display()
-        ),
-    )?;
+    let text = sides::config_of_all("steady", (&postgres, &kafka, &redis), directory.path(), search);
+    std::fs::write(&config, text)?;
     let millrace = |arguments: &[&str]| {
         let mut command = Command::new(sides::own_program());
         command.arg("--config").arg(&config).args(arguments).stdin(Stdio::null()).stdout(Stdio::null());

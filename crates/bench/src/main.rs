@@ -7,8 +7,11 @@ use anyhow::Result;
 use clap::Parser;
 
 mod backlog;
+mod idle;
 mod latency;
 mod measure;
+mod plot;
+mod producer;
 mod report;
 mod run;
 mod sides;
@@ -41,13 +44,16 @@ struct Options {
     /// Where to append the figures as JSON lines
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Where to draw the rates, as SVG
+    #[arg(long)]
+    plot: Option<PathBuf>,
 }
 
 impl Options {
     fn sides(&self) -> Vec<Side> {
         let fit = match self.shape {
-            Shape::Stores => vec![Side::Consumer, Side::Counters, Side::Tantivy, Side::Search],
-            _ => vec![Side::Limit, Side::Again, Side::Reader, Side::Debezium],
+            Shape::Stores => vec![Side::Consumer, Side::Redis, Side::Counters, Side::Tantivy, Side::Search],
+            _ => vec![Side::Limit, Side::Again, Side::Reader, Side::Producer, Side::Debezium],
         };
         self.sides.clone().unwrap_or(fit)
     }
@@ -59,10 +65,17 @@ fn main() -> Result<()> {
         report::print_latencies(&latency::run(&options)?);
         return Ok(());
     }
+    if options.shape == Shape::Idle {
+        report::print_rest(&idle::run()?);
+        return Ok(());
+    }
     let samples = if options.shape == Shape::Stores { stores::run(&options)? } else { run::all(&options)? };
     report::print(&options, &samples);
     if let Some(path) = &options.json {
         report::append(path, &options, &samples)?;
+    }
+    if let Some(path) = &options.plot {
+        plot::draw(path, &options, &samples)?;
     }
     Ok(())
 }

@@ -3,6 +3,11 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use anyhow::Result;
+use testkit::services::Kafka;
+
+use crate::sides::Side;
+
 /// Ticks a second of the kernel's CPU accounting; fixed on Linux.
 const TICKS: u64 = 100;
 
@@ -93,4 +98,30 @@ pub(crate) fn until(
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(())
+}
+
+/// What this process itself does.
+pub(crate) fn within(
+    kafka: &Kafka,
+    side: Side,
+    round: u32,
+    drain: impl FnOnce() -> Result<u64>,
+) -> Result<Sample> {
+    let mut own = Watched::new(std::process::id());
+    let mut broker = Watched::new(kafka.id());
+    let began = Instant::now();
+    let rows = drain()?;
+    let time = began.elapsed();
+    own.look();
+    broker.look();
+    Ok(Sample {
+        side: side.name(),
+        round,
+        rows,
+        time,
+        own: own.used(),
+        server: Duration::ZERO,
+        broker: broker.used(),
+        peak_kib: 0,
+    })
 }

@@ -11,6 +11,7 @@ use serde_json::json;
 
 use crate::Options;
 use crate::backlog::Shape;
+use crate::idle::Rest;
 use crate::latency::Latency;
 use crate::measure::Sample;
 use crate::sides::Side;
@@ -28,16 +29,13 @@ pub(crate) fn print(options: &Options, samples: &[Sample]) {
         "peak MiB",
         "rows counted",
     ]);
-    let of = |side: Side, figure: &dyn Fn(&Sample) -> f64| {
-        median(samples.iter().filter(|sample| sample.side == side.name()).map(figure).collect())
-    };
     for side in &options.sides() {
-        let figure = |figure: &dyn Fn(&Sample) -> f64| of(*side, figure).unwrap_or(f64::NAN);
+        let figure = |figure: &dyn Fn(&Sample) -> f64| of(samples, *side, figure).unwrap_or(f64::NAN);
         let rate = figure(&Sample::rows_per_second);
         table.add_row([
             side.name().to_owned(),
             format!("{rate:.0}"),
-            of(side.limit(), &Sample::rows_per_second)
+            of(samples, side.limit(), &Sample::rows_per_second)
                 .map_or("-".into(), |limit| format!("{:.2}", rate / limit)),
             format!("{:.1}", figure(&|sample| sample.per_row(sample.own))),
             format!("{:.1}", figure(&|sample| sample.per_row(sample.server))),
@@ -65,6 +63,18 @@ pub(crate) fn print_latencies(latencies: &[Latency]) {
     println!("{table}");
 }
 
+/// What each process takes at rest, as a table in Markdown.
+pub(crate) fn print_rest(rest: &[Rest]) {
+    let mut table = Table::new();
+    table.load_preset(presets::ASCII_MARKDOWN).set_header(["process", "% of a core", "peak MiB"]);
+    for Rest { process, cpu, peak_kib } in rest {
+        let peak = *peak_kib as f64 / 1024.0;
+        table.add_row([(*process).to_owned(), format!("{cpu:.2}"), format!("{peak:.0}")]);
+    }
+    table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
+    println!("{table}");
+}
+
 /// A line of JSON for each sample.
 pub(crate) fn append(path: &Path, options: &Options, samples: &[Sample]) -> Result<()> {
     let mut file = File::options().create(true).append(true).open(path)?;
@@ -79,6 +89,11 @@ pub(crate) fn append(path: &Path, options: &Options, samples: &[Sample]) -> Resu
         writeln!(file, "{line}")?;
     }
     Ok(())
+}
+
+/// The median over the rounds of one side's figure; `None` for a side that did not run.
+pub(crate) fn of(samples: &[Sample], side: Side, figure: &dyn Fn(&Sample) -> f64) -> Option<f64> {
+    median(samples.iter().filter(|sample| sample.side == side.name()).map(figure).collect())
 }
 
 fn median(mut figures: Vec<f64>) -> Option<f64> {

@@ -9,7 +9,8 @@ use testkit::services::{Kafka, Postgres};
 use crate::Options;
 use crate::backlog::{self, DATABASE, Shape};
 use crate::measure::{Sample, Watched};
-use crate::sides::{PATIENCE, Place};
+use crate::producer;
+use crate::sides::{PATIENCE, Place, Side};
 
 /// Between two looks at what runs.
 const LOOK: Duration = Duration::from_millis(20);
@@ -25,6 +26,7 @@ const SETTINGS: &[(&str, &str)] = &[
 
 pub(crate) fn all(options: &Options) -> Result<Vec<Sample>> {
     let (postgres, kafka) = (Postgres::start_with(SETTINGS), Kafka::tuned());
+    producer::warm_up(&kafka)?;
     backlog::make_table(&postgres);
     postgres.sql(DATABASE, "CREATE PUBLICATION bench FOR TABLE emails");
     let mut places = Vec::new();
@@ -56,12 +58,19 @@ pub(crate) fn all(options: &Options) -> Result<Vec<Sample>> {
     // An LSN that every side comes to.
     postgres.sql(DATABASE, "SELECT pg_logical_emit_message(true, 'bench', '')");
     let mut samples = Vec::new();
+    let mut log = String::new();
     for (round, place) in &places {
         if options.shape == Shape::Snapshot {
             place.prepare()?;
         }
-        let sample = measure(place, *round, head, changes)
-            .with_context(|| format!("{} in round {round}", place.side.name()))?;
+        let sample = match place.side {
+            Side::Producer => producer::run(&kafka, &log, &place.name, *round, changes),
+            _ => measure(place, *round, head, changes),
+        };
+        if place.side == Side::Reader {
+            log = place.log_topic();
+        }
+        let sample = sample.with_context(|| format!("{} in round {round}", place.side.name()))?;
         eprintln!(
             "round {round}: {:<12} {:>9.0} rows/s, {:.1} s",
             sample.side,

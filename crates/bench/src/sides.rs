@@ -13,7 +13,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tempfile::TempDir;
-use testkit::services::{Debezium, Kafka, Postgres, Process};
+use testkit::services::{Debezium, Kafka, Postgres, Process, Redis};
 
 use crate::backlog::{DATABASE, Shape};
 
@@ -43,6 +43,14 @@ producer.override.buffer.memory=134217728
 producer.override.compression.type=lz4
 ";
 
+/// Counters of all rows and of 10,000 groups.
+pub(crate) const COUNTERS: &str = "[counters.total]\nsql = \"SELECT count(*) FROM public.emails\"\n\
+    [counters.unread]\nsql = \"SELECT user_id, count(*) FROM public.emails WHERE NOT is_read GROUP BY user_id\"\n";
+
+/// The index of the mails' text.
+pub(crate) const INDEXES: &str =
+    "[search.indexes.emails]\ntable = \"public.emails\"\ntext = [\"subject\", \"body\"]\n";
+
 /// One of those who drain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub(crate) enum Side {
@@ -56,8 +64,12 @@ pub(crate) enum Side {
     Other,
     /// Debezium, tuned, to Kafka
     Debezium,
+    /// A bare librdkafka producer of the records that the reader made, in transactions as large
+    Producer,
     /// A plain consumer that counts
     Consumer,
+    /// A plain pipeline of increments into Redis, one for each change
+    Redis,
     /// Millrace's worker of counters: one of all rows, one of 10,000 groups
     Counters,
     /// A plain consumer that parses each record and upserts a document
@@ -85,17 +97,24 @@ impl Side {
             Side::Reader => "reader",
             Side::Other => "other",
             Side::Debezium => "debezium",
+            Side::Producer => "producer",
             Side::Consumer => "consumer",
+            Side::Redis => "redis",
             Side::Counters => "counters",
             Side::Tantivy => "tantivy",
             Side::Search => "search",
         }
     }
 
+    /// Whether it is Millrace.
+    pub(crate) fn is_ours(self) -> bool {
+        matches!(self, Side::Reader | Side::Other | Side::Counters | Side::Search)
+    }
+
     /// What it is compared with.
     pub(crate) fn limit(self) -> Side {
         match self {
-            Side::Consumer | Side::Counters => Side::Consumer,
+            Side::Consumer | Side::Redis | Side::Counters => Side::Consumer,
             Side::Tantivy | Side::Search => Side::Tantivy,
             _ => Side::Limit,
         }
@@ -175,6 +194,24 @@ pub(crate) fn own_program() -> PathBuf {
     std::env::current_exe().map(|exe| exe.with_file_name("millrace")).unwrap_or_default()
 }
 
+/// A pipeline with both kinds of stores.
+pub(crate) fn config_of_all(
+    pipeline: &str,
+    (postgres, kafka, redis): (&Postgres, &Kafka, &Redis),
+    directory: &Path,
+    search: u16,
+) -> String {
+    format!(
+        "pipeline = \"{pipeline}\"\n[postgres]\nurl = \"{}\"\ntables = [\"public.emails\"]\n\
+         [kafka]\nbootstrap = \"{}\"\n[redis]\nurl = \"{}\"\n{COUNTERS}\
+         [search]\ndirectory = \"{}\"\nlisten = \"127.0.0.1:{search}\"\n{INDEXES}",
+        postgres.url(DATABASE),
+        kafka.bootstrap(),
+        redis.url(),
+        directory.join("search").display()
+    )
+}
+
 /// Reads a topic from its beginning.
 pub(crate) fn consumer(kafka: &Kafka, topic: &str) -> Result<BaseConsumer> {
     let consumer: BaseConsumer = ClientConfig::new()
@@ -214,6 +251,11 @@ impl Place<'_> {
         self.directory.path().join("millrace.toml")
     }
 
+    /// What a reader writes.
+    pub(crate) fn log_topic(&self) -> String {
+        format!("millrace.{}.1", self.name)
+    }
+
     fn log(&self) -> PathBuf {
         self.directory.path().join("log")
     }
@@ -224,8 +266,8 @@ impl Place<'_> {
             Side::Limit | Side::Again if self.shape == Shape::Snapshot => {}
             Side::Limit | Side::Again => self.make_slot(),
             Side::Debezium => {
-                self.make_topic(&format!("{}.public.emails", self.name));
-                self.make_topic(&format!("{}.transaction", self.name));
+                self.kafka.make_topic(&format!("{}.public.emails", self.name));
+                self.kafka.make_topic(&format!("{}.transaction", self.name));
                 if self.shape != Shape::Snapshot {
                     self.make_slot();
                 }
@@ -253,6 +295,7 @@ impl Place<'_> {
                     reader.wait(START);
                 }
             }
+            Side::Producer => {}
             _ => return self.misfit(),
         }
         Ok(())
@@ -266,22 +309,6 @@ impl Place<'_> {
         self.postgres.sql(
             DATABASE,
             &format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput')", self.name),
-        );
-    }
-
-    fn make_topic(&self, name: &str) {
-        let class = "org.apache.kafka.tools.TopicCommand";
-        self.kafka.tool(
-            class,
-            &[
-                "--bootstrap-server",
-                &self.kafka.bootstrap(),
-                "--create",
-                "--topic",
-                name,
-                "--partitions",
-                "1",
-            ],
         );
     }
 
@@ -321,7 +348,9 @@ impl Place<'_> {
                 let head = (self.shape != Shape::Snapshot).then_some(head);
                 Running::Reader(self.spawn(&mut self.millrace(&["reader"]))?, ledger, head)
             }
-            Side::Consumer | Side::Counters | Side::Tantivy | Side::Search => return self.misfit(),
+            Side::Producer | Side::Consumer | Side::Redis | Side::Counters | Side::Tantivy | Side::Search => {
+                return self.misfit();
+            }
             Side::Debezium => {
                 let topic = format!("{}.public.emails", self.name);
                 let mode = if self.shape == Shape::Snapshot { "initial_only" } else { "no_data" };
@@ -344,7 +373,7 @@ impl Place<'_> {
         let topic = match self.side {
             // It writes nothing down.
             Side::Limit | Side::Again => return Ok(changes),
-            Side::Reader | Side::Other => format!("millrace.{}.1", self.name),
+            Side::Reader | Side::Other => self.log_topic(),
             Side::Debezium => format!("{}.public.emails", self.name),
             _ => return self.misfit(),
         };

@@ -16,19 +16,24 @@ use testkit::services::{Kafka, Postgres, Process, Redis, free_port};
 
 use crate::Options;
 use crate::backlog::{self, DATABASE, Shape};
-use crate::measure::{Sample, Watched, until};
-use crate::sides::{self, PATIENCE, Running, Side, is_row};
+use crate::measure::{Sample, Watched, until, within};
+use crate::producer;
+use crate::sides::{self, COUNTERS, INDEXES, PATIENCE, Running, Side, is_row};
 
 const TOPIC: &str = "millrace.stores.1";
 /// Between two looks at how far a worker is.
 const LOOK: Duration = Duration::from_millis(20);
 /// Memory of the plain Tantivy writer, bytes: as the search worker's.
 const HEAP: usize = 50_000_000;
-/// Rows between two of its commits.
+/// Groups of the plain increments, and how many go in a pipeline.
+const GROUPS: u64 = 10_000;
+const PIPELINE: usize = 1_000;
+/// Rows between two commits of that writer.
 const COMMIT_ROWS: u64 = 100_000;
 
 pub(crate) fn run(options: &Options) -> Result<Vec<Sample>> {
     let (postgres, kafka) = (Postgres::start(), Kafka::tuned());
+    producer::warm_up(&kafka)?;
     let changes = fill_log(&postgres, &kafka, options.rows)?;
     let mut samples = Vec::new();
     for round in 1..=options.rounds {
@@ -39,6 +44,7 @@ pub(crate) fn run(options: &Options) -> Result<Vec<Sample>> {
         for side in sides {
             let sample = match side {
                 Side::Consumer => within(&kafka, side, round, || count(&kafka))?,
+                Side::Redis => within(&kafka, side, round, || increment(changes))?,
                 Side::Tantivy => within(&kafka, side, round, || upsert(&kafka, options.rows))?,
                 Side::Counters | Side::Search => {
                     worker(&postgres, &kafka, side, round, options.rows, changes)?
@@ -95,27 +101,6 @@ fn fill_log(postgres: &Postgres, kafka: &Kafka, rows: u64) -> Result<u64> {
     Ok(changes)
 }
 
-/// What this process itself does.
-fn within(kafka: &Kafka, side: Side, round: u32, drain: impl FnOnce() -> Result<u64>) -> Result<Sample> {
-    let mut own = Watched::new(std::process::id());
-    let mut broker = Watched::new(kafka.id());
-    let began = Instant::now();
-    let rows = drain()?;
-    let time = began.elapsed();
-    own.look();
-    broker.look();
-    Ok(Sample {
-        side: side.name(),
-        round,
-        rows,
-        time,
-        own: own.used(),
-        server: Duration::ZERO,
-        broker: broker.used(),
-        peak_kib: 0,
-    })
-}
-
 fn count(kafka: &Kafka) -> Result<u64> {
     let consumer = sides::consumer(kafka, TOPIC)?;
     let mut rows = 0;
@@ -127,6 +112,22 @@ fn count(kafka: &Kafka) -> Result<u64> {
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// Increments counters one by one, many in a pipeline, exactly-once left out.
+fn increment(changes: u64) -> Result<u64> {
+    let redis = Redis::start();
+    let mut connection = redis.connect();
+    for first in (0..changes).step_by(PIPELINE) {
+        let mut pipeline = redis::pipe();
+        for change in first..changes.min(first + PIPELINE as u64) {
+            pipeline.cmd("HINCRBY").arg("unread").arg(change % GROUPS).arg(1).ignore();
+        }
+        pipeline.exec(&mut connection)?;
+    }
+    let groups: u64 = redis::cmd("HLEN").arg("unread").query(&mut connection)?;
+    ensure!(groups == GROUPS.min(changes), "{groups} groups are in Redis");
+    Ok(changes)
 }
 
 /// Keeps an index as anybody would at first: parse the record, delete what has its id, add the document.
@@ -186,19 +187,11 @@ fn worker(
     let directory = tempfile::tempdir()?;
     let (search, telemetry) = (free_port(), free_port());
     let (role, stores) = match side {
-        Side::Counters => (
-            "counters",
-            format!(
-                "[redis]\nurl = \"{}\"\n[counters.total]\nsql = \"SELECT count(*) FROM public.emails\"\n\
-                 [counters.unread]\nsql = \"SELECT user_id, count(*) FROM public.emails WHERE NOT is_read GROUP BY user_id\"\n",
-                redis.url()
-            ),
-        ),
+        Side::Counters => ("counters", format!("[redis]\nurl = \"{}\"\n{COUNTERS}", redis.url())),
         _ => (
             "search",
             format!(
-                "[search]\ndirectory = \"{}\"\nlisten = \"127.0.0.1:{search}\"\n\
-                 [search.indexes.emails]\ntable = \"public.emails\"\ntext = [\"subject\", \"body\"]\n",
+                "[search]\ndirectory = \"{}\"\nlisten = \"127.0.0.1:{search}\"\n{INDEXES}",
                 directory.path().join("search").display()
             ),
         ),

@@ -150,6 +150,16 @@ impl Kafka {
         text
     }
 
+    /// Makes a topic of one partition.
+    ///
+    /// # Panics
+    /// When the broker does not.
+    pub fn make_topic(&self, name: &str) {
+        let (class, bootstrap) = ("org.apache.kafka.tools.TopicCommand", self.bootstrap());
+        let place = ["--bootstrap-server", &bootstrap, "--create", "--topic", name];
+        self.tool(class, &[&place[..], &["--partitions", "1"]].concat());
+    }
+
     /// Appends a record to partition 0 of a topic, as a program does that has no business there.
     ///
     /// # Panics
