@@ -38,6 +38,11 @@ pub(crate) fn make_table(postgres: &Postgres) {
     );
 }
 
+/// Counters by a column that is not the key need old values.
+pub(crate) fn keep_old_rows(postgres: &Postgres) {
+    postgres.sql(DATABASE, "ALTER TABLE emails REPLICA IDENTITY FULL");
+}
+
 /// Fills the table; gives the number of row changes.
 pub(crate) fn fill(postgres: &Postgres, shape: Shape, rows: u64) -> u64 {
     let insert = "INSERT INTO emails SELECT g, g % 10000, CASE g % 3 WHEN 0 THEN 'inbox' WHEN 1 THEN 'archive' ELSE 'spam' END,

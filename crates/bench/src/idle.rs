@@ -30,6 +30,7 @@ pub(crate) fn run() -> Result<Vec<Rest>> {
     let (postgres, kafka, redis) = (Postgres::start(), Kafka::tuned(), Redis::start());
     producer::warm_up(&kafka)?;
     backlog::make_table(&postgres);
+    backlog::keep_old_rows(&postgres);
     backlog::fill(&postgres, Shape::Snapshot, ROWS);
     let directory = tempfile::tempdir()?;
     let config = directory.path().join("millrace.toml");

@@ -37,8 +37,7 @@ pub(crate) struct Latency {
 pub(crate) fn run(options: &Options) -> Result<Vec<Latency>> {
     let (postgres, kafka, redis) = (Postgres::start(), Kafka::tuned(), Redis::start());
     backlog::make_table(&postgres);
-    // Counters by a column that is not the key need old values.
-    postgres.sql(DATABASE, "ALTER TABLE emails REPLICA IDENTITY FULL");
+    backlog::keep_old_rows(&postgres);
     let directory = tempfile::tempdir()?;
     let search = free_port();
     let config = directory.path().join("millrace.toml");

@@ -114,7 +114,8 @@ impl Side {
     /// What it is compared with.
     pub(crate) fn limit(self) -> Side {
         match self {
-            Side::Consumer | Side::Redis | Side::Counters => Side::Consumer,
+            Side::Consumer | Side::Counters => Side::Consumer,
+            Side::Redis => Side::Redis,
             Side::Tantivy | Side::Search => Side::Tantivy,
             _ => Side::Limit,
         }

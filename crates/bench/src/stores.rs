@@ -80,8 +80,7 @@ fn config(postgres: &Postgres, kafka: &Kafka, rest: &str) -> String {
 /// Has the reader write the log; gives the number of row changes.
 fn fill_log(postgres: &Postgres, kafka: &Kafka, rows: u64) -> Result<u64> {
     backlog::make_table(postgres);
-    // Counters by a column that is not the key need old values.
-    postgres.sql(DATABASE, "ALTER TABLE emails REPLICA IDENTITY FULL");
+    backlog::keep_old_rows(postgres);
     let directory = tempfile::tempdir()?;
     let path = directory.path().join("millrace.toml");
     std::fs::write(&path, config(postgres, kafka, ""))?;

@@ -4,11 +4,14 @@
 //! of it delivered and none failed. Whatever else happens, the producer is dropped with its transaction open; the
 //! next one with the same `transactional.id` aborts it while it starts (`init_transactions`).
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rdkafka::error::{KafkaError as ClientError, RDKafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::OwnedHeaders;
-use rdkafka::producer::{BaseRecord, Producer as _, ThreadedProducer};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rdkafka::{ClientConfig, util::Timeout};
 
 use crate::connection::fences;
@@ -25,6 +28,9 @@ const BATCH_MAX_BYTES: u32 = 8 << 20;
 const TRANSACTION_MIN_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often a wait looks for a fatal error.
 const LOOK: Duration = Duration::from_millis(100);
+/// How long one call waits for delivery reports, which are taken in as they come. The binding spends the last
+/// millisecond of each call turning round: short ones are most of what an idle process costs.
+const REPORTS_WAIT: Duration = Duration::from_millis(500);
 /// How long a clean stop tries to abort what is open; a new producer does it anyway.
 const ABORT_LIMIT: Duration = Duration::from_secs(1);
 
@@ -41,7 +47,10 @@ pub(crate) struct Outgoing<'a> {
 }
 
 pub(crate) struct Producer {
-    inner: ThreadedProducer<Deliveries>,
+    inner: Arc<BaseProducer<Deliveries>>,
+    /// Takes in delivery reports until told to stop.
+    reports: Option<JoinHandle<()>>,
+    stop: Arc<AtomicBool>,
     outage: Duration,
     transaction_timeout: Duration,
     opened: Option<Instant>,
@@ -52,11 +61,22 @@ impl Producer {
     pub(crate) fn start(connection: &Connection, transactional_id: &str) -> Result<Self, KafkaError> {
         let config = configure(connection, transactional_id);
         let transaction_timeout = config.get("transaction.timeout.ms").and_then(|ms| ms.parse().ok());
-        let inner: ThreadedProducer<Deliveries> = config
+        let inner: BaseProducer<Deliveries> = config
             .create_with_context(Deliveries::default())
             .map_err(|error| KafkaError::of("cannot make a Kafka producer", &error))?;
+        let (inner, stop) = (Arc::new(inner), Arc::new(AtomicBool::new(false)));
+        let (polled, stopped) = (inner.clone(), stop.clone());
+        let reports = thread::Builder::new().name("kafka-reports".into()).spawn(move || {
+            while !stopped.load(Ordering::Acquire) {
+                polled.poll(REPORTS_WAIT);
+            }
+        });
+        let reports = reports
+            .map_err(|error| KafkaError::Unavailable(format!("cannot start a thread for Kafka: {error}")))?;
         let producer = Producer {
             inner,
+            reports: Some(reports),
+            stop,
             outage: connection.outage(),
             transaction_timeout: Duration::from_millis(transaction_timeout.unwrap_or(0)),
             opened: None,
@@ -126,7 +146,7 @@ impl Producer {
         // The last report is freed a moment after it was told; until then librdkafka's binding would sleep 100 ms.
         let mut patience = Patience::new(self.outage);
         while self.inner.in_flight_count() > 0 {
-            std::thread::yield_now();
+            thread::yield_now();
             self.check()?;
             let waiting = u64::from(self.inner.in_flight_count().unsigned_abs());
             patience.spend(waiting, || self.away("its reports are not taken in"))?;
@@ -159,7 +179,7 @@ impl Producer {
             if !retriable || start.elapsed() >= self.outage {
                 return Err(self.explain(doing, &error));
             }
-            std::thread::sleep(LOOK);
+            thread::sleep(LOOK);
         }
     }
 
@@ -213,6 +233,9 @@ impl Drop for Producer {
             // Readers need not wait for the next producer then. Where it fails, they do.
             let _ = self.inner.abort_transaction(ABORT_LIMIT);
         }
+        self.stop.store(true, Ordering::Release);
+        // It can only have panicked, and says so by itself.
+        let _ = self.reports.take().map(JoinHandle::join);
     }
 }
 
