@@ -267,8 +267,10 @@ impl Place<'_> {
             Side::Limit | Side::Again if self.shape == Shape::Snapshot => {}
             Side::Limit | Side::Again => self.make_slot(),
             Side::Debezium => {
-                self.kafka.make_topic(&format!("{}.public.emails", self.name));
-                self.kafka.make_topic(&format!("{}.transaction", self.name));
+                // The message is the backlog's end: Debezium waits for its topic, and what came before with it.
+                for topic in ["public.emails", "transaction", "message"] {
+                    self.kafka.make_topic(&format!("{}.{topic}", self.name));
+                }
                 if self.shape != Shape::Snapshot {
                     self.make_slot();
                 }
