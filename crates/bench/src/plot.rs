@@ -29,7 +29,7 @@ pub(crate) fn draw(path: &Path, options: &Options, samples: &[Sample]) -> Result
         .margin(10)
         .x_label_area_size(30)
         .y_label_area_size(50)
-        .build_cartesian_2d((0..sides.len()).into_segmented(), 0.0..most * 1.1 / 1000.0)
+        .build_cartesian_2d((0..sides.len().saturating_sub(1)).into_segmented(), 0.0..most * 1.1 / 1000.0)
         .map_err(|e| failed(&e))?;
     let name = |place: &SegmentValue<usize>| match place {
         SegmentValue::CenterOf(place) => sides.get(*place).map_or("", |side| side.name()).to_owned(),
@@ -38,6 +38,7 @@ pub(crate) fn draw(path: &Path, options: &Options, samples: &[Sample]) -> Result
     chart
         .configure_mesh()
         .disable_x_mesh()
+        .light_line_style(WHITE)
         .x_label_formatter(&name)
         .y_label_formatter(&|rate| format!("{rate:.0}"))
         .draw()
