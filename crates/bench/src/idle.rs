@@ -1,15 +1,14 @@
 //! What the processes take while nothing happens.
 
-use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use testkit::services::{Kafka, Postgres, Process, Redis, free_port};
 
 use crate::backlog::{self, Shape};
 use crate::measure::{Watched, peak_kib};
-use crate::{producer, sides};
+use crate::producer;
+use crate::stack::Stack;
 
 /// Rows in the stores.
 const ROWS: u64 = 10_000;
@@ -27,27 +26,13 @@ pub(crate) struct Rest {
 }
 
 pub(crate) fn run() -> Result<Vec<Rest>> {
-    let (postgres, kafka, redis) = (Postgres::start(), Kafka::tuned(), Redis::start());
-    producer::warm_up(&kafka)?;
-    backlog::make_table(&postgres);
-    backlog::keep_old_rows(&postgres);
-    backlog::fill(&postgres, Shape::Snapshot, ROWS);
-    let directory = tempfile::tempdir()?;
-    let config = directory.path().join("millrace.toml");
-    let text = sides::config_of_all("idle", (&postgres, &kafka, &redis), directory.path(), free_port());
-    std::fs::write(&config, text)?;
-    let millrace = |arguments: &[&str]| {
-        let mut command = Command::new(sides::own_program());
-        command.arg("--config").arg(&config).args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
-        command
-    };
-    ensure!(millrace(&["setup"]).status()?.success(), "millrace setup");
-    let roles = ["reader", "counters", "search"];
-    let processes = roles.map(|role| Process::spawn(millrace(&[role]).stderr(Stdio::null())));
-    ensure!(millrace(&["wait", "--timeout", "90s"]).status()?.success(), "millrace wait");
+    let stack = Stack::start("idle", |postgres, kafka| {
+        backlog::fill(postgres, Shape::Snapshot, ROWS);
+        producer::warm_up(kafka)
+    })?;
     thread::sleep(REST);
-    let beside = [("broker", kafka.id()), ("Redis", redis.id())];
-    let all = roles.into_iter().zip(processes.iter().map(Process::id)).chain(beside);
+    let beside = [("broker", stack.kafka.id()), ("Redis", stack.redis.id())];
+    let all = stack.processes.iter().map(|(role, process)| (*role, process.id())).chain(beside);
     let mut watched: Vec<_> = all.map(|(name, id)| (name, id, Watched::new(id))).collect();
     thread::sleep(MEASURED);
     let rest = watched.iter_mut().map(|(process, id, watched)| {

@@ -3,18 +3,18 @@
 //! Rows come one in a transaction at a steady rate, and every place only ever counts more of them: what is seen at a
 //! count of n is the nth commit.
 
-use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use rdkafka::consumer::BaseConsumer;
 use serde_json::Value;
-use testkit::services::{Kafka, Postgres, Process, Redis, free_port};
+use testkit::services::Postgres;
 
 use crate::Options;
-use crate::backlog::{self, DATABASE};
+use crate::backlog::DATABASE;
 use crate::sides;
+use crate::stack::Stack;
 
 /// Connections that write.
 const WRITERS: u32 = 4;
@@ -35,29 +35,12 @@ pub(crate) struct Latency {
 }
 
 pub(crate) fn run(options: &Options) -> Result<Vec<Latency>> {
-    let (postgres, kafka, redis) = (Postgres::start(), Kafka::tuned(), Redis::start());
-    backlog::make_table(&postgres);
-    backlog::keep_old_rows(&postgres);
-    let directory = tempfile::tempdir()?;
-    let search = free_port();
-    let config = directory.path().join("millrace.toml");
-    let text = sides::config_of_all("steady", (&postgres, &kafka, &redis), directory.path(), search);
-    std::fs::write(&config, text)?;
-    let millrace = |arguments: &[&str]| {
-        let mut command = Command::new(sides::own_program());
-        command.arg("--config").arg(&config).args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
-        command
-    };
-    ensure!(millrace(&["setup"]).status()?.success(), "millrace setup");
-    let _processes =
-        ["reader", "counters", "search"].map(|role| Process::spawn(millrace(&[role]).stderr(Stdio::null())));
-    ensure!(millrace(&["wait", "--timeout", "90s"]).status()?.success(), "millrace wait");
-
+    let stack = Stack::start("steady", |_, _| Ok(()))?;
     let rows = options.rows;
     eprintln!("{rows} transactions, {} a second", options.rate);
-    let consumer = sides::consumer(&kafka, "millrace.steady.1")?;
-    let mut connection = redis.connect();
-    let url = format!("http://127.0.0.1:{search}/indexes/emails/documents?limit=0");
+    let consumer = sides::consumer(&stack.kafka, "millrace.steady.1")?;
+    let mut connection = stack.redis.connect();
+    let url = format!("http://127.0.0.1:{}/indexes/emails/documents?limit=0", stack.search);
     thread::scope(|scope| {
         let in_kafka = scope.spawn(|| watch(rows, Duration::ZERO, records(&consumer)));
         let in_redis = scope.spawn(|| {
@@ -71,7 +54,7 @@ pub(crate) fn run(options: &Options) -> Result<Vec<Latency>> {
                 page["total"].as_u64().context("the page has a total")
             })
         });
-        let commits = write(&postgres, rows, options.rate);
+        let commits = write(&stack.postgres, rows, options.rate);
         let seen = [("Kafka", in_kafka), ("Redis", in_redis), ("search", in_search)];
         let latencies = seen.map(|(place, watched)| {
             let sights = watched.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));

@@ -15,6 +15,7 @@ mod producer;
 mod report;
 mod run;
 mod sides;
+mod stack;
 mod stores;
 
 use backlog::Shape;

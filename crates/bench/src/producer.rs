@@ -22,6 +22,10 @@ const WARM_UP: (u64, usize) = (500_000, 1_000);
 
 /// Produces `changes` records to `topic` as they stand in the log of a reader.
 pub(crate) fn run(kafka: &Kafka, log: &str, topic: &str, round: u32, changes: u64) -> Result<Sample> {
+    ensure!(
+        !log.is_empty(),
+        "the side `producer` repeats what a `reader` before it wrote: add `reader` to --sides"
+    );
     let records = load(kafka, log)?;
     let producer = Bare::new(kafka, topic)?;
     within(kafka, Side::Producer, round, || {
@@ -134,6 +138,6 @@ fn load(kafka: &Kafka, log: &str) -> Result<Vec<OwnedMessage>> {
             Err(error) => return Err(error.into()),
         }
     }
-    ensure!(!records.is_empty(), "topic {log} has no records: the side `reader` is to come first");
+    ensure!(!records.is_empty(), "topic {log} has no rows");
     Ok(records)
 }

@@ -13,7 +13,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tempfile::TempDir;
-use testkit::services::{Debezium, Kafka, Postgres, Process, Redis};
+use testkit::services::{Debezium, Kafka, Postgres, Process};
 
 use crate::backlog::{DATABASE, Shape};
 
@@ -193,24 +193,6 @@ impl Running {
 /// Millrace as it was built beside this program.
 pub(crate) fn own_program() -> PathBuf {
     std::env::current_exe().map(|exe| exe.with_file_name("millrace")).unwrap_or_default()
-}
-
-/// A pipeline with both kinds of stores.
-pub(crate) fn config_of_all(
-    pipeline: &str,
-    (postgres, kafka, redis): (&Postgres, &Kafka, &Redis),
-    directory: &Path,
-    search: u16,
-) -> String {
-    format!(
-        "pipeline = \"{pipeline}\"\n[postgres]\nurl = \"{}\"\ntables = [\"public.emails\"]\n\
-         [kafka]\nbootstrap = \"{}\"\n[redis]\nurl = \"{}\"\n{COUNTERS}\
-         [search]\ndirectory = \"{}\"\nlisten = \"127.0.0.1:{search}\"\n{INDEXES}",
-        postgres.url(DATABASE),
-        kafka.bootstrap(),
-        redis.url(),
-        directory.join("search").display()
-    )
 }
 
 /// Reads a topic from its beginning.
