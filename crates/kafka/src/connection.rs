@@ -10,8 +10,15 @@ use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode as Code};
 use rdkafka::{ClientConfig, ClientContext};
 
+use crate::wire::batch::Compression;
+use crate::wire::cluster::Cluster;
+use crate::wire::security::Security;
+
 /// How long the brokers may be away before a call gives up, unless configured otherwise.
 const OUTAGE_LIMIT: Duration = Duration::from_secs(30);
+/// The brokers abort a transaction that stays open for longer, unless configured otherwise.
+const TRANSACTION_MIN_TIMEOUT: Duration = Duration::from_secs(60);
+const CLIENT_ID: &str = "millrace";
 
 /// Properties that carry exactly-once, or that belong to one client and not to the next.
 const OURS: &[&str] = &[
@@ -43,6 +50,9 @@ const OURS: &[&str] = &[
 pub struct Connection {
     bootstrap: String,
     properties: BTreeMap<String, String>,
+    cluster: Cluster,
+    compression: Compression,
+    transaction_timeout: Option<Duration>,
     outage: Duration,
     host: Option<String>,
 }
@@ -56,7 +66,8 @@ impl std::fmt::Debug for Connection {
 
 impl Connection {
     /// Brokers at `bootstrap` (`host:port,...`), with any librdkafka properties but those that exactly-once rests
-    /// on.
+    /// on. The log's writer keeps to those of TLS and logins, to `client.id`, `compression.type` and
+    /// `transaction.timeout.ms`; what it could not keep to is refused.
     pub fn new(bootstrap: &str, properties: BTreeMap<String, String>) -> Result<Self, Refusal> {
         if let Some(key) = properties.keys().find(|key| OURS.contains(&key.as_str())) {
             return Err(Refusal::new(
@@ -64,7 +75,28 @@ impl Connection {
                 format!("remove `{key}` from [kafka.properties]"),
             ));
         }
-        Ok(Connection { bootstrap: bootstrap.to_owned(), properties, outage: OUTAGE_LIMIT, host: None })
+        let get = |name: &str| properties.get(name).map(String::as_str);
+        let client_id = get("client.id").unwrap_or(CLIENT_ID);
+        let cluster = Cluster::new(bootstrap, Security::new(&properties)?, client_id)?;
+        let compression = get("compression.type").or_else(|| get("compression.codec"));
+        let compression = compression.map_or(Ok(Compression::default()), Compression::parse)?;
+        let timeout = get("transaction.timeout.ms").map(|text| {
+            text.parse().map(Duration::from_millis).map_err(|_| {
+                Refusal::new(
+                    format!("[kafka.properties] has transaction.timeout.ms `{text}`"),
+                    "write a number of milliseconds",
+                )
+            })
+        });
+        Ok(Connection {
+            bootstrap: bootstrap.to_owned(),
+            transaction_timeout: timeout.transpose()?,
+            cluster,
+            compression,
+            properties,
+            outage: OUTAGE_LIMIT,
+            host: None,
+        })
     }
 
     /// How long the brokers may be away before a call gives up with [`KafkaError::Unavailable`].
@@ -93,10 +125,22 @@ impl Connection {
         self.outage
     }
 
+    pub(crate) fn cluster(&self) -> Cluster {
+        self.cluster.clone()
+    }
+
+    pub(crate) fn compression(&self) -> Compression {
+        self.compression
+    }
+
+    pub(crate) fn transaction_timeout(&self) -> Duration {
+        self.transaction_timeout.unwrap_or_else(|| (self.outage * 2).max(TRANSACTION_MIN_TIMEOUT))
+    }
+
     /// A client's properties: `preferred` where the user has none of that name, then the user's.
     pub(crate) fn client(&self, preferred: &[(&str, &str)]) -> ClientConfig {
         let mut config = ClientConfig::new();
-        config.set("client.id", "millrace").set("reconnect.backoff.max.ms", "1000");
+        config.set("client.id", CLIENT_ID).set("reconnect.backoff.max.ms", "1000");
         for (key, value) in preferred {
             config.set(*key, *value);
         }
@@ -145,14 +189,18 @@ impl KafkaError {
                 | Code::GroupAuthorizationFailed
                 | Code::ClusterAuthorizationFailed
                 | Code::TransactionalIdAuthorizationFailed,
-            ) => refuse(
-                "let Millrace's Kafka user do this (kafka-acls), for all names that begin with `millrace.`",
-            ),
+            ) => KafkaError::unauthorized(format!("{doing}: {error}")),
             Some(Code::SaslAuthenticationFailed | Code::Authentication) => {
                 refuse("correct the user and password in [kafka.properties]")
             }
             _ => KafkaError::Unavailable(format!("{doing}: {error}")),
         }
+    }
+
+    /// What was refused for want of a right.
+    pub(crate) fn unauthorized(what: String) -> Self {
+        let remedy = "let Millrace's Kafka user do this (kafka-acls), for all names that begin with `millrace.`";
+        KafkaError::Refused(Refusal::new(what, remedy))
     }
 
     /// The same with what the client last said of its connections, where that is known.
@@ -167,7 +215,7 @@ impl KafkaError {
 }
 
 /// Whether this says that another producer with our `transactional.id` came after us.
-pub(crate) fn fences(code: Code) -> bool {
+fn fences(code: Code) -> bool {
     matches!(code, Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch)
 }
 

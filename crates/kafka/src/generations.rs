@@ -17,8 +17,10 @@ use rdkafka::message::{BorrowedMessage, Message};
 use serde::{Deserialize, Serialize};
 
 use crate::ledger::topic_exists;
-use crate::producer::{Outgoing, Producer};
+use crate::producer::Producer;
+use crate::publisher::add_now;
 use crate::reader::PartitionReader;
+use crate::wire::batch::Batch;
 use crate::{Connection, KafkaError, Names};
 
 /// Key of the one record of the generations topic.
@@ -86,8 +88,8 @@ struct Log {
     diverged: bool,
 }
 
-/// Puts the record into a producer's open transaction.
-pub(crate) fn send(producer: &Producer, pipeline: &str, generations: &Generations) -> Result<(), KafkaError> {
+/// Adds the record to a batch for the generations topic.
+pub(crate) fn add(batch: &mut Batch, pipeline: &str, generations: &Generations) -> Result<(), KafkaError> {
     let log = |of: Generation| {
         let log = Names::new(pipeline, of.number)?.log();
         Ok::<_, Refusal>(Log { generation: of.number, log, diverged: of.diverged })
@@ -95,14 +97,8 @@ pub(crate) fn send(producer: &Producer, pipeline: &str, generations: &Generation
     let next = generations.next.map(log).transpose()?;
     let current = Current { format: FORMAT, log: log(generations.current)?, next };
     let value = serde_json::to_vec(&current).expect("a plain structure becomes JSON");
-    producer.send(Outgoing {
-        topic: &Names::new(pipeline, generations.current.number)?.generations(),
-        log: false,
-        key: Some(CURRENT.as_bytes()),
-        value: Some(&value),
-        headers: None,
-        timestamp_ms: None,
-    })
+    add_now(batch, Some(CURRENT.as_bytes()), Some(&value));
+    Ok(())
 }
 
 /// Writes the record. The caller sees to it that nobody else does.
@@ -111,10 +107,12 @@ pub fn write_generations(
     pipeline: &str,
     generations: &Generations,
 ) -> Result<(), KafkaError> {
-    let names = Names::new(pipeline, generations.current.number)?;
-    let mut producer = Producer::start(connection, &names.generations())?;
-    producer.begin()?;
-    send(&producer, pipeline, generations)?;
+    let topic = Names::new(pipeline, generations.current.number)?.generations();
+    let mut producer = Producer::start(connection, &topic)?;
+    let mut batch = producer.batch();
+    add(&mut batch, pipeline, generations)?;
+    producer.begin(&[&topic])?;
+    producer.send(&topic, batch)?;
     producer.settle()?;
     producer.commit()
 }

@@ -1,4 +1,4 @@
-//! Adapter to Kafka, and the only home of its client library.
+//! Adapter to Kafka, and the only home of its client library and its protocol.
 //!
 //! ```text
 //! relay ──▶ KafkaPublisher ══ log + ledger ══▶ KafkaFeed ──▶ worker
@@ -12,10 +12,10 @@
 //! *Invariants:* one `transactional.id` per log, so that opening a publisher fences every older one (h03, h10).
 //! Whoever reads, reads committed records only. Nothing here creates a topic but [`ensure_topics`].
 //!
-//! Every call blocks its caller for a bounded time; librdkafka's own threads do the rest.
+//! What is read, is read by librdkafka, on threads of its own; what is written, is written by [`wire`], which tells why.
+//! Every call blocks its caller for a bounded time.
 
 mod connection;
-mod deliveries;
 mod feed;
 mod generations;
 mod ledger;
@@ -27,6 +27,7 @@ mod reader;
 mod setup;
 mod tail;
 mod topics;
+mod wire;
 
 pub use connection::{Connection, KafkaError};
 pub use feed::{KafkaFeed, group_offset};

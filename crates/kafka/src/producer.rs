@@ -1,291 +1,247 @@
 //! A transactional producer of which every call ends in time and every record is accounted for.
 //!
-//! The order that exactly-once rests on: a transaction is committed only when librdkafka has reported every record
-//! of it delivered and none failed. Whatever else happens, the producer is dropped with its transaction open; the
-//! next one with the same `transactional.id` aborts it while it starts (`init_transactions`).
+//! The order that exactly-once rests on: a transaction is committed only when the brokers have acknowledged every batch
+//! of it. Whatever else happens, the producer is dropped with its transaction open; the next one with the same
+//! `transactional.id` aborts it while it starts, and fences this one.
+//!
+//! Lost connections are made again, and what was not answered is asked once more, with one exception: the commit. Two
+//! of them on their way could end two transactions. Whether the first one took effect, the ledger tells.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use rdkafka::error::{KafkaError as ClientError, RDKafkaError, RDKafkaErrorCode as Code};
-use rdkafka::message::OwnedHeaders;
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
-use rdkafka::{ClientConfig, util::Timeout};
+use kafka_protocol::messages::add_partitions_to_txn_request::AddPartitionsToTxnTopic;
+use kafka_protocol::messages::{
+    AddPartitionsToTxnRequest, AddPartitionsToTxnResponse, EndTxnRequest, InitProducerIdRequest,
+    ProducerId as ProducerNumber, TopicName, TransactionalId,
+};
+use kafka_protocol::protocol::StrBytes;
 
-use crate::connection::fences;
-use crate::deliveries::{Deliveries, LOG, OTHER, undelivered};
+use crate::wire::batch::{Batch, Compression, ProducerId};
+use crate::wire::broker::WireError;
+use crate::wire::cluster::{Cluster, Link, Role, judge, patiently};
+use crate::wire::partition::Partition;
 use crate::{Connection, KafkaError};
 
 /// The largest record that the log's topic takes (bytes, as batched).
 pub(crate) const RECORD_MAX_BYTES: u32 = 64 << 20;
-/// The most that librdkafka holds on its way to the brokers (KiB); must hold the largest record.
-const QUEUE_MAX_KIB: u32 = 128 << 10;
-/// A request holds more than what the relay hands over in one go (bytes).
-const BATCH_MAX_BYTES: u32 = 8 << 20;
-/// The brokers abort a transaction that stays open for longer.
-const TRANSACTION_MIN_TIMEOUT: Duration = Duration::from_secs(60);
-/// How often a wait looks for a fatal error.
-const LOOK: Duration = Duration::from_millis(100);
-/// How long one call waits for delivery reports, which are taken in as they come. The binding spends the last
-/// millisecond of each call turning round: short ones are most of what an idle process costs.
-const REPORTS_WAIT: Duration = Duration::from_millis(500);
 /// How long a clean stop tries to abort what is open; a new producer does it anyway.
 const ABORT_LIMIT: Duration = Duration::from_secs(1);
 
-/// A record to produce, to partition 0 of its topic.
-pub(crate) struct Outgoing<'a> {
-    pub(crate) topic: &'a str,
-    /// Whether the topic is the log.
-    pub(crate) log: bool,
-    pub(crate) key: Option<&'a [u8]>,
-    pub(crate) value: Option<&'a [u8]>,
-    pub(crate) headers: Option<OwnedHeaders>,
-    /// Milliseconds since the epoch; `None` for now.
-    pub(crate) timestamp_ms: Option<i64>,
-}
+// What each request looks like: as brokers from Kafka 2.7 on know it.
+const INIT_PRODUCER_ID: i16 = 1;
+const ADD_PARTITIONS: i16 = 2;
+const END_TXN: i16 = 2;
+
+/// The code that a partition has because of another's.
+const OPERATION_NOT_ATTEMPTED: i16 = 55;
 
 pub(crate) struct Producer {
-    inner: Arc<BaseProducer<Deliveries>>,
-    /// Takes in delivery reports until told to stop.
-    reports: Option<JoinHandle<()>>,
-    stop: Arc<AtomicBool>,
+    cluster: Cluster,
     outage: Duration,
+    compression: Compression,
+    transactional_id: TransactionalId,
     transaction_timeout: Duration,
+    producer: ProducerId,
+    coordinator: Link,
+    partitions: Vec<Partition>,
+    /// Sent, and not answered yet.
+    registration: Option<AddPartitionsToTxnRequest>,
     opened: Option<Instant>,
 }
 
 impl Producer {
     /// Starts a producer and fences every older one of the same id; returns when their transactions have ended.
     pub(crate) fn start(connection: &Connection, transactional_id: &str) -> Result<Self, KafkaError> {
-        let config = configure(connection, transactional_id);
-        let transaction_timeout = config.get("transaction.timeout.ms").and_then(|ms| ms.parse().ok());
-        let inner: BaseProducer<Deliveries> = config
-            .create_with_context(Deliveries::default())
-            .map_err(|error| KafkaError::of("cannot make a Kafka producer", &error))?;
-        let (inner, stop) = (Arc::new(inner), Arc::new(AtomicBool::new(false)));
-        let (polled, stopped) = (inner.clone(), stop.clone());
-        let reports = thread::Builder::new().name("kafka-reports".into()).spawn(move || {
-            while !stopped.load(Ordering::Acquire) {
-                polled.poll(REPORTS_WAIT);
-            }
-        });
-        let reports = reports
-            .map_err(|error| KafkaError::Unavailable(format!("cannot start a thread for Kafka: {error}")))?;
-        let producer = Producer {
-            inner,
-            reports: Some(reports),
-            stop,
-            outage: connection.outage(),
-            transaction_timeout: Duration::from_millis(transaction_timeout.unwrap_or(0)),
+        let cluster = connection.cluster();
+        let outage = connection.outage();
+        let transaction_timeout = connection.transaction_timeout();
+        let mut coordinator = Link::to(Role::Coordinator(transactional_id.to_owned()));
+        let transactional_id = TransactionalId(StrBytes::from_string(transactional_id.to_owned()));
+        let request = InitProducerIdRequest::default()
+            .with_transactional_id(Some(transactional_id.clone()))
+            .with_transaction_timeout_ms(i32::try_from(transaction_timeout.as_millis()).unwrap_or(i32::MAX));
+        let started = patiently(outage, |deadline| {
+            let answer = coordinator.ask(&cluster, &request, INIT_PRODUCER_ID, deadline)?;
+            judged(&mut coordinator, answer.error_code, "cannot start Kafka transactions")?;
+            Ok(answer)
+        })?;
+        Ok(Producer {
+            cluster,
+            outage,
+            compression: connection.compression(),
+            transactional_id,
+            transaction_timeout,
+            producer: ProducerId { id: started.producer_id.0, epoch: started.producer_epoch },
+            coordinator,
+            partitions: Vec::new(),
+            registration: None,
             opened: None,
-        };
-        producer
-            .retry("cannot start Kafka transactions", |timeout| producer.inner.init_transactions(timeout))?;
-        Ok(producer)
+        })
     }
 
-    /// Begins a transaction unless one is open.
-    pub(crate) fn begin(&mut self) -> Result<(), KafkaError> {
-        if self.opened.is_none() {
-            self.inner
-                .begin_transaction()
-                .map_err(|error| self.explain("cannot begin a Kafka transaction", &error))?;
-            self.opened = Some(Instant::now());
+    /// An empty batch of records.
+    pub(crate) fn batch(&self) -> Batch {
+        Batch::new(self.compression)
+    }
+
+    /// Begins a transaction unless one is open, and has it write into these topics. Does not wait for the answer.
+    pub(crate) fn begin(&mut self, topics: &[&str]) -> Result<(), KafkaError> {
+        self.opened.get_or_insert_with(Instant::now);
+        let mut added = Vec::new();
+        for topic in topics {
+            let partition = self.partition(topic);
+            if !std::mem::replace(&mut partition.registered, true) {
+                let name = TopicName(partition.topic().clone());
+                added.push(AddPartitionsToTxnTopic::default().with_name(name).with_partitions(vec![0]));
+            }
         }
+        if added.is_empty() {
+            return Ok(());
+        }
+        self.registered()?;
+        let request = AddPartitionsToTxnRequest::default()
+            .with_v3_and_below_transactional_id(self.transactional_id.clone())
+            .with_v3_and_below_producer_id(ProducerNumber(self.producer.id))
+            .with_v3_and_below_producer_epoch(self.producer.epoch)
+            .with_v3_and_below_topics(added);
+        let deadline = Instant::now() + self.outage;
+        let sent = match self.coordinator.open() {
+            Some(broker) => broker.send(&request, ADD_PARTITIONS, deadline),
+            None => Ok(()),
+        };
+        if sent.is_err() {
+            self.coordinator.reset();
+        }
+        self.registration = Some(request);
         Ok(())
     }
 
-    /// Hands a record to librdkafka, which copies it; waits while its queue is full.
-    pub(crate) fn send(&self, outgoing: Outgoing<'_>) -> Result<(), KafkaError> {
-        let opaque = if outgoing.log { LOG } else { OTHER };
-        let mut record = BaseRecord::<[u8], [u8], usize>::with_opaque_to(outgoing.topic, opaque).partition(0);
-        record.key = outgoing.key;
-        record.payload = outgoing.value;
-        record.timestamp = outgoing.timestamp_ms;
-        record.headers = outgoing.headers;
-        let mut patience = None;
-        loop {
-            self.deliveries().sent();
-            let Err((error, back)) = self.inner.send(record) else { return Ok(()) };
-            self.deliveries().unsent();
-            if error.rdkafka_error_code() != Some(Code::QueueFull) {
-                let size = outgoing.value.map_or(0, <[u8]>::len);
-                return Err(match self.fatal() {
-                    Some(fatal) => fatal,
-                    None => undelivered(&error, outgoing.topic, outgoing.key.unwrap_or_default(), size),
-                });
-            }
-            record = back;
-            self.check()?;
-            self.deliveries().wait(Duration::from_millis(1));
-            let patience = patience.get_or_insert_with(|| Patience::new(self.outage));
-            patience.spend(self.deliveries().outstanding(), || self.away("its queue stays full"))?;
-        }
+    /// Sends a batch to a topic that the transaction [writes into](Self::begin); waits while too many are on their way.
+    pub(crate) fn send(&mut self, topic: &str, batch: Batch) -> Result<(), KafkaError> {
+        self.registered()?;
+        let place = self.place(topic);
+        let who = (&self.transactional_id, self.producer);
+        let sent = self.partitions[place].send(&self.cluster, self.outage, who, batch);
+        sent.map_err(|error| self.explain(error))
     }
 
-    /// Whether every record sent is known to be delivered, or not to be.
-    pub(crate) fn idle(&self) -> bool {
-        self.deliveries().outstanding() == 0
-    }
-
-    /// Waits until every record sent is known to be delivered.
-    pub(crate) fn settle(&self) -> Result<(), KafkaError> {
-        let mut patience = Patience::new(self.outage);
-        while self.deliveries().outstanding() > 0 {
-            self.deliveries().wait(LOOK);
-            self.check()?;
-            patience.spend(self.deliveries().outstanding(), || self.away("records are not acknowledged"))?;
-        }
-        self.check()
+    /// Waits until every record sent is known to be there.
+    pub(crate) fn settle(&mut self) -> Result<(), KafkaError> {
+        let (cluster, outage) = (&self.cluster, self.outage);
+        let settled = self.partitions.iter_mut().try_for_each(|partition| partition.settle(cluster, outage));
+        settled.map_err(|error| self.explain(error))
     }
 
     /// Commits the open transaction, of which every record is settled.
     pub(crate) fn commit(&mut self) -> Result<(), KafkaError> {
-        // The last report is freed a moment after it was told; until then librdkafka's binding would sleep 100 ms.
-        let mut patience = Patience::new(self.outage);
-        while self.inner.in_flight_count() > 0 {
-            thread::yield_now();
-            self.check()?;
-            let waiting = u64::from(self.inner.in_flight_count().unsigned_abs());
-            patience.spend(waiting, || self.away("its reports are not taken in"))?;
-        }
-        self.retry("cannot commit a Kafka transaction", |timeout| self.inner.commit_transaction(timeout))?;
+        debug_assert!(self.partitions.iter().all(Partition::settled), "committed what is not settled");
+        let request = self.end(true);
+        let ended = patiently(self.outage, |deadline| {
+            let answer = self.coordinator.ask(&self.cluster, &request, END_TXN, deadline).map_err(|error| match error {
+                WireError::Again(what) => {
+                    KafkaError::Unavailable(format!("a Kafka transaction may have been committed, or not: {what}")).into()
+                }
+                error => error,
+            })?;
+            judged(&mut self.coordinator, answer.error_code, "cannot commit a Kafka transaction")
+        });
+        ended.map_err(|error| self.explain(error))?;
         self.opened = None;
+        self.partitions.iter_mut().for_each(|partition| partition.registered = false);
         Ok(())
     }
 
-    /// Offset after the log's last record delivered by this producer; `None` for none yet.
-    pub(crate) fn log_end(&self) -> Option<i64> {
-        Some(self.deliveries().log_end()).filter(|end| *end > 0)
+    /// Offset after the last record of a topic that this producer wrote; `None` for none yet.
+    pub(crate) fn log_end(&self, topic: &str) -> Option<i64> {
+        self.partitions.iter().find(|partition| **partition.topic() == *topic)?.end()
     }
 
-    fn deliveries(&self) -> &Deliveries {
-        self.inner.client().context()
+    fn end(&self, committed: bool) -> EndTxnRequest {
+        EndTxnRequest::default()
+            .with_transactional_id(self.transactional_id.clone())
+            .with_producer_id(ProducerNumber(self.producer.id))
+            .with_producer_epoch(self.producer.epoch)
+            .with_committed(committed)
     }
 
-    /// Calls a transaction function until it neither times out nor asks to be called again.
-    fn retry(
-        &self,
-        doing: &str,
-        mut call: impl FnMut(Timeout) -> Result<(), ClientError>,
-    ) -> Result<(), KafkaError> {
-        let start = Instant::now();
-        loop {
-            let left = self.outage.saturating_sub(start.elapsed()).max(LOOK);
-            let Err(error) = call(Timeout::After(left)) else { return Ok(()) };
-            let retriable = matches!(&error, ClientError::Transaction(error) if may_retry(error));
-            if !retriable || start.elapsed() >= self.outage {
-                return Err(self.explain(doing, &error));
+    fn partition(&mut self, topic: &str) -> &mut Partition {
+        let place = self.place(topic);
+        &mut self.partitions[place]
+    }
+
+    fn place(&mut self, topic: &str) -> usize {
+        match self.partitions.iter().position(|partition| **partition.topic() == *topic) {
+            Some(place) => place,
+            None => {
+                self.partitions.push(Partition::new(topic));
+                self.partitions.len() - 1
             }
-            thread::sleep(LOOK);
         }
     }
 
-    /// The first failure so far, if any.
-    fn check(&self) -> Result<(), KafkaError> {
-        match self.fatal().or_else(|| self.deliveries().take_failure()) {
-            None => Ok(()),
-            Some(KafkaError::Fenced) => Err(self.fenced()),
-            Some(error) => Err(error.with_report(&self.deliveries().reports)),
-        }
-    }
-
-    fn fatal(&self) -> Option<KafkaError> {
-        let (code, reason) = self.inner.client().fatal_error()?;
-        if fences(code) {
-            return Some(self.fenced());
-        }
-        Some(KafkaError::Unavailable(format!("the Kafka producer cannot go on: {reason}")))
-    }
-
-    fn explain(&self, doing: &str, error: &ClientError) -> KafkaError {
-        if let Some(fatal) = self.fatal() {
-            return fatal;
-        }
-        match KafkaError::of(doing, error) {
-            KafkaError::Fenced => self.fenced(),
-            other => other.with_report(&self.deliveries().reports),
-        }
+    /// Waits until the coordinator knows into which topics the transaction writes.
+    fn registered(&mut self) -> Result<(), KafkaError> {
+        let Some(request) = self.registration.take() else { return Ok(()) };
+        let known = patiently(self.outage, |deadline| {
+            let answer = match self.coordinator.open() {
+                Some(broker) if broker.waiting() => {
+                    let answer = broker.receive::<AddPartitionsToTxnRequest>(ADD_PARTITIONS, deadline);
+                    if answer.is_err() {
+                        self.coordinator.reset();
+                    }
+                    answer?
+                }
+                _ => self.coordinator.ask(&self.cluster, &request, ADD_PARTITIONS, deadline)?,
+            };
+            judged(&mut self.coordinator, first_error(&answer), "cannot begin a Kafka transaction")
+        });
+        known.map_err(|error| self.explain(error))
     }
 
     /// The brokers fence a producer also when they abort its overdue transaction; nobody has taken over then.
-    fn fenced(&self) -> KafkaError {
-        match self.opened {
-            Some(opened) if opened.elapsed() >= self.transaction_timeout => KafkaError::Unavailable(format!(
-                "a Kafka transaction was open for {:?} and the brokers aborted it (transaction.timeout.ms)",
-                opened.elapsed()
-            )),
-            _ => KafkaError::Fenced,
+    fn explain(&self, error: KafkaError) -> KafkaError {
+        match (error, self.opened) {
+            (KafkaError::Fenced, Some(opened)) if opened.elapsed() >= self.transaction_timeout => {
+                KafkaError::Unavailable(format!(
+                    "a Kafka transaction was open for {:?} and the brokers aborted it (transaction.timeout.ms)",
+                    opened.elapsed()
+                ))
+            }
+            (error, _) => error,
         }
-    }
-
-    fn away(&self, what: &str) -> KafkaError {
-        let text = format!("Kafka has been away for {:?}: {what}", self.outage);
-        KafkaError::Unavailable(text).with_report(&self.deliveries().reports)
     }
 }
 
 impl Drop for Producer {
     fn drop(&mut self) {
-        if self.opened.is_some() && self.inner.client().fatal_error().is_none() {
-            // Readers need not wait for the next producer then. Where it fails, they do.
-            let _ = self.inner.abort_transaction(ABORT_LIMIT);
+        // Readers need not wait for the next producer then. Where it fails, they do. Not while records are on their
+        // way: those that came after the abort would begin a transaction that nobody ends.
+        let settled = self.partitions.iter().all(Partition::settled) && self.registration.is_none();
+        if self.opened.is_some() && settled {
+            let request = self.end(false);
+            if let Some(broker) = self.coordinator.open() {
+                let _ = broker.ask(&request, END_TXN, Instant::now() + ABORT_LIMIT);
+            }
         }
-        self.stop.store(true, Ordering::Release);
-        // It can only have panicked, and says so by itself.
-        let _ = self.reports.take().map(JoinHandle::join);
     }
 }
 
-fn may_retry(error: &RDKafkaError) -> bool {
-    !error.is_fatal()
-        && !error.txn_requires_abort()
-        && (error.is_retriable() || error.code() == Code::OperationTimedOut)
-}
-
-fn configure(connection: &Connection, transactional_id: &str) -> ClientConfig {
-    let outage = connection.outage();
-    let record_max = RECORD_MAX_BYTES.to_string();
-    let queue_max = QUEUE_MAX_KIB.to_string();
-    let batch_max = BATCH_MAX_BYTES.to_string();
-    let transaction = (outage * 2).max(TRANSACTION_MIN_TIMEOUT).as_millis().to_string();
-    let mut config = connection.client(&[
-        ("compression.type", "lz4"),
-        // What is handed over in one go becomes one request, not a small one and a second that waits for it.
-        ("linger.ms", "1"),
-        ("batch.size", &batch_max),
-        ("batch.num.messages", "100000"),
-        ("message.max.bytes", &record_max),
-        ("queue.buffering.max.kbytes", &queue_max),
-        ("retry.backoff.ms", "50"),
-        ("transaction.timeout.ms", &transaction),
-    ]);
-    config
-        .set("transactional.id", transactional_id)
-        .set("enable.idempotence", "true")
-        .set("acks", "all")
-        .set("message.timeout.ms", outage.as_millis().to_string());
-    config
-}
-
-/// Gives up when something that should move has not for a time.
-struct Patience {
-    limit: Duration,
-    since: Instant,
-    seen: u64,
-}
-
-impl Patience {
-    fn new(limit: Duration) -> Self {
-        Patience { limit, since: Instant::now(), seen: u64::MAX }
+/// [`judge`], with another coordinator asked where this one may be the wrong one.
+fn judged(coordinator: &mut Link, code: i16, doing: &str) -> Result<(), WireError> {
+    let judged = judge(code, || doing.to_owned());
+    if judged.is_err() && code != kafka_protocol::ResponseError::ConcurrentTransactions.code() {
+        coordinator.reset();
     }
+    judged
+}
 
-    fn spend(&mut self, now: u64, error: impl FnOnce() -> KafkaError) -> Result<(), KafkaError> {
-        if now != self.seen {
-            *self = Patience { seen: now, ..Patience::new(self.limit) };
-        }
-        if self.since.elapsed() >= self.limit { Err(error()) } else { Ok(()) }
-    }
+fn first_error(answer: &AddPartitionsToTxnResponse) -> i16 {
+    let codes = answer
+        .results_by_topic_v3_and_below
+        .iter()
+        .flat_map(|topic| &topic.results_by_partition)
+        .map(|partition| partition.partition_error_code)
+        .filter(|code| *code != 0);
+    // The cause, not what was left undone because of it.
+    codes.min_by_key(|code| *code == OPERATION_NOT_ATTEMPTED).unwrap_or(0)
 }

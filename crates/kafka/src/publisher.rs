@@ -1,10 +1,15 @@
-use change::{LedgerEntry, Progress, RecordBatch, RecordRef};
-use rdkafka::message::{Header, OwnedHeaders};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use change::{LedgerEntry, Progress, RecordBatch};
 use relay::{Ledger, PublishError, Publisher};
 
 use crate::ledger::require_topics;
-use crate::producer::{Outgoing, Producer};
+use crate::producer::Producer;
+use crate::wire::batch::{Batch, Record};
 use crate::{Connection, KafkaError, Names, ReadUntil, read_ledger};
+
+/// Bytes of keys and values after which a batch ends, but for a record that is larger: readers take a batch as a whole.
+const BATCH_LEN: usize = 1 << 20;
 
 /// The log's only writer.
 ///
@@ -41,39 +46,48 @@ impl KafkaPublisher {
         }
     }
 
-    fn send_all(&mut self, batch: &RecordBatch, count: usize) -> Result<(), KafkaError> {
+    fn send_all(&mut self, records: &RecordBatch, count: usize) -> Result<(), KafkaError> {
         let producer = opened(&mut self.producer)?;
-        producer.begin()?;
-        // librdkafka has one request of a partition on its way, and polls without a pause while more is queued.
-        producer.settle()?;
-        for record in batch.iter().take(count) {
-            producer.send(Outgoing {
-                topic: &self.log,
-                log: true,
+        // The ledger's record comes with the commit; the coordinator is told of both at once.
+        producer.begin(&[&self.log, &self.ledger])?;
+        let (mut batch, mut batch_len) = (producer.batch(), 0);
+        for record in records.iter().take(count) {
+            let len = record.key.len() + record.value.len();
+            if batch_len > 0 && batch_len + len > BATCH_LEN {
+                producer.send(&self.log, std::mem::replace(&mut batch, producer.batch()))?;
+                batch_len = 0;
+            }
+            record.headers(&mut self.scratch, |name, value| batch.header(name, value));
+            batch.push(&Record {
                 key: Some(record.key),
                 value: Some(record.value),
-                headers: headers(&record, &mut self.scratch),
-                timestamp_ms: Some(record.meta.timestamp_ms),
-            })?;
-            self.sent += 1;
+                timestamp_ms: record.meta.timestamp_ms,
+            });
+            batch_len += len;
         }
+        if batch_len > 0 {
+            producer.send(&self.log, batch)?;
+        }
+        self.sent += count as i64;
         Ok(())
     }
 
     fn commit_all(&mut self, entries: &[LedgerEntry], progress: &mut Progress) -> Result<(), KafkaError> {
         let producer = opened(&mut self.producer)?;
-        producer.begin()?;
-        for entry in entries {
-            send_entry(producer, &self.ledger, entry)?;
-        }
+        producer.begin(&[&self.ledger])?;
         // The records' offsets are known before they are delivered, and looked at afterwards: the last progress counts.
         progress.log_end = if self.sent > 0 { self.first + self.sent } else { self.log_end };
-        send_entry(producer, &self.ledger, &LedgerEntry::Progress(progress.clone()))?;
+        let mut batch = producer.batch();
+        entries.iter().for_each(|entry| add_entry(&mut batch, entry));
+        add_entry(&mut batch, &LedgerEntry::Progress(progress.clone()));
+        producer.send(&self.ledger, batch)?;
         producer.settle()?;
-        let log_end = producer.log_end().map_or(self.log_end, |end| end.max(self.log_end));
+        let log_end = producer.log_end(&self.log).map_or(self.log_end, |end| end.max(self.log_end));
         if progress.log_end != log_end {
             progress.log_end = log_end;
-            send_entry(producer, &self.ledger, &LedgerEntry::Progress(progress.clone()))?;
+            let mut batch = producer.batch();
+            add_entry(&mut batch, &LedgerEntry::Progress(progress.clone()));
+            producer.send(&self.ledger, batch)?;
             producer.settle()?;
         }
         producer.commit()?;
@@ -99,12 +113,8 @@ impl Publisher for KafkaPublisher {
         Ok(ledger)
     }
 
-    fn idle(&self) -> bool {
-        self.producer.as_ref().is_none_or(Producer::idle)
-    }
-
-    fn send(&mut self, batch: &RecordBatch, count: usize) -> Result<(), PublishError> {
-        Ok(self.send_all(batch, count)?)
+    fn send(&mut self, records: &RecordBatch, count: usize) -> Result<(), PublishError> {
+        Ok(self.send_all(records, count)?)
     }
 
     fn commit(&mut self, entries: &[LedgerEntry], progress: &mut Progress) -> Result<(), PublishError> {
@@ -116,22 +126,13 @@ fn opened(producer: &mut Option<Producer>) -> Result<&mut Producer, KafkaError> 
     producer.as_mut().ok_or_else(|| KafkaError::Unavailable("the publisher is not open".into()))
 }
 
-/// Hands a ledger record to an open transaction.
-pub(crate) fn send_entry(producer: &Producer, topic: &str, entry: &LedgerEntry) -> Result<(), KafkaError> {
-    producer.send(Outgoing {
-        topic,
-        log: false,
-        key: Some(entry.key().as_bytes()),
-        value: Some(&entry.value()),
-        headers: None,
-        timestamp_ms: None,
-    })
+/// Adds a ledger record.
+pub(crate) fn add_entry(batch: &mut Batch, entry: &LedgerEntry) {
+    add_now(batch, Some(entry.key().as_bytes()), Some(&entry.value()));
 }
 
-fn headers(record: &RecordRef<'_>, scratch: &mut Vec<u8>) -> Option<OwnedHeaders> {
-    let mut headers = Some(OwnedHeaders::new_with_capacity(1));
-    record.headers(scratch, |name, value| {
-        headers = headers.take().map(|headers| headers.insert(Header { key: name, value: Some(value) }));
-    });
-    headers
+/// Adds a record of this moment.
+pub(crate) fn add_now(batch: &mut Batch, key: Option<&[u8]>, value: Option<&[u8]>) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    batch.push(&Record { key, value, timestamp_ms: i64::try_from(now.as_millis()).unwrap_or(i64::MAX) });
 }

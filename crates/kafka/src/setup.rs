@@ -1,13 +1,12 @@
 //! What `setup` writes: a log's first record, and what the ledger and the generations topic say before a reader runs.
 
 use change::{LedgerEntry, Refusal, header};
-use rdkafka::message::{Header, OwnedHeaders};
 use relay::Ledger;
 
 use crate::generations::{self, Generations};
 use crate::ledger::require_topics;
-use crate::producer::{Outgoing, Producer};
-use crate::publisher::send_entry;
+use crate::producer::Producer;
+use crate::publisher::{add_entry, add_now};
 use crate::{Connection, KafkaError, Names, ReadUntil, read_ledger};
 
 /// One thing that `setup` writes.
@@ -42,34 +41,34 @@ impl SetupWriter {
     /// Writes all of it in one Kafka transaction. After an error the writer must be opened again, which tells what
     /// was written.
     pub fn write(&mut self, records: &[SetupRecord]) -> Result<(), KafkaError> {
-        self.producer.begin()?;
+        let names = &self.names;
         for record in records {
-            match record {
-                SetupRecord::LogHeader(id) => self.send_header(id)?,
-                SetupRecord::Ledger(entry) => send_entry(&self.producer, &self.names.ledger(), entry)?,
-                SetupRecord::Generations(all) => {
-                    generations::send(&self.producer, self.names.pipeline(), all)?;
+            let mut batch = self.producer.batch();
+            let topic = match record {
+                SetupRecord::LogHeader(id) => {
+                    if std::mem::replace(&mut self.named, true) {
+                        return Err(KafkaError::Refused(Refusal::new(
+                            format!("topic \"{}\" has its first record already", names.log()),
+                            "millrace status",
+                        )));
+                    }
+                    batch.header(header::LOG, id.as_bytes());
+                    add_now(&mut batch, None, None);
+                    names.log()
                 }
-            }
+                SetupRecord::Ledger(entry) => {
+                    add_entry(&mut batch, entry);
+                    names.ledger()
+                }
+                SetupRecord::Generations(all) => {
+                    generations::add(&mut batch, names.pipeline(), all)?;
+                    names.generations()
+                }
+            };
+            self.producer.begin(&[&topic])?;
+            self.producer.send(&topic, batch)?;
         }
         self.producer.settle()?;
         self.producer.commit()
-    }
-
-    fn send_header(&mut self, id: &str) -> Result<(), KafkaError> {
-        if std::mem::replace(&mut self.named, true) {
-            return Err(KafkaError::Refused(Refusal::new(
-                format!("topic \"{}\" has its first record already", self.names.log()),
-                "millrace status",
-            )));
-        }
-        self.producer.send(Outgoing {
-            topic: &self.names.log(),
-            log: true,
-            key: None,
-            value: None,
-            headers: Some(OwnedHeaders::new().insert(Header { key: header::LOG, value: Some(id) })),
-            timestamp_ms: None,
-        })
     }
 }

@@ -58,11 +58,6 @@ pub trait Publisher {
     /// Fences every older publisher of this log, then reads the ledger to its true end.
     fn open(&mut self) -> Result<Ledger, PublishError>;
 
-    /// Whether what is sent now is on its way at once, and does not wait behind what was sent before.
-    fn idle(&self) -> bool {
-        true
-    }
-
     /// Appends the first `count` records of `batch` to the open transaction; begins one when there is none. The
     /// records' bytes are free for reuse when this returns.
     fn send(&mut self, batch: &RecordBatch, count: usize) -> Result<(), PublishError>;

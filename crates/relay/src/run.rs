@@ -24,13 +24,10 @@ pub enum RelayError {
     Refused(#[from] Refusal),
 }
 
-/// So many pieces come together while the publisher is busy; then the relay waits for it.
-const PIECES_WAITING: usize = 4;
-
 /// Bounds of the relay's work. Memory is about 4 `send_bytes` plus the largest row, whatever a transaction's size.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Limits {
-    /// Records are handed to the publisher in pieces of about this many bytes, of more while it is busy.
+    /// Records are handed to the publisher in pieces of about this many bytes.
     pub send_bytes: usize,
     /// A Kafka transaction is committed at this many bytes, even inside a source transaction.
     pub commit_bytes: usize,
@@ -321,19 +318,13 @@ impl<'a> Relay<'a> {
         Duration::from_micros(u64::try_from(self.clock.now_us() - past_us).unwrap_or(0))
     }
 
-    /// Sends the so many bytes that are ready, if they are enough and the publisher is free, or too many to wait.
+    /// Sends the so many bytes that are ready, if they are enough.
     pub(crate) fn send_piece(
         &mut self,
         bytes: usize,
         publisher: &mut dyn Publisher,
     ) -> Result<(), RelayError> {
-        let enough = bytes >= self.limits.send_bytes;
-        let too_many = bytes >= self.limits.send_bytes.saturating_mul(PIECES_WAITING);
-        if too_many || (enough && publisher.idle() && self.pause().is_zero()) {
-            self.send(publisher)
-        } else {
-            Ok(())
-        }
+        if bytes >= self.limits.send_bytes { self.send(publisher) } else { Ok(()) }
     }
 
     pub(crate) fn send(&mut self, publisher: &mut dyn Publisher) -> Result<(), RelayError> {

@@ -202,10 +202,6 @@ impl Publisher for SimPublisher {
         Ok(ledger)
     }
 
-    fn idle(&self) -> bool {
-        !self.broker.borrow().slots.len().is_multiple_of(3)
-    }
-
     fn send(&mut self, batch: &RecordBatch, count: usize) -> Result<(), PublishError> {
         for record in batch.iter().take(count) {
             self.fail()?;
