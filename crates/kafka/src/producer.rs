@@ -7,6 +7,8 @@
 //! Lost connections are made again, and what was not answered is asked once more, with one exception: the commit. Two
 //! of them on their way could end two transactions. Whether the first one took effect, the ledger tells.
 
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use kafka_protocol::messages::add_partitions_to_txn_request::AddPartitionsToTxnTopic;
@@ -42,10 +44,12 @@ pub(crate) struct Producer {
     transactional_id: TransactionalId,
     transaction_timeout: Duration,
     producer: ProducerId,
-    coordinator: Link,
+    /// `None` while the registrar has it.
+    coordinator: Option<Link>,
+    registrar: Registrar,
+    /// What came of the last registration.
+    registered: Result<(), KafkaError>,
     partitions: Vec<Partition>,
-    /// Sent, and not answered yet.
-    registration: Option<AddPartitionsToTxnRequest>,
     opened: Option<Instant>,
 }
 
@@ -65,6 +69,7 @@ impl Producer {
             judged(&mut coordinator, answer.error_code, "cannot start Kafka transactions")?;
             Ok(answer)
         })?;
+        let registrar = Registrar::start(cluster.clone(), outage)?;
         Ok(Producer {
             cluster,
             outage,
@@ -72,9 +77,10 @@ impl Producer {
             transactional_id,
             transaction_timeout,
             producer: ProducerId { id: started.producer_id.0, epoch: started.producer_epoch },
-            coordinator,
+            coordinator: Some(coordinator),
+            registrar,
+            registered: Ok(()),
             partitions: Vec::new(),
-            registration: None,
             opened: None,
         })
     }
@@ -84,12 +90,13 @@ impl Producer {
         Batch::new(self.compression)
     }
 
-    /// Begins a transaction unless one is open, and has it write into these topics. Does not wait for the answer.
+    /// Begins a transaction unless one is open, and has it write into these topics. Does not wait until it can.
     pub(crate) fn begin(&mut self, topics: &[&str]) -> Result<(), KafkaError> {
         self.opened.get_or_insert_with(Instant::now);
         let mut added = Vec::new();
         for topic in topics {
-            let partition = self.partition(topic);
+            let place = self.place(topic);
+            let partition = &mut self.partitions[place];
             if !std::mem::replace(&mut partition.registered, true) {
                 let name = TopicName(partition.topic().clone());
                 added.push(AddPartitionsToTxnTopic::default().with_name(name).with_partitions(vec![0]));
@@ -98,27 +105,29 @@ impl Producer {
         if added.is_empty() {
             return Ok(());
         }
-        self.registered()?;
+        let coordinator = self.begun()?;
         let request = AddPartitionsToTxnRequest::default()
             .with_v3_and_below_transactional_id(self.transactional_id.clone())
             .with_v3_and_below_producer_id(ProducerNumber(self.producer.id))
             .with_v3_and_below_producer_epoch(self.producer.epoch)
             .with_v3_and_below_topics(added);
-        let deadline = Instant::now() + self.outage;
-        let sent = match self.coordinator.open() {
-            Some(broker) => broker.send(&request, ADD_PARTITIONS, deadline),
-            None => Ok(()),
-        };
-        if sent.is_err() {
-            self.coordinator.reset();
+        self.registrar.register(coordinator, request)
+    }
+
+    /// Whether the transaction has begun, or could not.
+    pub(crate) fn ready(&mut self) -> bool {
+        if self.coordinator.is_none()
+            && let Some((coordinator, registered)) = self.registrar.look()
+        {
+            (self.coordinator, self.registered) = (Some(coordinator), registered);
         }
-        self.registration = Some(request);
-        Ok(())
+        self.coordinator.is_some()
     }
 
     /// Sends a batch to a topic that the transaction [writes into](Self::begin); waits while too many are on their way.
     pub(crate) fn send(&mut self, topic: &str, batch: Batch) -> Result<(), KafkaError> {
-        self.registered()?;
+        let coordinator = self.begun()?;
+        self.coordinator = Some(coordinator);
         let place = self.place(topic);
         let who = (&self.transactional_id, self.producer);
         let sent = self.partitions[place].send(&self.cluster, self.outage, who, batch);
@@ -136,15 +145,17 @@ impl Producer {
     pub(crate) fn commit(&mut self) -> Result<(), KafkaError> {
         debug_assert!(self.partitions.iter().all(Partition::settled), "committed what is not settled");
         let request = self.end(true);
+        let mut coordinator = self.begun()?;
         let ended = patiently(self.outage, |deadline| {
-            let answer = self.coordinator.ask(&self.cluster, &request, END_TXN, deadline).map_err(|error| match error {
+            let answer = coordinator.ask(&self.cluster, &request, END_TXN, deadline).map_err(|error| match error {
                 WireError::Again(what) => {
                     KafkaError::Unavailable(format!("a Kafka transaction may have been committed, or not: {what}")).into()
                 }
                 error => error,
             })?;
-            judged(&mut self.coordinator, answer.error_code, "cannot commit a Kafka transaction")
+            judged(&mut coordinator, answer.error_code, "cannot commit a Kafka transaction")
         });
+        self.coordinator = Some(coordinator);
         ended.map_err(|error| self.explain(error))?;
         self.opened = None;
         self.partitions.iter_mut().for_each(|partition| partition.registered = false);
@@ -164,11 +175,6 @@ impl Producer {
             .with_committed(committed)
     }
 
-    fn partition(&mut self, topic: &str) -> &mut Partition {
-        let place = self.place(topic);
-        &mut self.partitions[place]
-    }
-
     fn place(&mut self, topic: &str) -> usize {
         match self.partitions.iter().position(|partition| **partition.topic() == *topic) {
             Some(place) => place,
@@ -179,23 +185,23 @@ impl Producer {
         }
     }
 
-    /// Waits until the coordinator knows into which topics the transaction writes.
-    fn registered(&mut self) -> Result<(), KafkaError> {
-        let Some(request) = self.registration.take() else { return Ok(()) };
-        let known = patiently(self.outage, |deadline| {
-            let answer = match self.coordinator.open() {
-                Some(broker) if broker.waiting() => {
-                    let answer = broker.receive::<AddPartitionsToTxnRequest>(ADD_PARTITIONS, deadline);
-                    if answer.is_err() {
-                        self.coordinator.reset();
-                    }
-                    answer?
-                }
-                _ => self.coordinator.ask(&self.cluster, &request, ADD_PARTITIONS, deadline)?,
-            };
-            judged(&mut self.coordinator, first_error(&answer), "cannot begin a Kafka transaction")
-        });
-        known.map_err(|error| self.explain(error))
+    /// Waits until the transaction has begun, and takes the coordinator's connection, to be put back.
+    fn begun(&mut self) -> Result<Link, KafkaError> {
+        let coordinator = match self.coordinator.take() {
+            Some(coordinator) => coordinator,
+            None => {
+                let (coordinator, registered) = self.registrar.wait()?;
+                self.registered = registered;
+                coordinator
+            }
+        };
+        match std::mem::replace(&mut self.registered, Ok(())) {
+            Ok(()) => Ok(coordinator),
+            Err(error) => {
+                self.coordinator = Some(coordinator);
+                Err(self.explain(error))
+            }
+        }
     }
 
     /// The brokers fence a producer also when they abort its overdue transaction; nobody has taken over then.
@@ -216,14 +222,66 @@ impl Drop for Producer {
     fn drop(&mut self) {
         // Readers need not wait for the next producer then. Where it fails, they do. Not while records are on their
         // way: those that came after the abort would begin a transaction that nobody ends.
-        let settled = self.partitions.iter().all(Partition::settled) && self.registration.is_none();
+        let settled = self.partitions.iter().all(Partition::settled);
         if self.opened.is_some() && settled {
             let request = self.end(false);
-            if let Some(broker) = self.coordinator.open() {
+            if let Some(broker) = self.coordinator.as_mut().and_then(Link::open) {
                 let _ = broker.ask(&request, END_TXN, Instant::now() + ABORT_LIMIT);
             }
         }
     }
+}
+
+type Registration = (Link, AddPartitionsToTxnRequest);
+type Registered = (Link, Result<(), KafkaError>);
+
+/// A thread that tells the coordinator what a transaction writes into, again and again while the last transaction is
+/// ending, so that the relay can go on meanwhile. Ends with the producer.
+struct Registrar {
+    requests: Sender<Registration>,
+    answers: Receiver<Registered>,
+}
+
+impl Registrar {
+    fn start(cluster: Cluster, outage: Duration) -> Result<Self, KafkaError> {
+        let (requests, asked) = channel::<Registration>();
+        let (done, answers) = channel();
+        let work = move || {
+            for (mut coordinator, request) in asked {
+                let registered = patiently(outage, |deadline| {
+                    let answer = coordinator.ask(&cluster, &request, ADD_PARTITIONS, deadline)?;
+                    judged(&mut coordinator, first_error(&answer), "cannot begin a Kafka transaction")
+                });
+                if done.send((coordinator, registered)).is_err() {
+                    return;
+                }
+            }
+        };
+        match thread::Builder::new().name("kafka-begin".into()).spawn(work) {
+            Ok(_) => Ok(Registrar { requests, answers }),
+            Err(error) => Err(KafkaError::Unavailable(format!("cannot start a thread for Kafka: {error}"))),
+        }
+    }
+
+    fn register(&self, coordinator: Link, request: AddPartitionsToTxnRequest) -> Result<(), KafkaError> {
+        self.requests.send((coordinator, request)).map_err(|_| gone())
+    }
+
+    /// The answer, if it has come.
+    fn look(&self) -> Option<Registered> {
+        match self.answers.try_recv() {
+            Ok(answer) => Some(answer),
+            Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
+        }
+    }
+
+    fn wait(&self) -> Result<Registered, KafkaError> {
+        self.answers.recv().map_err(|_| gone())
+    }
+}
+
+fn gone() -> KafkaError {
+    KafkaError::Unavailable("the thread that begins Kafka transactions has ended".into())
 }
 
 /// [`judge`], with another coordinator asked where this one may be the wrong one.

@@ -48,7 +48,6 @@ impl KafkaPublisher {
 
     fn send_all(&mut self, records: &RecordBatch, count: usize) -> Result<(), KafkaError> {
         let producer = opened(&mut self.producer)?;
-        // The ledger's record comes with the commit; the coordinator is told of both at once.
         producer.begin(&[&self.log, &self.ledger])?;
         let (mut batch, mut batch_len) = (producer.batch(), 0);
         for record in records.iter().take(count) {
@@ -111,6 +110,15 @@ impl Publisher for KafkaPublisher {
         (self.first, self.sent) = (ledger.log_end, 0);
         self.producer = Some(producer);
         Ok(ledger)
+    }
+
+    fn begin(&mut self) -> Result<(), PublishError> {
+        // The ledger's record comes with the commit; the coordinator is told of both at once.
+        Ok(opened(&mut self.producer)?.begin(&[&self.log, &self.ledger])?)
+    }
+
+    fn ready(&mut self) -> bool {
+        self.producer.as_mut().is_none_or(Producer::ready)
     }
 
     fn send(&mut self, records: &RecordBatch, count: usize) -> Result<(), PublishError> {

@@ -56,6 +56,9 @@ const BUSY_READS: u32 = 8;
 /// What quick succession is.
 const BUSY_GAP: Duration = Duration::from_millis(4);
 
+/// What a rest must bring for there to be load (bytes): a few thousand short transactions a second are none.
+const WORTH_A_REST: usize = 8 << 10;
+
 /// Rest between small reads under load.
 const REST: Duration = Duration::from_millis(1);
 
@@ -282,13 +285,14 @@ impl Task {
 
 /// Reads once, after a rest when there is load.
 async fn read(socket: &mut Box<dyn Socket>, input: &mut BytesMut, pace: &mut Pace) -> io::Result<()> {
-    if pace.busy() {
+    let rested = pace.busy();
+    if rested {
         tokio::time::sleep(REST).await;
     }
     match socket.read_buf(input).await? {
         0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection")),
         count => {
-            pace.note(count, Instant::now());
+            pace.note(count, rested, Instant::now());
             Ok(())
         }
     }
@@ -302,9 +306,10 @@ struct Pace {
 }
 
 impl Pace {
-    fn note(&mut self, count: usize, now: Instant) {
+    fn note(&mut self, count: usize, rested: bool, now: Instant) {
         let quick = self.last.is_some_and(|last| now.saturating_duration_since(last) < BUSY_GAP);
-        self.streak = if quick && count < SMALL_READ { self.streak.saturating_add(1) } else { 0 };
+        let worth = !rested || count >= WORTH_A_REST;
+        self.streak = if quick && worth && count < SMALL_READ { self.streak.saturating_add(1) } else { 0 };
         self.last = Some(now);
     }
 

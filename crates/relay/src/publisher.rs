@@ -58,6 +58,12 @@ pub trait Publisher {
     /// Fences every older publisher of this log, then reads the ledger to its true end.
     fn open(&mut self) -> Result<Ledger, PublishError>;
 
+    /// Begins a transaction unless one is open, without waiting until it has begun. It is to be committed soon.
+    fn begin(&mut self) -> Result<(), PublishError>;
+
+    /// Whether the transaction has begun, so that nothing waits for it any more; true where none is open.
+    fn ready(&mut self) -> bool;
+
     /// Appends the first `count` records of `batch` to the open transaction; begins one when there is none. The
     /// records' bytes are free for reuse when this returns.
     fn send(&mut self, batch: &RecordBatch, count: usize) -> Result<(), PublishError>;

@@ -24,7 +24,10 @@ pub enum RelayError {
     Refused(#[from] Refusal),
 }
 
-/// Bounds of the relay's work. Memory is about 4 `send_bytes` plus the largest row, whatever a transaction's size.
+/// While a Kafka transaction begins, changes that come join it; for so long at a time they are waited for.
+const JOIN: Duration = Duration::from_millis(1);
+
+/// Bounds of the relay's work. Memory is about `send_bytes` plus the largest row, whatever a transaction's size.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Limits {
     /// Records are handed to the publisher in pieces of about this many bytes.
@@ -33,9 +36,6 @@ pub struct Limits {
     pub commit_bytes: usize,
     /// A Kafka transaction is committed at this age, even inside a source transaction.
     pub commit_interval: Duration,
-    /// A Kafka transaction begins no sooner than this after the one before: the broker is still ending that one, and would
-    /// have the client wait for longer.
-    pub commit_pause: Duration,
     /// When nothing for us happens, the log's LSN follows the server's at this interval.
     pub idle_interval: Duration,
     /// The heartbeat table is written at this interval.
@@ -54,7 +54,6 @@ impl Default for Limits {
             send_bytes: 1 << 20,
             commit_bytes: 32 << 20,
             commit_interval: Duration::from_secs(1),
-            commit_pause: Duration::from_millis(3),
             idle_interval: Duration::from_millis(100),
             heartbeat_interval: Duration::from_secs(60),
             stand_by_interval: Duration::from_millis(500),
@@ -137,15 +136,15 @@ pub fn run(
     source.start(relay.progress.end_lsn)?;
 
     while !control.stop() {
-        let arrived =
-            source.poll(relay.patience(), &mut |event| relay.take_or_defer(event, publisher, control))?;
+        let patience = relay.patience(publisher.ready());
+        let arrived = source.poll(patience, &mut |event| relay.take_or_defer(event, publisher, control))?;
         relay.round(source, publisher, control)?;
         relay.decide(source, publisher, control)?;
         while relay.paused {
             relay.round(source, publisher, control)?;
             relay.decide(source, publisher, control)?;
         }
-        if relay.due(arrived) {
+        if relay.due(arrived, publisher.ready()) {
             relay.commit(publisher, control)?;
         }
         if let Some(confirmed) = relay.confirmed.take() {
@@ -262,22 +261,25 @@ impl<'a> Relay<'a> {
         if ready == 0 {
             return Ok(());
         }
-        self.send_piece(batch.byte_len(), publisher)?;
+        let bytes = batch.byte_len();
         if self.waiting_since.is_none() {
             self.waiting_since = Some(self.clock.now_us());
+            publisher.begin()?;
         }
+        self.send_piece(bytes, publisher)?;
         if self.sent_bytes >= self.limits.commit_bytes {
             self.commit(publisher, control)?;
         }
         Ok(())
     }
 
-    /// How long the next poll may wait: not at all while a round can be read, or something waits to be committed.
-    fn patience(&self) -> Duration {
+    /// How long the next poll may wait: not at all while a round can be read, or something waits to be committed into a
+    /// transaction that is `ready`.
+    fn patience(&self, ready: bool) -> Duration {
         if self.may_pause() {
             Duration::ZERO
         } else if self.waiting_since.is_some() && !self.assembler.mid_transaction() {
-            self.pause()
+            if ready { Duration::ZERO } else { JOIN }
         } else if self.behind() {
             self.limits.idle_interval.saturating_sub(self.since(self.committed_at))
         } else {
@@ -285,13 +287,12 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// Whether to commit now, `arrived` telling whether the source had anything.
-    fn due(&self, arrived: bool) -> bool {
+    /// Whether to commit now, `arrived` telling whether the source had anything, `ready` whether the transaction has begun.
+    fn due(&self, arrived: bool, ready: bool) -> bool {
         let whole = !self.assembler.mid_transaction();
         match self.waiting_since {
             Some(since) => {
-                (whole && !arrived && self.pause().is_zero())
-                    || self.since(since) >= self.limits.commit_interval
+                (whole && !arrived && ready) || self.since(since) >= self.limits.commit_interval
             }
             None => {
                 whole
@@ -300,13 +301,6 @@ impl<'a> Relay<'a> {
                         || (self.behind() && self.since(self.committed_at) >= self.limits.idle_interval))
             }
         }
-    }
-
-    /// How long no Kafka transaction should begin. A clock that is set back ends it.
-    fn pause(&self) -> Duration {
-        let since = u64::try_from(self.clock.now_us() - self.committed_at)
-            .map_or(Duration::MAX, Duration::from_micros);
-        self.limits.commit_pause.saturating_sub(since)
     }
 
     /// Whether the ledger's LSN is behind what was assembled.

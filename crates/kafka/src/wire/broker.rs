@@ -6,9 +6,11 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use change::Refusal;
 use kafka_protocol::messages::{RequestHeader, ResponseHeader};
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, Request, StrBytes};
-use openssl::ssl::SslStream;
+use openssl::ssl::{HandshakeError, SslStream};
+use openssl::x509::X509VerifyResult;
 
 use super::security::Security;
 use crate::KafkaError;
@@ -93,6 +95,13 @@ impl Broker {
             None => Stream::Plain(stream),
             Some(tls) => match tls.connect(host, stream) {
                 Ok(stream) => Stream::Tls(Box::new(stream)),
+                Err(HandshakeError::Failure(stream)) if stream.ssl().verify_result() != X509VerifyResult::OK => {
+                    let reason = stream.ssl().verify_result();
+                    let what = format!("the certificate of {address} is not trusted: {reason}");
+                    let remedy = "name the authority that signed it as `ssl.ca.location` in [kafka.properties], and the \
+                                  brokers as it names them in kafka.bootstrap";
+                    return Err(KafkaError::Refused(Refusal::new(what, remedy)).into());
+                }
                 Err(error) => return Err(failed(&error)),
             },
         };
@@ -193,6 +202,9 @@ impl Broker {
     fn lost(&self, error: io::Error) -> WireError {
         let what = match error.kind() {
             ErrorKind::WouldBlock | ErrorKind::TimedOut => "no answer in time".to_owned(),
+            ErrorKind::UnexpectedEof if self.answered == 0 => {
+                "it ended the connection; does it expect TLS or a login ([kafka.properties] security.protocol)?".to_owned()
+            }
             ErrorKind::UnexpectedEof => "it ended the connection".to_owned(),
             _ => error.to_string(),
         };

@@ -200,7 +200,7 @@ pub(crate) fn patiently<T>(
             tracing::warn!(reason = what, limit = ?outage, "Kafka is away; trying again");
         }
         std::thread::sleep(pause);
-        pause = (pause * 2).min(RETRY.1);
+        pause = (pause * 3 / 2).min(RETRY.1);
     }
 }
 

@@ -8,4 +8,5 @@ mod common;
 mod feed;
 mod outage;
 mod publisher;
+mod security;
 mod topics;

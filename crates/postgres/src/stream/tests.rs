@@ -184,16 +184,19 @@ fn only_load_makes_the_reader_rest() {
     let start = Instant::now();
     let at = |ms| start + Duration::from_millis(ms);
     for i in 0..BUSY_READS {
-        pace.note(100, at(u64::from(i)));
+        pace.note(100, false, at(u64::from(i)));
         assert!(!pace.busy());
     }
-    pace.note(100, at(u64::from(BUSY_READS)));
+    pace.note(100, false, at(u64::from(BUSY_READS)));
     assert!(pace.busy());
-    pace.note(SMALL_READ, at(9));
+    pace.note(SMALL_READ, true, at(9));
     assert!(!pace.busy(), "a large read needs no rest");
-    (10..30).for_each(|ms| pace.note(100, at(ms)));
+    (10..30).for_each(|ms| pace.note(WORTH_A_REST, pace.busy(), at(ms)));
     assert!(pace.busy());
-    pace.note(100, at(500));
+    pace.note(WORTH_A_REST - 1, true, at(30));
+    assert!(!pace.busy(), "a rest that brought little was not worth it");
+    (31..50).for_each(|ms| pace.note(WORTH_A_REST, pace.busy(), at(ms)));
+    pace.note(100, true, at(500));
     assert!(!pace.busy(), "an idle link has no load");
 }
 

@@ -27,6 +27,14 @@ impl Publisher for Nowhere {
         })
     }
 
+    fn begin(&mut self) -> Result<(), PublishError> {
+        Ok(())
+    }
+
+    fn ready(&mut self) -> bool {
+        true
+    }
+
     fn send(&mut self, _: &RecordBatch, _: usize) -> Result<(), PublishError> {
         Ok(())
     }

@@ -33,6 +33,8 @@ pub struct Kafka {
     controller_port: u16,
     directory: TempDir,
     jvm: Jvm,
+    /// Name and port of the listeners beside the plain one.
+    listeners: Vec<(&'static str, u16)>,
 }
 
 /// How a Java program is run: to start at once in little memory, or as a server is.
@@ -58,7 +60,7 @@ impl Kafka {
     /// # Panics
     /// When its jars are not there, or it does not come up.
     pub fn start() -> Self {
-        Self::start_in(Jvm::small(512))
+        Self::start_in(Jvm::small(512), &[], |_| String::new())
     }
 
     /// The same with memory and compilers as a server has them.
@@ -66,10 +68,19 @@ impl Kafka {
     /// # Panics
     /// When its jars are not there, or it does not come up.
     pub fn tuned() -> Self {
-        Self::start_in(Jvm::server(1024))
+        Self::start_in(Jvm::server(1024), &[], |_| String::new())
     }
 
-    fn start_in(jvm: Jvm) -> Self {
+    /// The same as [`start`](Self::start) with more listeners, which are named by their protocol (`SASL_SSL`), and with
+    /// the properties that those need, which may be files in the broker's directory.
+    ///
+    /// # Panics
+    /// When its jars are not there, or it does not come up.
+    pub fn secured(listeners: &[&'static str], properties: impl Fn(&Path) -> String) -> Self {
+        Self::start_in(Jvm::small(512), listeners, properties)
+    }
+
+    fn start_in(jvm: Jvm, listeners: &[&'static str], properties: impl Fn(&Path) -> String) -> Self {
         for _ in 0..START_ATTEMPTS {
             let directory = tempfile::Builder::new()
                 .prefix("millrace-kafka-")
@@ -82,8 +93,10 @@ impl Kafka {
                 controller_port: free_port(),
                 directory,
                 jvm,
+                listeners: listeners.iter().map(|name| (*name, free_port())).collect(),
             };
-            kafka.write_properties();
+            let more = properties(kafka.directory.path());
+            kafka.write_properties(&more);
             kafka.format();
             if kafka.run() {
                 return kafka;
@@ -95,6 +108,20 @@ impl Kafka {
     /// `host:port`, for `bootstrap.servers`.
     pub fn bootstrap(&self) -> String {
         format!("127.0.0.1:{}", self.broker_port)
+    }
+
+    /// `host:port` of one of the [further listeners](Self::secured).
+    ///
+    /// # Panics
+    /// When there is none of that name.
+    pub fn listener(&self, host: &str, name: &str) -> String {
+        let (_, port) = self.listeners.iter().find(|(found, _)| *found == name).expect("a listener of that name");
+        format!("{host}:{port}")
+    }
+
+    /// Where its files are.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
     /// The broker's process id.
@@ -196,16 +223,19 @@ impl Kafka {
         self.directory.path().join(name)
     }
 
-    fn write_properties(&self) {
+    fn write_properties(&self, more: &str) {
         let Kafka { broker_port, controller_port, .. } = self;
+        let further: String =
+            self.listeners.iter().map(|(name, port)| format!(",{name}://localhost:{port}")).collect();
         let data = self.path("data");
         let text = format!(
             "process.roles=broker,controller\n\
              node.id=1\n\
              controller.quorum.voters=1@127.0.0.1:{controller_port}\n\
-             listeners=PLAINTEXT://127.0.0.1:{broker_port},CONTROLLER://127.0.0.1:{controller_port}\n\
-             advertised.listeners=PLAINTEXT://127.0.0.1:{broker_port}\n\
+             listeners=PLAINTEXT://127.0.0.1:{broker_port},CONTROLLER://127.0.0.1:{controller_port}{further}\n\
+             advertised.listeners=PLAINTEXT://127.0.0.1:{broker_port}{further}\n\
              controller.listener.names=CONTROLLER\n\
+             listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SSL:SSL,SASL_SSL:SASL_SSL\n\
              log.dirs={}\n\
              auto.create.topics.enable=false\n\
              broker.heartbeat.interval.ms=500\n\
@@ -221,7 +251,8 @@ impl Kafka {
              transaction.abort.timed.out.transaction.cleanup.interval.ms=500\n\
              transaction.state.log.min.isr=1\n\
              transaction.state.log.num.partitions=1\n\
-             transaction.state.log.replication.factor=1\n",
+             transaction.state.log.replication.factor=1\n\
+             {more}",
             data.display(),
         );
         std::fs::write(self.path("server.properties"), text).expect("the temporary directory can be written");

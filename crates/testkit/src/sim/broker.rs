@@ -175,11 +175,13 @@ pub(crate) struct SimPublisher {
     pub(crate) broker: Rc<RefCell<Broker>>,
     pub(crate) faults: Faults,
     epoch: u64,
+    /// How often it was asked whether the open transaction has begun.
+    looks: u32,
 }
 
 impl SimPublisher {
     pub(crate) fn new(broker: Rc<RefCell<Broker>>, faults: Faults) -> Self {
-        SimPublisher { broker, faults, epoch: 0 }
+        SimPublisher { broker, faults, epoch: 0, looks: 0 }
     }
 
     fn fail(&self) -> Result<(), PublishError> {
@@ -200,6 +202,16 @@ impl Publisher for SimPublisher {
         ledger.log = ledger.progress.as_ref().map(|progress| progress.log.clone());
         ledger.log_end = broker.slots.len() as i64;
         Ok(ledger)
+    }
+
+    fn begin(&mut self) -> Result<(), PublishError> {
+        self.looks = 0;
+        self.fail()
+    }
+
+    fn ready(&mut self) -> bool {
+        self.looks += 1;
+        self.looks >= self.broker.borrow().slots.len() as u32 % 5
     }
 
     fn send(&mut self, batch: &RecordBatch, count: usize) -> Result<(), PublishError> {
