@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const REDIS_LOOK: Duration = Duration::from_micros(500);
 const SEARCH_LOOK: Duration = Duration::from_millis(20);
 /// What comes before is not measured: a new JVM compiles the broker meanwhile.
-const WARM_UP: Duration = Duration::from_secs(40);
+const WARM_UP: Duration = Duration::from_secs(120);
 
 /// From commit to visible, in one place.
 pub(crate) struct Latency {

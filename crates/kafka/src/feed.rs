@@ -73,7 +73,7 @@ impl KafkaFeed {
 
     fn with(connection: &Connection, names: &Names, group: Option<&str>) -> Result<Self, FeedError> {
         require_topics(connection, names)?;
-        let mut ledger = PartitionReader::new(connection, names, names.ledger())?;
+        let mut ledger = PartitionReader::follower(connection, names, names.ledger())?;
         ledger.seek(ledger.bounds()?.0)?;
         let consumer = match group {
             Some(group) => join(connection, names, group)?,

@@ -112,7 +112,7 @@ pub fn write_generations(
     let mut batch = producer.batch();
     add(&mut batch, pipeline, generations)?;
     producer.begin(&[&topic])?;
-    producer.send(&topic, batch)?;
+    producer.send([(&topic, batch)])?;
     producer.settle()?;
     producer.commit()
 }

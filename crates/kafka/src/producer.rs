@@ -20,8 +20,8 @@ use kafka_protocol::protocol::StrBytes;
 
 use crate::wire::batch::{Batch, Compression, ProducerId};
 use crate::wire::broker::WireError;
-use crate::wire::cluster::{Cluster, Link, Role, judge, patiently};
-use crate::wire::partition::Partition;
+use crate::wire::cluster::{Coordinator, patiently};
+use crate::wire::outbox::Outbox;
 use crate::{Connection, KafkaError};
 
 /// The largest record that the log's topic takes (bytes, as batched).
@@ -38,49 +38,49 @@ const END_TXN: i16 = 2;
 const OPERATION_NOT_ATTEMPTED: i16 = 55;
 
 pub(crate) struct Producer {
-    cluster: Cluster,
     outage: Duration,
     compression: Compression,
     transactional_id: TransactionalId,
     transaction_timeout: Duration,
     producer: ProducerId,
     /// `None` while the registrar has it.
-    coordinator: Option<Link>,
+    coordinator: Option<Coordinator>,
     registrar: Registrar,
     /// What came of the last registration.
     registered: Result<(), KafkaError>,
-    partitions: Vec<Partition>,
+    outbox: Outbox,
+    /// The topics that the coordinator knows the open transaction to write into.
+    topics: Vec<StrBytes>,
     opened: Option<Instant>,
 }
 
 impl Producer {
     /// Starts a producer and fences every older one of the same id; returns when their transactions have ended.
     pub(crate) fn start(connection: &Connection, transactional_id: &str) -> Result<Self, KafkaError> {
-        let cluster = connection.cluster();
-        let outage = connection.outage();
+        let (cluster, outage) = (connection.cluster(), connection.outage());
         let transaction_timeout = connection.transaction_timeout();
-        let mut coordinator = Link::to(Role::Coordinator(transactional_id.to_owned()));
         let transactional_id = TransactionalId(StrBytes::from_string(transactional_id.to_owned()));
+        let mut coordinator = Coordinator::of(cluster.clone(), transactional_id.0.clone());
         let request = InitProducerIdRequest::default()
             .with_transactional_id(Some(transactional_id.clone()))
             .with_transaction_timeout_ms(i32::try_from(transaction_timeout.as_millis()).unwrap_or(i32::MAX));
         let started = patiently(outage, |deadline| {
-            let answer = coordinator.ask(&cluster, &request, INIT_PRODUCER_ID, deadline)?;
-            judged(&mut coordinator, answer.error_code, "cannot start Kafka transactions")?;
+            let answer = coordinator.ask(&request, INIT_PRODUCER_ID, deadline)?;
+            coordinator.judge(answer.error_code, "cannot start Kafka transactions")?;
             Ok(answer)
         })?;
-        let registrar = Registrar::start(cluster.clone(), outage)?;
+        let producer = ProducerId { id: started.producer_id.0, epoch: started.producer_epoch };
         Ok(Producer {
-            cluster,
             outage,
             compression: connection.compression(),
+            outbox: Outbox::new(cluster, outage, transactional_id.clone(), producer),
             transactional_id,
             transaction_timeout,
-            producer: ProducerId { id: started.producer_id.0, epoch: started.producer_epoch },
+            producer,
             coordinator: Some(coordinator),
-            registrar,
+            registrar: Registrar::start(outage)?,
             registered: Ok(()),
-            partitions: Vec::new(),
+            topics: Vec::new(),
             opened: None,
         })
     }
@@ -93,18 +93,16 @@ impl Producer {
     /// Begins a transaction unless one is open, and has it write into these topics. Does not wait until it can.
     pub(crate) fn begin(&mut self, topics: &[&str]) -> Result<(), KafkaError> {
         self.opened.get_or_insert_with(Instant::now);
-        let mut added = Vec::new();
-        for topic in topics {
-            let place = self.place(topic);
-            let partition = &mut self.partitions[place];
-            if !std::mem::replace(&mut partition.registered, true) {
-                let name = TopicName(partition.topic().clone());
-                added.push(AddPartitionsToTxnTopic::default().with_name(name).with_partitions(vec![0]));
-            }
-        }
-        if added.is_empty() {
+        let new = topics.iter().filter(|topic| !self.topics.iter().any(|known| **known == ***topic));
+        let new: Vec<StrBytes> = new.map(|topic| StrBytes::from_string((*topic).to_owned())).collect();
+        if new.is_empty() {
             return Ok(());
         }
+        let added = new.iter().map(|topic| {
+            AddPartitionsToTxnTopic::default().with_name(TopicName(topic.clone())).with_partitions(vec![0])
+        });
+        let added = added.collect();
+        self.topics.extend(new);
         let coordinator = self.begun()?;
         let request = AddPartitionsToTxnRequest::default()
             .with_v3_and_below_transactional_id(self.transactional_id.clone())
@@ -124,47 +122,44 @@ impl Producer {
         self.coordinator.is_some()
     }
 
-    /// Sends a batch to a topic that the transaction [writes into](Self::begin); waits while too many are on their way.
-    pub(crate) fn send(&mut self, topic: &str, batch: Batch) -> Result<(), KafkaError> {
+    /// Sends batches to topics that the transaction [writes into](Self::begin), those that one broker takes in one
+    /// request; waits while too many are on their way.
+    pub(crate) fn send<const N: usize>(&mut self, batches: [(&str, Batch); N]) -> Result<(), KafkaError> {
         let coordinator = self.begun()?;
         self.coordinator = Some(coordinator);
-        let place = self.place(topic);
-        let who = (&self.transactional_id, self.producer);
-        let sent = self.partitions[place].send(&self.cluster, self.outage, who, batch);
-        sent.map_err(|error| self.explain(error))
+        let batches = batches.into_iter().map(|(topic, batch)| (self.outbox.partition(topic), batch)).collect();
+        self.outbox.send(batches).map_err(|error| self.explain(error))
     }
 
     /// Waits until every record sent is known to be there.
     pub(crate) fn settle(&mut self) -> Result<(), KafkaError> {
-        let (cluster, outage) = (&self.cluster, self.outage);
-        let settled = self.partitions.iter_mut().try_for_each(|partition| partition.settle(cluster, outage));
-        settled.map_err(|error| self.explain(error))
+        self.outbox.settle().map_err(|error| self.explain(error))
     }
 
     /// Commits the open transaction, of which every record is settled.
     pub(crate) fn commit(&mut self) -> Result<(), KafkaError> {
-        debug_assert!(self.partitions.iter().all(Partition::settled), "committed what is not settled");
+        debug_assert!(self.outbox.settled(), "committed what is not settled");
         let request = self.end(true);
         let mut coordinator = self.begun()?;
         let ended = patiently(self.outage, |deadline| {
-            let answer = coordinator.ask(&self.cluster, &request, END_TXN, deadline).map_err(|error| match error {
+            let answer = coordinator.ask(&request, END_TXN, deadline).map_err(|error| match error {
                 WireError::Again(what) => {
                     KafkaError::Unavailable(format!("a Kafka transaction may have been committed, or not: {what}")).into()
                 }
                 error => error,
             })?;
-            judged(&mut coordinator, answer.error_code, "cannot commit a Kafka transaction")
+            coordinator.judge(answer.error_code, "cannot commit a Kafka transaction")
         });
         self.coordinator = Some(coordinator);
         ended.map_err(|error| self.explain(error))?;
         self.opened = None;
-        self.partitions.iter_mut().for_each(|partition| partition.registered = false);
+        self.topics.clear();
         Ok(())
     }
 
     /// Offset after the last record of a topic that this producer wrote; `None` for none yet.
-    pub(crate) fn log_end(&self, topic: &str) -> Option<i64> {
-        self.partitions.iter().find(|partition| **partition.topic() == *topic)?.end()
+    pub(crate) fn written_end(&self, topic: &str) -> Option<i64> {
+        self.outbox.end(topic)
     }
 
     fn end(&self, committed: bool) -> EndTxnRequest {
@@ -175,18 +170,8 @@ impl Producer {
             .with_committed(committed)
     }
 
-    fn place(&mut self, topic: &str) -> usize {
-        match self.partitions.iter().position(|partition| **partition.topic() == *topic) {
-            Some(place) => place,
-            None => {
-                self.partitions.push(Partition::new(topic));
-                self.partitions.len() - 1
-            }
-        }
-    }
-
     /// Waits until the transaction has begun, and takes the coordinator's connection, to be put back.
-    fn begun(&mut self) -> Result<Link, KafkaError> {
+    fn begun(&mut self) -> Result<Coordinator, KafkaError> {
         let coordinator = match self.coordinator.take() {
             Some(coordinator) => coordinator,
             None => {
@@ -222,18 +207,17 @@ impl Drop for Producer {
     fn drop(&mut self) {
         // Readers need not wait for the next producer then. Where it fails, they do. Not while records are on their
         // way: those that came after the abort would begin a transaction that nobody ends.
-        let settled = self.partitions.iter().all(Partition::settled);
-        if self.opened.is_some() && settled {
+        if self.opened.is_some() && self.outbox.settled() {
             let request = self.end(false);
-            if let Some(broker) = self.coordinator.as_mut().and_then(Link::open) {
+            if let Some(broker) = self.coordinator.as_mut().and_then(Coordinator::connected) {
                 let _ = broker.ask(&request, END_TXN, Instant::now() + ABORT_LIMIT);
             }
         }
     }
 }
 
-type Registration = (Link, AddPartitionsToTxnRequest);
-type Registered = (Link, Result<(), KafkaError>);
+type Registration = (Coordinator, AddPartitionsToTxnRequest);
+type Registered = (Coordinator, Result<(), KafkaError>);
 
 /// A thread that tells the coordinator what a transaction writes into, again and again while the last transaction is
 /// ending, so that the relay can go on meanwhile. Ends with the producer.
@@ -243,14 +227,14 @@ struct Registrar {
 }
 
 impl Registrar {
-    fn start(cluster: Cluster, outage: Duration) -> Result<Self, KafkaError> {
+    fn start(outage: Duration) -> Result<Self, KafkaError> {
         let (requests, asked) = channel::<Registration>();
         let (done, answers) = channel();
         let work = move || {
             for (mut coordinator, request) in asked {
                 let registered = patiently(outage, |deadline| {
-                    let answer = coordinator.ask(&cluster, &request, ADD_PARTITIONS, deadline)?;
-                    judged(&mut coordinator, first_error(&answer), "cannot begin a Kafka transaction")
+                    let answer = coordinator.ask(&request, ADD_PARTITIONS, deadline)?;
+                    coordinator.judge(first_error(&answer), "cannot begin a Kafka transaction")
                 });
                 if done.send((coordinator, registered)).is_err() {
                     return;
@@ -263,7 +247,7 @@ impl Registrar {
         }
     }
 
-    fn register(&self, coordinator: Link, request: AddPartitionsToTxnRequest) -> Result<(), KafkaError> {
+    fn register(&self, coordinator: Coordinator, request: AddPartitionsToTxnRequest) -> Result<(), KafkaError> {
         self.requests.send((coordinator, request)).map_err(|_| gone())
     }
 
@@ -282,15 +266,6 @@ impl Registrar {
 
 fn gone() -> KafkaError {
     KafkaError::Unavailable("the thread that begins Kafka transactions has ended".into())
-}
-
-/// [`judge`], with another coordinator asked where this one may be the wrong one.
-fn judged(coordinator: &mut Link, code: i16, doing: &str) -> Result<(), WireError> {
-    let judged = judge(code, || doing.to_owned());
-    if judged.is_err() && code != kafka_protocol::ResponseError::ConcurrentTransactions.code() {
-        coordinator.reset();
-    }
-    judged
 }
 
 fn first_error(answer: &AddPartitionsToTxnResponse) -> i16 {

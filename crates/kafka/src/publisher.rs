@@ -26,6 +26,8 @@ pub struct KafkaPublisher {
     /// Offset that the first record of the open transaction is expected to have, and how many were sent.
     first: i64,
     sent: i64,
+    /// The last records of the open transaction: they go to the broker together with the ledger's.
+    held: Option<Batch>,
     scratch: Vec<u8>,
 }
 
@@ -42,18 +44,22 @@ impl KafkaPublisher {
             log_end: 0,
             first: 0,
             sent: 0,
+            held: None,
             scratch: Vec::new(),
         }
     }
 
-    fn send_all(&mut self, records: &RecordBatch, count: usize) -> Result<(), KafkaError> {
+    /// Sends the records; those of the last batch wait for the commit, if `last`.
+    fn send_all(&mut self, records: &RecordBatch, count: usize, last: bool) -> Result<(), KafkaError> {
+        self.send_held()?;
         let producer = opened(&mut self.producer)?;
+        // The ledger's record comes with the commit; the coordinator is told of both at once.
         producer.begin(&[&self.log, &self.ledger])?;
         let (mut batch, mut batch_len) = (producer.batch(), 0);
         for record in records.iter().take(count) {
             let len = record.key.len() + record.value.len();
             if batch_len > 0 && batch_len + len > BATCH_LEN {
-                producer.send(&self.log, std::mem::replace(&mut batch, producer.batch()))?;
+                producer.send([(&self.log, std::mem::replace(&mut batch, producer.batch()))])?;
                 batch_len = 0;
             }
             record.headers(&mut self.scratch, |name, value| batch.header(name, value));
@@ -64,11 +70,16 @@ impl KafkaPublisher {
             });
             batch_len += len;
         }
-        if batch_len > 0 {
-            producer.send(&self.log, batch)?;
-        }
         self.sent += count as i64;
-        Ok(())
+        self.held = Some(batch).filter(|_| batch_len > 0);
+        if last { Ok(()) } else { self.send_held() }
+    }
+
+    fn send_held(&mut self) -> Result<(), KafkaError> {
+        match self.held.take() {
+            Some(batch) => opened(&mut self.producer)?.send([(&self.log, batch)]),
+            None => Ok(()),
+        }
     }
 
     fn commit_all(&mut self, entries: &[LedgerEntry], progress: &mut Progress) -> Result<(), KafkaError> {
@@ -79,14 +90,17 @@ impl KafkaPublisher {
         let mut batch = producer.batch();
         entries.iter().for_each(|entry| add_entry(&mut batch, entry));
         add_entry(&mut batch, &LedgerEntry::Progress(progress.clone()));
-        producer.send(&self.ledger, batch)?;
+        match self.held.take() {
+            Some(held) => producer.send([(&self.log, held), (&self.ledger, batch)])?,
+            None => producer.send([(&self.ledger, batch)])?,
+        }
         producer.settle()?;
-        let log_end = producer.log_end(&self.log).map_or(self.log_end, |end| end.max(self.log_end));
+        let log_end = producer.written_end(&self.log).map_or(self.log_end, |end| end.max(self.log_end));
         if progress.log_end != log_end {
             progress.log_end = log_end;
             let mut batch = producer.batch();
             add_entry(&mut batch, &LedgerEntry::Progress(progress.clone()));
-            producer.send(&self.ledger, batch)?;
+            producer.send([(&self.ledger, batch)])?;
             producer.settle()?;
         }
         producer.commit()?;
@@ -101,7 +115,7 @@ impl KafkaPublisher {
 
 impl Publisher for KafkaPublisher {
     fn open(&mut self) -> Result<Ledger, PublishError> {
-        self.producer = None;
+        (self.producer, self.held) = (None, None);
         require_topics(&self.connection, &self.names)?;
         let producer = Producer::start(&self.connection, &self.names.transactional_id())?;
         let ledger = read_ledger(&self.connection, &self.names, ReadUntil::TrueEnd)?;
@@ -122,7 +136,11 @@ impl Publisher for KafkaPublisher {
     }
 
     fn send(&mut self, records: &RecordBatch, count: usize) -> Result<(), PublishError> {
-        Ok(self.send_all(records, count)?)
+        Ok(self.send_all(records, count, false)?)
+    }
+
+    fn send_last(&mut self, records: &RecordBatch, count: usize) -> Result<(), PublishError> {
+        Ok(self.send_all(records, count, true)?)
     }
 
     fn commit(&mut self, entries: &[LedgerEntry], progress: &mut Progress) -> Result<(), PublishError> {

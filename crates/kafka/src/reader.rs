@@ -39,9 +39,25 @@ pub(crate) struct PartitionReader {
 impl PartitionReader {
     /// A reader of partition 0 of `topic` that reads nothing yet.
     pub(crate) fn new(connection: &Connection, names: &Names, topic: String) -> Result<Self, KafkaError> {
+        Self::with(connection, names, topic, "1")
+    }
+
+    /// The same for one that follows a topic and is in no hurry: few records are told of after 100 ms, not one by one,
+    /// which costs the broker more than to take them.
+    pub(crate) fn follower(connection: &Connection, names: &Names, topic: String) -> Result<Self, KafkaError> {
+        Self::with(connection, names, topic, "65536")
+    }
+
+    fn with(
+        connection: &Connection,
+        names: &Names,
+        topic: String,
+        fetch_min_bytes: &str,
+    ) -> Result<Self, KafkaError> {
         let mut config = connection.client(&[
             ("fetch.queue.backoff.ms", "5"),
             ("fetch.error.backoff.ms", "100"),
+            ("fetch.min.bytes", fetch_min_bytes),
             ("fetch.wait.max.ms", "100"),
             ("queued.max.messages.kbytes", PREFETCH_KIB),
         ]);

@@ -66,7 +66,7 @@ impl SetupWriter {
                 }
             };
             self.producer.begin(&[&topic])?;
-            self.producer.send(&topic, batch)?;
+            self.producer.send([(&topic, batch)])?;
         }
         self.producer.settle()?;
         self.producer.commit()

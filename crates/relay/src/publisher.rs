@@ -68,6 +68,12 @@ pub trait Publisher {
     /// records' bytes are free for reuse when this returns.
     fn send(&mut self, batch: &RecordBatch, count: usize) -> Result<(), PublishError>;
 
+    /// The same for what is the last of its transaction, and may go to the brokers together with what
+    /// [`commit`](Self::commit) adds.
+    fn send_last(&mut self, batch: &RecordBatch, count: usize) -> Result<(), PublishError> {
+        self.send(batch, count)
+    }
+
     /// Commits the open transaction (or one of its own, when nothing was sent) with these entries and `progress`
     /// in the ledger. Sets `progress.log_end` to the offset after the log's last data record, this transaction's
     /// included. All of it becomes visible, or none.

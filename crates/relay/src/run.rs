@@ -1,7 +1,7 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
-use change::{Clock, Encoder, LedgerEntry, Progress, Refusal, TableProgress};
+use change::{Clock, Encoder, LedgerEntry, Progress, RecordBatch, Refusal, TableProgress};
 
 use crate::assemble::{Assembler, Reach};
 use crate::deferred::Deferred;
@@ -318,14 +318,20 @@ impl<'a> Relay<'a> {
         bytes: usize,
         publisher: &mut dyn Publisher,
     ) -> Result<(), RelayError> {
-        if bytes >= self.limits.send_bytes { self.send(publisher) } else { Ok(()) }
+        if bytes >= self.limits.send_bytes {
+            self.send(&mut |batch, ready| publisher.send(batch, ready))?;
+        }
+        Ok(())
     }
 
-    pub(crate) fn send(&mut self, publisher: &mut dyn Publisher) -> Result<(), RelayError> {
+    fn send(
+        &mut self,
+        publish: &mut dyn FnMut(&RecordBatch, usize) -> Result<(), PublishError>,
+    ) -> Result<(), RelayError> {
         let (batch, ready) = self.assembler.ready();
         if ready > 0 {
             let bytes = batch.byte_len();
-            publisher.send(batch, ready)?;
+            publish(batch, ready)?;
             self.sent_records += ready as u64;
             self.sent_bytes += bytes;
             self.assembler.sent();
@@ -339,7 +345,7 @@ impl<'a> Relay<'a> {
         publisher: &mut dyn Publisher,
         control: &dyn Control,
     ) -> Result<(), RelayError> {
-        self.send(publisher)?;
+        self.send(&mut |batch, ready| publisher.send_last(batch, ready))?;
         let Reach { end_lsn, position, split } = self.assembler.reach();
         let now_us = self.clock.now_us();
         self.assembler.settle();

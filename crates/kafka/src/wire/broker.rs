@@ -119,11 +119,6 @@ impl Broker {
         &self.address
     }
 
-    /// Whether requests wait for their answers.
-    pub(crate) fn waiting(&self) -> bool {
-        self.sent != self.answered
-    }
-
     /// Whether the broker is about to end the connection, for the login's time is over.
     pub(crate) fn expired(&self) -> bool {
         self.expires.is_some_and(|at| Instant::now() >= at)

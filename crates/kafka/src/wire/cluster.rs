@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use change::Refusal;
 use kafka_protocol::ResponseError as Code;
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
+use kafka_protocol::messages::metadata_response::MetadataResponseTopic;
 use kafka_protocol::messages::{FindCoordinatorRequest, MetadataRequest, TopicName};
 use kafka_protocol::protocol::{Request, StrBytes};
 
@@ -18,8 +19,8 @@ const FIND_COORDINATOR: i16 = 1;
 const TRANSACTION_KEY: i8 = 1;
 /// The port where a bootstrap server names none.
 const PORT: u16 = 9092;
-/// Between two tries: doubled from the first to the last. The first is short, as a broker that has committed a
-/// transaction takes a millisecond or two to end it, and begins no other before.
+/// Between two tries: longer by a fifth each time, from the first to the last. The first are short, as a broker that has
+/// committed a transaction takes some milliseconds to end it, and begins no other before.
 const RETRY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(200));
 /// After so long without success it is told.
 const TELL_AFTER: Duration = Duration::from_secs(1);
@@ -55,7 +56,7 @@ impl Cluster {
         Ok(Cluster { bootstrap, security, client_id: client_id.to_owned() })
     }
 
-    fn connect(&self, host: &str, port: u16, deadline: Instant) -> Result<Broker, WireError> {
+    pub(super) fn connect(&self, host: &str, port: u16, deadline: Instant) -> Result<Broker, WireError> {
         Broker::connect((host, port), &self.security, &self.client_id, deadline)
     }
 
@@ -70,31 +71,29 @@ impl Cluster {
         Err(last)
     }
 
-    fn coordinator(&self, transactional_id: &str, deadline: Instant) -> Result<Broker, WireError> {
-        let request = FindCoordinatorRequest::default()
-            .with_key(StrBytes::from_string(transactional_id.to_owned()))
-            .with_key_type(TRANSACTION_KEY);
-        let found = self.any(deadline)?.ask(&request, FIND_COORDINATOR, deadline)?;
-        judge(found.error_code, || format!("no coordinator of transactions `{transactional_id}`"))?;
-        self.connect(&found.host, port(found.port)?, deadline)
-    }
-
-    fn leader(&self, topic: &str, deadline: Instant) -> Result<Broker, WireError> {
-        let asked = MetadataRequestTopic::default()
-            .with_name(Some(TopicName(StrBytes::from_string(topic.to_owned()))));
+    /// The brokers that lead partition 0 of each of these topics.
+    pub(super) fn leaders(&self, topics: Vec<StrBytes>, deadline: Instant) -> Result<Vec<Leader>, WireError> {
+        let asked = topics.iter().map(|topic| {
+            MetadataRequestTopic::default().with_name(Some(TopicName(topic.clone())))
+        });
         let request = MetadataRequest::default()
-            .with_topics(Some(vec![asked]))
+            .with_topics(Some(asked.collect()))
             .with_allow_auto_topic_creation(false);
         let found = self.any(deadline)?.ask(&request, METADATA, deadline)?;
-        let doing = || format!("topic \"{topic}\" has no leader");
-        let topic = found.topics.first().ok_or_else(|| WireError::Again(doing()))?;
-        judge(topic.error_code, doing)?;
-        let partition = topic.partitions.iter().find(|partition| partition.partition_index == 0);
-        let partition = partition.ok_or_else(|| WireError::Again(doing()))?;
-        judge(partition.error_code, doing)?;
-        let leader = found.brokers.iter().find(|broker| broker.node_id == partition.leader_id);
-        let leader = leader.ok_or_else(|| WireError::Again(doing()))?;
-        self.connect(&leader.host, port(leader.port)?, deadline)
+        let leader = |topic: &StrBytes| {
+            let doing = || format!("topic \"{}\" has no leader", &**topic);
+            let missing = || WireError::Again(doing());
+            let named = |found: &&MetadataResponseTopic| found.name.as_ref().is_some_and(|name| name.0 == *topic);
+            let topic = found.topics.iter().find(named).ok_or_else(missing)?;
+            judge(topic.error_code, doing)?;
+            let partition = topic.partitions.iter().find(|partition| partition.partition_index == 0);
+            let partition = partition.ok_or_else(missing)?;
+            judge(partition.error_code, doing)?;
+            let broker = found.brokers.iter().find(|broker| broker.node_id == partition.leader_id);
+            let broker = broker.ok_or_else(missing)?;
+            Ok(Leader { node: broker.node_id.0, host: broker.host.clone(), port: port(broker.port)? })
+        };
+        topics.iter().map(leader).collect()
     }
 }
 
@@ -102,70 +101,72 @@ fn port(port: i32) -> Result<u16, WireError> {
     port.try_into().map_err(|_| WireError::Again(format!("a broker at port {port}")))
 }
 
-/// Whom a [`Link`] leads to.
-pub(crate) enum Role {
-    /// The coordinator of a `transactional.id`.
-    Coordinator(String),
-    /// The leader of partition 0 of a topic.
-    Leader(String),
+/// A broker that takes a partition's records.
+#[derive(Clone)]
+pub(super) struct Leader {
+    pub(super) node: i32,
+    pub(super) host: StrBytes,
+    pub(super) port: u16,
 }
 
-/// A connection that is made anew when it is lost.
-pub(crate) struct Link {
-    role: Role,
+/// The coordinator of a `transactional.id`, over a connection that is made anew when it is lost.
+pub(crate) struct Coordinator {
+    cluster: Cluster,
+    transactional_id: StrBytes,
     broker: Option<Broker>,
 }
 
-impl Link {
-    pub(crate) fn to(role: Role) -> Self {
-        Link { role, broker: None }
-    }
-
-    /// The connection, made where there is none.
-    pub(crate) fn broker(&mut self, cluster: &Cluster, deadline: Instant) -> Result<&mut Broker, WireError> {
-        if self.broker.as_ref().is_some_and(|broker| broker.expired() && !broker.waiting()) {
-            self.broker = None;
-        }
-        match &mut self.broker {
-            Some(broker) => Ok(broker),
-            none => {
-                let broker = match &self.role {
-                    Role::Coordinator(id) => cluster.coordinator(id, deadline)?,
-                    Role::Leader(topic) => cluster.leader(topic, deadline)?,
-                };
-                Ok(none.insert(broker))
-            }
-        }
+impl Coordinator {
+    /// One that has not been looked for.
+    pub(crate) fn of(cluster: Cluster, transactional_id: StrBytes) -> Self {
+        Coordinator { cluster, transactional_id, broker: None }
     }
 
     /// The connection, if there is one.
-    pub(crate) fn open(&mut self) -> Option<&mut Broker> {
+    pub(crate) fn connected(&mut self) -> Option<&mut Broker> {
         self.broker.as_mut()
     }
 
-    /// Has the next request go over another connection.
-    pub(crate) fn reset(&mut self) {
-        self.broker = None;
-    }
-
-    /// Asks over the connection, which is lost where that fails.
+    /// Asks it. Where that fails, the next request goes over another connection.
     pub(crate) fn ask<R: Request>(
         &mut self,
-        cluster: &Cluster,
         request: &R,
         version: i16,
         deadline: Instant,
     ) -> Result<R::Response, WireError> {
-        let answer = self.broker(cluster, deadline)?.ask(request, version, deadline);
+        if self.broker.as_ref().is_some_and(Broker::expired) {
+            self.broker = None;
+        }
+        let broker = match &mut self.broker {
+            Some(broker) => broker,
+            none => {
+                let request = FindCoordinatorRequest::default()
+                    .with_key(self.transactional_id.clone())
+                    .with_key_type(TRANSACTION_KEY);
+                let found = self.cluster.any(deadline)?.ask(&request, FIND_COORDINATOR, deadline)?;
+                judge(found.error_code, || "transactions have no coordinator".to_owned())?;
+                none.insert(self.cluster.connect(&found.host, port(found.port)?, deadline)?)
+            }
+        };
+        let answer = broker.ask(request, version, deadline);
         if answer.is_err() {
-            self.reset();
+            self.broker = None;
         }
         answer
+    }
+
+    /// What the code in one of its answers means. Where it may be the wrong coordinator, the next request finds another.
+    pub(crate) fn judge(&mut self, code: i16, doing: &str) -> Result<(), WireError> {
+        let judged = judge(code, || doing.to_owned());
+        if judged.is_err() && code != Code::ConcurrentTransactions.code() {
+            self.broker = None;
+        }
+        judged
     }
 }
 
 /// What an error code means; `doing` says what failed.
-pub(crate) fn judge(code: i16, doing: impl FnOnce() -> String) -> Result<(), WireError> {
+pub(super) fn judge(code: i16, doing: impl FnOnce() -> String) -> Result<(), WireError> {
     let Some(code) = Code::try_from_code(code) else { return Ok(()) };
     let error = match code {
         Code::InvalidProducerEpoch | Code::ProducerFenced => KafkaError::Fenced,
@@ -200,7 +201,7 @@ pub(crate) fn patiently<T>(
             tracing::warn!(reason = what, limit = ?outage, "Kafka is away; trying again");
         }
         std::thread::sleep(pause);
-        pause = (pause * 3 / 2).min(RETRY.1);
+        pause = (pause * 6 / 5).min(RETRY.1);
     }
 }
 

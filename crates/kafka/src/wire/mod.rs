@@ -7,6 +7,6 @@
 pub(crate) mod batch;
 pub(crate) mod broker;
 pub(crate) mod cluster;
-pub(crate) mod partition;
+pub(crate) mod outbox;
 mod scram;
 pub(crate) mod security;
