@@ -9,9 +9,10 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use change::{Key, Lsn, Read, Snapshot, Storage, TableSchema};
 use memchr::memchr;
 use relay::{PublishedTable, ReadRequest, RelayError, Round, RoundEvent, SourceError};
@@ -84,6 +85,31 @@ pub(crate) struct Rounds {
     used: Instant,
     /// Bytes of a row on average, by table.
     row_bytes: HashMap<u32, u64>,
+    free: Free,
+}
+
+/// Pieces that were read, to be filled again: memory that is given back is cleared before it is had again.
+#[derive(Clone, Default)]
+struct Free(Arc<Mutex<Vec<BytesMut>>>);
+
+impl Free {
+    fn pieces(&self) -> MutexGuard<'_, Vec<BytesMut>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A piece with room for `len` bytes at least.
+    fn take(&self, len: usize) -> BytesMut {
+        let mut piece = self.pieces().pop().unwrap_or_else(|| BytesMut::with_capacity(PIECE_BYTES));
+        piece.clear();
+        piece.reserve(len);
+        piece
+    }
+
+    fn give(&self, piece: BytesMut) {
+        if piece.capacity() <= PIECE_BYTES {
+            self.pieces().push(piece);
+        }
+    }
 }
 
 /// What a round reads of one table.
@@ -121,7 +147,7 @@ pub(crate) async fn visible(client: &Client) -> Result<Snapshot, SourceError> {
 
 impl Rounds {
     pub(crate) fn new(tls: Tls) -> Self {
-        Rounds { tls, clients: Vec::new(), used: Instant::now(), row_bytes: HashMap::new() }
+        Rounds { tls, clients: Vec::new(), used: Instant::now(), row_bytes: HashMap::new(), free: Free::default() }
     }
 
     /// Has so many connections to the server; fewer, but one, where it grants no more.
@@ -145,6 +171,7 @@ impl Rounds {
     pub(crate) fn rest(&mut self) {
         if self.used.elapsed() >= REST {
             self.clients.clear();
+            self.free = Free::default();
         }
     }
 
@@ -218,7 +245,7 @@ struct Begun {
 
 /// A part of a table that one connection reads.
 struct Chunk {
-    pieces: mpsc::Receiver<Result<Bytes, Error>>,
+    pieces: mpsc::Receiver<Result<BytesMut, Error>>,
     /// Its rows, unless the table ends before; `None` where nobody knows.
     limit: Option<u64>,
 }
@@ -469,12 +496,13 @@ impl TableReading<'_> {
     /// Begins to read on one of the connections.
     fn chunk(&self, place: usize, select: String, limit: Option<u64>) -> Chunk {
         let (sender, pieces) = mpsc::channel(PIECES_AHEAD);
+        let free = self.rounds.free.clone();
         let client = &self.rounds.clients[place];
         let sql = format!("COPY ({select}) TO STDOUT");
         // The request is on its way before the task is spawned; the stream owns what it needs.
         let request = self.runtime.block_on(client.copy_out(sql.as_str()));
         self.runtime.spawn(async move {
-            if let Err(error) = pump(request, &sender).await {
+            if let Err(error) = pump(request, &sender, &free).await {
                 // The receiver may be gone, and then nobody cares.
                 let _ = sender.send(Err(error)).await;
             }
@@ -513,6 +541,7 @@ impl TableReading<'_> {
                     return Ok((rows, last, false));
                 }
             }
+            self.rounds.free.give(piece);
         }
         self.learn(rows, self.bytes - begun);
         Ok((rows, last, true))
@@ -528,23 +557,24 @@ impl TableReading<'_> {
 /// Collects rows into pieces, each of whole lines.
 async fn pump(
     request: Result<tokio_postgres::CopyOutStream, Error>,
-    sender: &mpsc::Sender<Result<Bytes, Error>>,
+    sender: &mpsc::Sender<Result<BytesMut, Error>>,
+    free: &Free,
 ) -> Result<(), Error> {
     use futures_util::StreamExt as _;
     let mut rows = pin!(request?);
-    let mut piece = BytesMut::with_capacity(PIECE_BYTES);
+    let mut piece = BytesMut::new();
     while let Some(row) = rows.next().await {
         let row = row?;
         if piece.len() + row.len() > piece.capacity() {
-            if !piece.is_empty() && sender.send(Ok(piece.split().freeze())).await.is_err() {
+            let full = std::mem::replace(&mut piece, free.take(row.len()));
+            if !full.is_empty() && sender.send(Ok(full)).await.is_err() {
                 return Ok(());
             }
-            piece = BytesMut::with_capacity(PIECE_BYTES.max(row.len()));
         }
         piece.extend_from_slice(&row);
     }
     if !piece.is_empty() {
-        let _ = sender.send(Ok(piece.freeze())).await;
+        let _ = sender.send(Ok(piece)).await;
     }
     Ok(())
 }
