@@ -22,7 +22,7 @@ use crate::{Connection, KafkaError, Names, ReadUntil};
 /// Records that a batch holds at most.
 pub(crate) const BATCH_MAX_RECORDS: usize = 10_000;
 /// Bytes after which a batch takes no further record.
-pub(crate) const BATCH_MAX_BYTES: usize = 4 << 20;
+pub(crate) const BATCH_MAX_BYTES: usize = 1 << 20;
 /// The most that librdkafka fetches ahead (KiB).
 const PREFETCH_KIB: &str = "4096";
 /// Bytes that one fetch may bring; a larger record comes alone.

@@ -20,8 +20,8 @@ const TRANSACTION_KEY: i8 = 1;
 /// The port where a bootstrap server names none.
 const PORT: u16 = 9092;
 /// Between two tries: longer by a fifth each time, from the first to the last. The first are short, as a broker that has
-/// committed a transaction takes some milliseconds to end it, and begins no other before.
-const RETRY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(200));
+/// committed a transaction takes a millisecond or some to end it, and begins no other before.
+const RETRY: (Duration, Duration) = (Duration::from_micros(500), Duration::from_millis(200));
 /// After so long without success it is told.
 const TELL_AFTER: Duration = Duration::from_secs(1);
 
