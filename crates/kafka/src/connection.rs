@@ -67,7 +67,7 @@ impl std::fmt::Debug for Connection {
 impl Connection {
     /// Brokers at `bootstrap` (`host:port,...`), with any librdkafka properties but those that exactly-once rests
     /// on. The log's writer keeps to those of TLS and logins, to `client.id`, `compression.type` and
-    /// `transaction.timeout.ms`; what it could not keep to is refused.
+    /// `transaction.timeout.ms`, and not to others; of those, what it could not keep to is refused.
     pub fn new(bootstrap: &str, properties: BTreeMap<String, String>) -> Result<Self, Refusal> {
         if let Some(key) = properties.keys().find(|key| OURS.contains(&key.as_str())) {
             return Err(Refusal::new(
@@ -199,7 +199,8 @@ impl KafkaError {
 
     /// What was refused for want of a right.
     pub(crate) fn unauthorized(what: String) -> Self {
-        let remedy = "let Millrace's Kafka user do this (kafka-acls), for all names that begin with `millrace.`";
+        let remedy =
+            "let Millrace's Kafka user do this (kafka-acls), for all names that begin with `millrace.`";
         KafkaError::Refused(Refusal::new(what, remedy))
     }
 

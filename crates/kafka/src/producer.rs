@@ -4,10 +4,10 @@
 //! of it. Whatever else happens, the producer is dropped with its transaction open; the next one with the same
 //! `transactional.id` aborts it while it starts, and fences this one.
 //!
-//! Lost connections are made again, and what was not answered is asked once more, with one exception: the commit. Two
-//! of them on their way could end two transactions. Whether the first one took effect, the ledger tells.
+//! Lost connections are made again, and what was not answered is asked once more, with one exception: the commit. With
+//! two of them on their way the later could end the next transaction. Whether the first took effect, the ledger tells.
 
-use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -46,8 +46,8 @@ pub(crate) struct Producer {
     /// `None` while the registrar has it.
     coordinator: Option<Coordinator>,
     registrar: Registrar,
-    /// What came of the last registration.
-    registered: Result<(), KafkaError>,
+    /// What came of the last registration. `None` once a failure was told: nothing can be done with this producer then.
+    registered: Option<Result<(), KafkaError>>,
     outbox: Outbox,
     /// The topics that the coordinator knows the open transaction to write into.
     topics: Vec<StrBytes>,
@@ -79,7 +79,7 @@ impl Producer {
             producer,
             coordinator: Some(coordinator),
             registrar: Registrar::start(outage)?,
-            registered: Ok(()),
+            registered: Some(Ok(())),
             topics: Vec::new(),
             opened: None,
         })
@@ -102,8 +102,8 @@ impl Producer {
             AddPartitionsToTxnTopic::default().with_name(TopicName(topic.clone())).with_partitions(vec![0])
         });
         let added = added.collect();
-        self.topics.extend(new);
         let coordinator = self.begun()?;
+        self.topics.extend(new);
         let request = AddPartitionsToTxnRequest::default()
             .with_v3_and_below_transactional_id(self.transactional_id.clone())
             .with_v3_and_below_producer_id(ProducerNumber(self.producer.id))
@@ -117,7 +117,7 @@ impl Producer {
         if self.coordinator.is_none()
             && let Some((coordinator, registered)) = self.registrar.look()
         {
-            (self.coordinator, self.registered) = (Some(coordinator), registered);
+            (self.coordinator, self.registered) = (Some(coordinator), Some(registered));
         }
         self.coordinator.is_some()
     }
@@ -127,7 +127,8 @@ impl Producer {
     pub(crate) fn send<const N: usize>(&mut self, batches: [(&str, Batch); N]) -> Result<(), KafkaError> {
         let coordinator = self.begun()?;
         self.coordinator = Some(coordinator);
-        let batches = batches.into_iter().map(|(topic, batch)| (self.outbox.partition(topic), batch)).collect();
+        let batches =
+            batches.into_iter().map(|(topic, batch)| (self.outbox.partition(topic), batch)).collect();
         self.outbox.send(batches).map_err(|error| self.explain(error))
     }
 
@@ -138,14 +139,20 @@ impl Producer {
 
     /// Commits the open transaction, of which every record is settled.
     pub(crate) fn commit(&mut self) -> Result<(), KafkaError> {
-        debug_assert!(self.outbox.settled(), "committed what is not settled");
+        if !self.outbox.settled() {
+            return Err(KafkaError::Unavailable(
+                "records are on their way that a commit would leave out".into(),
+            ));
+        }
         let request = self.end(true);
         let mut coordinator = self.begun()?;
         let ended = patiently(self.outage, |deadline| {
+            coordinator.connect(deadline)?;
             let answer = coordinator.ask(&request, END_TXN, deadline).map_err(|error| match error {
-                WireError::Again(what) => {
-                    KafkaError::Unavailable(format!("a Kafka transaction may have been committed, or not: {what}")).into()
-                }
+                WireError::Again(what) => KafkaError::Unavailable(format!(
+                    "a Kafka transaction may have been committed, or not: {what}"
+                ))
+                .into(),
                 error => error,
             })?;
             coordinator.judge(answer.error_code, "cannot commit a Kafka transaction")
@@ -176,17 +183,20 @@ impl Producer {
             Some(coordinator) => coordinator,
             None => {
                 let (coordinator, registered) = self.registrar.wait()?;
-                self.registered = registered;
+                self.registered = Some(registered);
                 coordinator
             }
         };
-        match std::mem::replace(&mut self.registered, Ok(())) {
-            Ok(()) => Ok(coordinator),
-            Err(error) => {
-                self.coordinator = Some(coordinator);
-                Err(self.explain(error))
+        let error = match self.registered.take() {
+            Some(Ok(())) => {
+                self.registered = Some(Ok(()));
+                return Ok(coordinator);
             }
-        }
+            Some(Err(error)) => self.explain(error),
+            None => KafkaError::Unavailable("a Kafka transaction could not begin".into()),
+        };
+        self.coordinator = Some(coordinator);
+        Err(error)
     }
 
     /// The brokers fence a producer also when they abort its overdue transaction; nobody has taken over then.
@@ -207,10 +217,11 @@ impl Drop for Producer {
     fn drop(&mut self) {
         // Readers need not wait for the next producer then. Where it fails, they do. Not while records are on their
         // way: those that came after the abort would begin a transaction that nobody ends.
-        if self.opened.is_some() && self.outbox.settled() {
+        let deadline = Instant::now() + ABORT_LIMIT;
+        if self.opened.is_some() && self.outbox.settle_quickly(deadline) {
             let request = self.end(false);
             if let Some(broker) = self.coordinator.as_mut().and_then(Coordinator::connected) {
-                let _ = broker.ask(&request, END_TXN, Instant::now() + ABORT_LIMIT);
+                let _ = broker.ask(&request, END_TXN, deadline);
             }
         }
     }
@@ -220,7 +231,7 @@ type Registration = (Coordinator, AddPartitionsToTxnRequest);
 type Registered = (Coordinator, Result<(), KafkaError>);
 
 /// A thread that tells the coordinator what a transaction writes into, again and again while the last transaction is
-/// ending, so that the relay can go on meanwhile. Ends with the producer.
+/// ending, so that the relay can go on meanwhile. Ends with the producer, or when its last request has.
 struct Registrar {
     requests: Sender<Registration>,
     answers: Receiver<Registered>,
@@ -247,16 +258,17 @@ impl Registrar {
         }
     }
 
-    fn register(&self, coordinator: Coordinator, request: AddPartitionsToTxnRequest) -> Result<(), KafkaError> {
+    fn register(
+        &self,
+        coordinator: Coordinator,
+        request: AddPartitionsToTxnRequest,
+    ) -> Result<(), KafkaError> {
         self.requests.send((coordinator, request)).map_err(|_| gone())
     }
 
     /// The answer, if it has come.
     fn look(&self) -> Option<Registered> {
-        match self.answers.try_recv() {
-            Ok(answer) => Some(answer),
-            Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
-        }
+        self.answers.try_recv().ok()
     }
 
     fn wait(&self) -> Result<Registered, KafkaError> {

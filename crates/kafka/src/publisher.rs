@@ -58,7 +58,7 @@ impl KafkaPublisher {
         let (mut batch, mut batch_len) = (producer.batch(), 0);
         for record in records.iter().take(count) {
             let len = record.key.len() + record.value.len();
-            if batch_len > 0 && batch_len + len > BATCH_LEN {
+            if !batch.is_empty() && batch_len + len > BATCH_LEN {
                 producer.send([(&self.log, std::mem::replace(&mut batch, producer.batch()))])?;
                 batch_len = 0;
             }
@@ -71,7 +71,7 @@ impl KafkaPublisher {
             batch_len += len;
         }
         self.sent += count as i64;
-        self.held = Some(batch).filter(|_| batch_len > 0);
+        self.held = Some(batch).filter(|batch| !batch.is_empty());
         if last { Ok(()) } else { self.send_held() }
     }
 
@@ -87,8 +87,14 @@ impl KafkaPublisher {
         producer.begin(&[&self.ledger])?;
         // The records' offsets are known before they are delivered, and looked at afterwards: the last progress counts.
         progress.log_end = if self.sent > 0 { self.first + self.sent } else { self.log_end };
-        let mut batch = producer.batch();
-        entries.iter().for_each(|entry| add_entry(&mut batch, entry));
+        let (mut batch, mut batch_len) = (producer.batch(), 0);
+        for entry in entries {
+            batch_len += add_entry(&mut batch, entry);
+            if batch_len > BATCH_LEN {
+                producer.send([(&self.ledger, std::mem::replace(&mut batch, producer.batch()))])?;
+                batch_len = 0;
+            }
+        }
         add_entry(&mut batch, &LedgerEntry::Progress(progress.clone()));
         match self.held.take() {
             Some(held) => producer.send([(&self.log, held), (&self.ledger, batch)])?,
@@ -152,9 +158,11 @@ fn opened(producer: &mut Option<Producer>) -> Result<&mut Producer, KafkaError> 
     producer.as_mut().ok_or_else(|| KafkaError::Unavailable("the publisher is not open".into()))
 }
 
-/// Adds a ledger record.
-pub(crate) fn add_entry(batch: &mut Batch, entry: &LedgerEntry) {
-    add_now(batch, Some(entry.key().as_bytes()), Some(&entry.value()));
+/// Adds a ledger record, and returns the length of its value.
+pub(crate) fn add_entry(batch: &mut Batch, entry: &LedgerEntry) -> usize {
+    let value = entry.value();
+    add_now(batch, Some(entry.key().as_bytes()), Some(&value));
+    value.len()
 }
 
 /// Adds a record of this moment.

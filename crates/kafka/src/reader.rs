@@ -44,7 +44,11 @@ impl PartitionReader {
 
     /// The same for one that follows a topic and is in no hurry: few records are told of after 100 ms, not one by one,
     /// which costs the broker more than to take them.
-    pub(crate) fn follower(connection: &Connection, names: &Names, topic: String) -> Result<Self, KafkaError> {
+    pub(crate) fn follower(
+        connection: &Connection,
+        names: &Names,
+        topic: String,
+    ) -> Result<Self, KafkaError> {
         Self::with(connection, names, topic, "65536")
     }
 

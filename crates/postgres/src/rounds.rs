@@ -147,7 +147,13 @@ pub(crate) async fn visible(client: &Client) -> Result<Snapshot, SourceError> {
 
 impl Rounds {
     pub(crate) fn new(tls: Tls) -> Self {
-        Rounds { tls, clients: Vec::new(), used: Instant::now(), row_bytes: HashMap::new(), free: Free::default() }
+        Rounds {
+            tls,
+            clients: Vec::new(),
+            used: Instant::now(),
+            row_bytes: HashMap::new(),
+            free: Free::default(),
+        }
     }
 
     /// Has so many connections to the server; fewer, but one, where it grants no more.

@@ -291,9 +291,7 @@ impl<'a> Relay<'a> {
     fn due(&self, arrived: bool, ready: bool) -> bool {
         let whole = !self.assembler.mid_transaction();
         match self.waiting_since {
-            Some(since) => {
-                (whole && !arrived && ready) || self.since(since) >= self.limits.commit_interval
-            }
+            Some(since) => (whole && !arrived && ready) || self.since(since) >= self.limits.commit_interval,
             None => {
                 whole
                     && (self.assembler.reading.dirty()

@@ -142,11 +142,15 @@ impl Batch {
         }
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
 
     /// A header of the record that is [added](Self::push) next; at most 63.
     pub(crate) fn header(&mut self, name: &str, value: &[u8]) {
         let (bytes, count) = &mut self.headers;
         *count += 1;
+        debug_assert!(*count < 64, "the number of headers is one byte");
         length(bytes, name.len());
         bytes.extend_from_slice(name.as_bytes());
         length(bytes, value.len());

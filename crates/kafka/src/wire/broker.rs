@@ -17,14 +17,18 @@ use crate::KafkaError;
 
 /// The longest answer that is believed (bytes); those of a writer are short.
 const ANSWER_MAX_LEN: usize = 16 << 20;
+/// A larger buffer of a request is given back (bytes).
+const BUFFER_KEPT: usize = 1 << 20;
 /// The longest wait for one address to take a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
 /// Why a request was not answered, or not with success.
 #[derive(Debug)]
 pub(crate) enum WireError {
-    /// The same over another connection, or a moment later, may do.
+    /// The same over another connection may do.
     Again(String),
+    /// The same a moment later will do.
+    Busy(String),
     /// Trying again does not help.
     Kafka(KafkaError),
 }
@@ -95,7 +99,9 @@ impl Broker {
             None => Stream::Plain(stream),
             Some(tls) => match tls.connect(host, stream) {
                 Ok(stream) => Stream::Tls(Box::new(stream)),
-                Err(HandshakeError::Failure(stream)) if stream.ssl().verify_result() != X509VerifyResult::OK => {
+                Err(HandshakeError::Failure(stream))
+                    if security.verifies() && stream.ssl().verify_result() != X509VerifyResult::OK =>
+                {
                     let reason = stream.ssl().verify_result();
                     let what = format!("the certificate of {address} is not trusted: {reason}");
                     let remedy = "name the authority that signed it as `ssl.ca.location` in [kafka.properties], and the \
@@ -106,8 +112,15 @@ impl Broker {
             },
         };
         let client_id = StrBytes::from_string(client_id.to_owned());
-        let mut broker =
-            Broker { stream, address, client_id, sent: 0, answered: 0, buffer: BytesMut::new(), expires: None };
+        let mut broker = Broker {
+            stream,
+            address,
+            client_id,
+            sent: 0,
+            answered: 0,
+            buffer: BytesMut::new(),
+            expires: None,
+        };
         if let Some(lifetime) = security.log_in(&mut broker, deadline)? {
             // Before the broker does.
             broker.expires = Some(Instant::now() + lifetime.mul_f64(0.8));
@@ -159,7 +172,9 @@ impl Broker {
         limit(self.stream.tcp(), deadline)
             .and_then(|()| self.stream.write_all(&buffer))
             .map_err(|error| self.lost(error))?;
-        self.buffer = buffer;
+        if buffer.capacity() <= BUFFER_KEPT {
+            self.buffer = buffer;
+        }
         self.sent = self.sent.wrapping_add(1);
         Ok(())
     }
@@ -175,7 +190,9 @@ impl Broker {
         self.stream.read_exact(&mut len).map_err(|error| self.lost(error))?;
         let len = u32::from_be_bytes(len) as usize;
         if len > ANSWER_MAX_LEN {
-            return Err(self.broken(format!("an answer of {len} bytes: is this a Kafka broker, without TLS?")));
+            return Err(
+                self.broken(format!("an answer of {len} bytes: is this a Kafka broker, without TLS?"))
+            );
         }
         let mut answer = vec![0; len];
         self.stream.read_exact(&mut answer).map_err(|error| self.lost(error))?;

@@ -1,5 +1,7 @@
 //! Which broker to ask for what, and what its error codes mean to us.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use change::Refusal;
@@ -22,6 +24,10 @@ const PORT: u16 = 9092;
 /// Between two tries: longer by a fifth each time, from the first to the last. The first are short, as a broker that has
 /// committed a transaction takes a millisecond or some to end it, and begins no other before.
 const RETRY: (Duration, Duration) = (Duration::from_micros(500), Duration::from_millis(200));
+/// Before another connection is made.
+const RECONNECT: Duration = Duration::from_millis(20);
+/// One try may take so much of all the time there is: a broker that keeps silent leaves time for another.
+const TRIES: u32 = 3;
 /// After so long without success it is told.
 const TELL_AFTER: Duration = Duration::from_secs(1);
 
@@ -29,6 +35,8 @@ const TELL_AFTER: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub(crate) struct Cluster {
     bootstrap: Vec<(String, u16)>,
+    /// The one of them that answered last.
+    answering: Arc<AtomicUsize>,
     security: Security,
     client_id: String,
 }
@@ -40,11 +48,15 @@ impl Cluster {
             let server = server.trim();
             // As librdkafka takes it: a protocol may stand before it.
             let server = server.split_once("://").map_or(server, |(_, rest)| rest);
-            let (host, port) = match server.rsplit_once(':') {
-                Some((host, port)) if !host.ends_with(':') => (host, port.parse().ok()?),
-                _ => (server, PORT),
+            let bracketed = server.strip_prefix('[').and_then(|rest| rest.split_once(']'));
+            let (host, port) = match bracketed.or_else(|| Some(server.split_at(server.find(':')?))) {
+                Some((host, port)) => (host, port),
+                None => (server, ""),
             };
-            let host = host.trim_start_matches('[').trim_end_matches(']');
+            let port = match port.strip_prefix(':') {
+                Some(port) => port.parse().ok()?,
+                None => PORT,
+            };
             (!host.is_empty()).then(|| (host.to_owned(), port))
         };
         let bootstrap = bootstrap.split(',').map(parse).collect::<Option<Vec<_>>>().ok_or_else(|| {
@@ -53,19 +65,35 @@ impl Cluster {
                 "write it as `host:port`, several by comma",
             )
         })?;
-        Ok(Cluster { bootstrap, security, client_id: client_id.to_owned() })
+        Ok(Cluster { bootstrap, answering: Arc::default(), security, client_id: client_id.to_owned() })
     }
 
     pub(super) fn connect(&self, host: &str, port: u16, deadline: Instant) -> Result<Broker, WireError> {
         Broker::connect((host, port), &self.security, &self.client_id, deadline)
     }
 
-    fn any(&self, deadline: Instant) -> Result<Broker, WireError> {
+    /// Asks the bootstrap servers, until one answers.
+    fn ask<R: Request>(
+        &self,
+        request: &R,
+        version: i16,
+        deadline: Instant,
+    ) -> Result<R::Response, WireError> {
         let mut last = WireError::Again("no bootstrap server".to_owned());
-        for (host, port) in &self.bootstrap {
-            match self.connect(host, *port, deadline) {
-                Err(error @ WireError::Again(_)) => last = error,
-                done => return done,
+        let (count, first) = (self.bootstrap.len(), self.answering.load(Ordering::Relaxed));
+        for tried in 0..count {
+            let place = (first + tried) % count;
+            let (host, port) = &self.bootstrap[place];
+            // None may take the time of those behind it.
+            let left = deadline.saturating_duration_since(Instant::now());
+            let deadline = Instant::now() + left / u32::try_from(count - tried).unwrap_or(1);
+            let broker = self.connect(host, *port, deadline);
+            match broker.and_then(|mut broker| broker.ask(request, version, deadline)) {
+                Err(error @ (WireError::Again(_) | WireError::Busy(_))) => last = error,
+                done => {
+                    self.answering.store(place, Ordering::Relaxed);
+                    return done;
+                }
             }
         }
         Err(last)
@@ -73,17 +101,18 @@ impl Cluster {
 
     /// The brokers that lead partition 0 of each of these topics.
     pub(super) fn leaders(&self, topics: Vec<StrBytes>, deadline: Instant) -> Result<Vec<Leader>, WireError> {
-        let asked = topics.iter().map(|topic| {
-            MetadataRequestTopic::default().with_name(Some(TopicName(topic.clone())))
-        });
+        let asked = topics
+            .iter()
+            .map(|topic| MetadataRequestTopic::default().with_name(Some(TopicName(topic.clone()))));
         let request = MetadataRequest::default()
             .with_topics(Some(asked.collect()))
             .with_allow_auto_topic_creation(false);
-        let found = self.any(deadline)?.ask(&request, METADATA, deadline)?;
+        let found = self.ask(&request, METADATA, deadline)?;
         let leader = |topic: &StrBytes| {
             let doing = || format!("topic \"{}\" has no leader", &**topic);
             let missing = || WireError::Again(doing());
-            let named = |found: &&MetadataResponseTopic| found.name.as_ref().is_some_and(|name| name.0 == *topic);
+            let named =
+                |found: &&MetadataResponseTopic| found.name.as_ref().is_some_and(|name| name.0 == *topic);
             let topic = found.topics.iter().find(named).ok_or_else(missing)?;
             judge(topic.error_code, doing)?;
             let partition = topic.partitions.iter().find(|partition| partition.partition_index == 0);
@@ -127,6 +156,24 @@ impl Coordinator {
         self.broker.as_mut()
     }
 
+    /// Finds it and connects, where there is no connection.
+    pub(crate) fn connect(&mut self, deadline: Instant) -> Result<&mut Broker, WireError> {
+        if self.broker.as_ref().is_some_and(Broker::expired) {
+            self.broker = None;
+        }
+        match &mut self.broker {
+            Some(broker) => Ok(broker),
+            none => {
+                let request = FindCoordinatorRequest::default()
+                    .with_key(self.transactional_id.clone())
+                    .with_key_type(TRANSACTION_KEY);
+                let found = self.cluster.ask(&request, FIND_COORDINATOR, deadline)?;
+                judge(found.error_code, || "transactions have no coordinator".to_owned())?;
+                Ok(none.insert(self.cluster.connect(&found.host, port(found.port)?, deadline)?))
+            }
+        }
+    }
+
     /// Asks it. Where that fails, the next request goes over another connection.
     pub(crate) fn ask<R: Request>(
         &mut self,
@@ -134,21 +181,7 @@ impl Coordinator {
         version: i16,
         deadline: Instant,
     ) -> Result<R::Response, WireError> {
-        if self.broker.as_ref().is_some_and(Broker::expired) {
-            self.broker = None;
-        }
-        let broker = match &mut self.broker {
-            Some(broker) => broker,
-            none => {
-                let request = FindCoordinatorRequest::default()
-                    .with_key(self.transactional_id.clone())
-                    .with_key_type(TRANSACTION_KEY);
-                let found = self.cluster.any(deadline)?.ask(&request, FIND_COORDINATOR, deadline)?;
-                judge(found.error_code, || "transactions have no coordinator".to_owned())?;
-                none.insert(self.cluster.connect(&found.host, port(found.port)?, deadline)?)
-            }
-        };
-        let answer = broker.ask(request, version, deadline);
+        let answer = self.connect(deadline)?.ask(request, version, deadline);
         if answer.is_err() {
             self.broker = None;
         }
@@ -158,7 +191,7 @@ impl Coordinator {
     /// What the code in one of its answers means. Where it may be the wrong coordinator, the next request finds another.
     pub(crate) fn judge(&mut self, code: i16, doing: &str) -> Result<(), WireError> {
         let judged = judge(code, || doing.to_owned());
-        if judged.is_err() && code != Code::ConcurrentTransactions.code() {
+        if matches!(judged, Err(WireError::Again(_))) {
             self.broker = None;
         }
         judged
@@ -172,10 +205,15 @@ pub(super) fn judge(code: i16, doing: impl FnOnce() -> String) -> Result<(), Wir
         Code::InvalidProducerEpoch | Code::ProducerFenced => KafkaError::Fenced,
         Code::TopicAuthorizationFailed
         | Code::ClusterAuthorizationFailed
-        | Code::TransactionalIdAuthorizationFailed => KafkaError::unauthorized(format!("{}: {code}", doing())),
-        code if code == Code::ConcurrentTransactions || code.is_retriable() => {
-            return Err(WireError::Again(format!("{}: {code}", doing())));
+        | Code::TransactionalIdAuthorizationFailed => {
+            KafkaError::unauthorized(format!("{}: {code}", doing()))
         }
+        Code::InvalidTransactionTimeout => KafkaError::Refused(Refusal::new(
+            format!("{}: {code}", doing()),
+            "set transaction.timeout.ms in [kafka.properties] to no more than the brokers' transaction.max.timeout.ms",
+        )),
+        Code::ConcurrentTransactions => return Err(WireError::Busy(format!("{}: {code}", doing()))),
+        code if code.is_retriable() => return Err(WireError::Again(format!("{}: {code}", doing()))),
         code => KafkaError::Unavailable(format!("{}: {code}", doing())),
     };
     Err(error.into())
@@ -189,18 +227,19 @@ pub(crate) fn patiently<T>(
     let start = Instant::now();
     let (mut pause, mut told) = (RETRY.0, false);
     loop {
-        let what = match call(start + outage) {
+        let (what, wait) = match call((start + outage).min(Instant::now() + outage / TRIES)) {
             Ok(value) => return Ok(value),
             Err(WireError::Kafka(error)) => return Err(error),
-            Err(WireError::Again(what)) => what,
+            Err(WireError::Busy(what)) => (what, pause),
+            Err(WireError::Again(what)) => (what, pause.max(RECONNECT)),
         };
-        if start.elapsed() + pause >= outage {
+        if start.elapsed() + wait >= outage {
             return Err(KafkaError::Unavailable(format!("Kafka has been away for {outage:?}: {what}")));
         }
         if start.elapsed() >= TELL_AFTER && !std::mem::replace(&mut told, true) {
             tracing::warn!(reason = what, limit = ?outage, "Kafka is away; trying again");
         }
-        std::thread::sleep(pause);
+        std::thread::sleep(wait);
         pause = (pause * 6 / 5).min(RETRY.1);
     }
 }
@@ -221,7 +260,7 @@ mod tests {
         let at = |host: &str, port| (host.to_owned(), port);
         assert_eq!(parsed("a:1, b"), Some(vec![at("a", 1), at("b", 9092)]));
         assert_eq!(parsed("SASL_SSL://a:1"), Some(vec![at("a", 1)]));
-        assert_eq!(parsed("[::1]:9"), Some(vec![at("::1", 9)]));
+        assert_eq!(parsed("[::1]:9,[fe80::1]"), Some(vec![at("::1", 9), at("fe80::1", 9092)]));
         assert_eq!(parsed("a:x"), None);
         assert_eq!(parsed(""), None);
     }

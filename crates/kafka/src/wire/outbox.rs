@@ -19,6 +19,10 @@ use crate::KafkaError;
 const PRODUCE: i16 = 7;
 /// Of a partition's batches a broker remembers the last five, to know what is sent again.
 const IN_FLIGHT_MAX: usize = 4;
+/// More bytes on their way are waited for: large rows come in batches of their own.
+const IN_FLIGHT_MAX_LEN: usize = 16 << 20;
+/// Brokers end a connection over which more comes in one request (socket.request.max.bytes, 100 MiB).
+const BATCH_MAX_LEN: usize = 95 << 20;
 /// All replicas in sync must have it.
 const ACKS_ALL: i16 = -1;
 
@@ -99,14 +103,30 @@ impl Outbox {
             *sequence = after(*sequence, written.count);
             Sent { partition, bytes: written.bytes, count: written.count, largest: written.largest }
         });
-        self.waiting.push_back(group.collect());
+        let group: Vec<Sent> = group.collect();
+        if let Some(sent) = group.iter().find(|sent| sent.bytes.len() > BATCH_MAX_LEN) {
+            return Err(sent.refused(&self.partitions[sent.partition].topic));
+        }
+        self.waiting.push_back(group);
         self.patiently(|this, deadline| this.transmit(deadline))?;
-        self.settle_to(IN_FLIGHT_MAX)
+        let in_flight = self.lanes.iter().flat_map(|lane| lane.requests.iter().flatten());
+        let much = in_flight.map(|sent| sent.bytes.len()).sum::<usize>() > IN_FLIGHT_MAX_LEN;
+        self.settle_to(if much { 0 } else { IN_FLIGHT_MAX })
     }
 
     /// Waits until everything is known to be there.
     pub(crate) fn settle(&mut self) -> Result<(), KafkaError> {
         self.settle_to(0)
+    }
+
+    /// Waits for what is on its way, but not for brokers that are away. Returns whether everything is known to be there.
+    pub(crate) fn settle_quickly(&mut self, deadline: Instant) -> bool {
+        while self.lanes.iter().any(|lane| !lane.requests.is_empty()) {
+            if self.acknowledge(0, deadline).is_err() {
+                return false;
+            }
+        }
+        self.settled()
     }
 
     fn settle_to(&mut self, count: usize) -> Result<(), KafkaError> {
@@ -127,8 +147,9 @@ impl Outbox {
         patiently(self.outage, |deadline| {
             let done = call(self, deadline);
             if done.is_err() {
-                // Each partition has its batches in one lane, where they are in order.
-                let unanswered: Vec<Vec<Sent>> = self.lanes.drain(..).flat_map(|lane| lane.requests).collect();
+                // In order, as a partition's batches are all in one lane: its leader is another only from here on.
+                let unanswered: Vec<Vec<Sent>> =
+                    self.lanes.drain(..).flat_map(|lane| lane.requests).collect();
                 unanswered.into_iter().rev().for_each(|group| self.waiting.push_front(group));
                 self.partitions.iter_mut().for_each(|partition| partition.leader = None);
             }
@@ -175,7 +196,7 @@ impl Outbox {
         let topics = self.partitions.iter().map(|partition| partition.topic.clone()).collect();
         let leaders = self.cluster.leaders(topics, deadline)?;
         for (partition, leader) in self.partitions.iter_mut().zip(leaders) {
-            partition.leader = Some(leader);
+            partition.leader.get_or_insert(leader);
         }
         Ok(())
     }
@@ -184,8 +205,7 @@ impl Outbox {
     fn acknowledge(&mut self, count: usize, deadline: Instant) -> Result<(), WireError> {
         for lane in self.lanes.iter_mut().filter(|lane| lane.requests.len() > count) {
             let answer = lane.broker.receive::<ProduceRequest>(PRODUCE, deadline)?;
-            let Some(request) = lane.requests.front() else { continue };
-            for sent in request {
+            for sent in lane.requests.front().into_iter().flatten() {
                 let partition = &mut self.partitions[sent.partition];
                 partition.end = Some(sent.taken(&partition.topic, &answer)?);
             }
@@ -204,7 +224,7 @@ impl Sent {
         let partition = partition.ok_or_else(|| WireError::Again(doing()))?;
         let too_large = [Code::MessageTooLarge.code(), Code::RecordListTooLarge.code()];
         if too_large.contains(&partition.error_code) {
-            return Err(self.largest.refused(topic).into());
+            return Err(self.refused(topic).into());
         }
         judge(partition.error_code, doing)?;
         if partition.base_offset < 0 {
@@ -212,6 +232,24 @@ impl Sent {
             return Err(KafkaError::Unavailable(what).into());
         }
         Ok(partition.base_offset + i64::from(self.count))
+    }
+
+    fn refused(&self, topic: &str) -> KafkaError {
+        let Largest { len, key } = &self.largest;
+        let what = match self.count {
+            1 => format!("a record of {len} bytes, key {key}"),
+            count => format!(
+                "{count} records of {} bytes together, of which the largest has {len} bytes and the key {key}",
+                self.bytes.len()
+            ),
+        };
+        KafkaError::Refused(Refusal::new(
+            format!("topic \"{topic}\" does not take {what}"),
+            format!(
+                "raise its limit: kafka-configs.sh --bootstrap-server BROKER --alter --entity-type topics \
+                 --entity-name {topic} --add-config max.message.bytes=N (at most {BATCH_MAX_LEN})"
+            ),
+        ))
     }
 }
 
@@ -231,18 +269,6 @@ fn request(
         .with_acks(ACKS_ALL)
         .with_timeout_ms(i32::try_from(outage.as_millis()).unwrap_or(i32::MAX))
         .with_topic_data(topics.collect())
-}
-
-impl Largest {
-    fn refused(&self, topic: &str) -> KafkaError {
-        KafkaError::Refused(Refusal::new(
-            format!("topic \"{topic}\" does not take a record of {} bytes, key {}", self.len, self.key),
-            format!(
-                "raise its limit: kafka-configs.sh --bootstrap-server BROKER --alter --entity-type topics \
-                 --entity-name {topic} --add-config max.message.bytes=N"
-            ),
-        ))
-    }
 }
 
 /// The sequence number so many records later: from 2147483647 on to 0.

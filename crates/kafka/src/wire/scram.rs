@@ -89,10 +89,10 @@ mod tests {
     /// The exchange that RFC 7677 gives.
     #[test]
     fn the_standards_example() {
-        let scram =
-            Scram::new(MessageDigest::sha256(), "user", "pencil", "rOprNGfwEbeRWgbNEkqO".to_owned());
+        let scram = Scram::new(MessageDigest::sha256(), "user", "pencil", "rOprNGfwEbeRWgbNEkqO".to_owned());
         assert_eq!(scram.first(), "n,,n=user,r=rOprNGfwEbeRWgbNEkqO");
-        let server_first = "r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096";
+        let server_first =
+            "r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096";
         let (last, proof) = scram.last(server_first).unwrap();
         assert_eq!(
             last,

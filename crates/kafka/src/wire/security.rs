@@ -7,9 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use change::Refusal;
 use kafka_protocol::ResponseError;
-use kafka_protocol::messages::{
-    SaslAuthenticateRequest, SaslAuthenticateResponse, SaslHandshakeRequest,
-};
+use kafka_protocol::messages::{SaslAuthenticateRequest, SaslAuthenticateResponse, SaslHandshakeRequest};
 use kafka_protocol::protocol::StrBytes;
 use openssl::error::ErrorStack;
 use openssl::hash::MessageDigest;
@@ -60,6 +58,7 @@ pub(crate) struct Security {
 #[derive(Clone)]
 struct Tls {
     connector: SslConnector,
+    verify: bool,
     check_name: bool,
 }
 
@@ -134,6 +133,11 @@ impl Security {
         }
     }
 
+    /// Whether a certificate that nobody vouches for ends the connection.
+    pub(super) fn verifies(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.verify)
+    }
+
     /// Logs in where there is something to log in with; tells how long that holds, if not for ever.
     pub(super) fn log_in(
         &self,
@@ -145,8 +149,7 @@ impl Security {
             KafkaError::Refused(Refusal::new(what, "correct the user and password in [kafka.properties]"))
         };
         let mechanism = login.mechanism.name();
-        let handshake =
-            SaslHandshakeRequest::default().with_mechanism(StrBytes::from_static_str(mechanism));
+        let handshake = SaslHandshakeRequest::default().with_mechanism(StrBytes::from_static_str(mechanism));
         let answer = broker.ask(&handshake, HANDSHAKE, deadline)?;
         if answer.error_code != 0 {
             let offered: Vec<&str> = answer.mechanisms.iter().map(|name| name.as_str()).collect();
@@ -165,7 +168,8 @@ impl Security {
                 None => Ok(answer),
                 Some(error) => {
                     let reason = answer.error_message.as_deref().unwrap_or_default();
-                    Err(refuse(format!("{address} did not let {} log in: {error} {reason}", login.user)).into())
+                    Err(refuse(format!("{address} did not let {} log in: {error} {reason}", login.user))
+                        .into())
                 }
             }
         };
@@ -202,7 +206,7 @@ impl Tls {
         let connector = build(&get, verify, &mut doing).map_err(|error| {
             Refusal::new(format!("{doing}: {error}"), "correct the ssl. properties in [kafka.properties]")
         })?;
-        Ok(Tls { connector, check_name: check_name && verify })
+        Ok(Tls { connector, verify, check_name: check_name && verify })
     }
 }
 
@@ -285,7 +289,11 @@ fn trust(builder: &mut SslConnectorBuilder, place: &Path) -> Result<(), Box<dyn 
         return Ok(builder.set_ca_file(place)?);
     }
     for entry in std::fs::read_dir(place)? {
-        let file = std::fs::read(entry?.path())?;
+        let path = entry?.path();
+        if !path.is_file() {
+            continue;
+        }
+        let file = std::fs::read(path)?;
         for certificate in X509::stack_from_pem(&file).unwrap_or_default() {
             builder.cert_store_mut().add_cert(certificate)?;
         }
@@ -304,7 +312,10 @@ impl Login {
         })?;
         let required = |name: &str| {
             get(name).map(str::to_owned).ok_or_else(|| {
-                Refusal::new(format!("[kafka.properties] lacks {name}"), "add it, or change security.protocol")
+                Refusal::new(
+                    format!("[kafka.properties] lacks {name}"),
+                    "add it, or change security.protocol",
+                )
             })
         };
         Ok(Login { mechanism, user: required("sasl.username")?, password: required("sasl.password")? })

@@ -27,7 +27,8 @@ fn certificates(dir: &Path) {
     let new_key = ["-newkey", "rsa:2048"];
     for (authority, subject) in [("ca", "/CN=authority"), ("other", "/CN=stranger")] {
         let (key, certificate) = (format!("{authority}.key"), format!("{authority}.crt"));
-        let own = ["req", "-x509", "-nodes", "-days", "9", "-subj", subject, "-keyout", &key, "-out", &certificate];
+        let own =
+            ["req", "-x509", "-nodes", "-days", "9", "-subj", subject, "-keyout", &key, "-out", &certificate];
         openssl(dir, &[&own[..], &new_key].concat());
     }
     fs::write(dir.join("names"), "subjectAltName=DNS:localhost\n").unwrap();
@@ -36,7 +37,8 @@ fn certificates(dir: &Path) {
         let certificate = format!("{name}.crt");
         let own = ["req", "-subj", "/CN=anyone", "-keyout", &key, "-out", &request];
         openssl(dir, &[&own[..], &new_key, secret].concat());
-        let signed = ["-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names", "-days", "9"];
+        let signed =
+            ["-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names", "-days", "9"];
         openssl(dir, &[&["x509", "-req", "-in", &request, "-out", &certificate][..], &signed].concat());
     }
     let store: String =
@@ -74,7 +76,9 @@ trait Java {
 impl Java for String {
     fn escape_unicode_for_java(self) -> String {
         self.chars()
-            .map(|char| if char.is_ascii() { char.to_string() } else { format!("\\u{:04x}", u32::from(char)) })
+            .map(
+                |char| if char.is_ascii() { char.to_string() } else { format!("\\u{:04x}", u32::from(char)) },
+            )
             .collect()
     }
 }

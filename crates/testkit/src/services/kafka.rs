@@ -115,7 +115,8 @@ impl Kafka {
     /// # Panics
     /// When there is none of that name.
     pub fn listener(&self, host: &str, name: &str) -> String {
-        let (_, port) = self.listeners.iter().find(|(found, _)| *found == name).expect("a listener of that name");
+        let (_, port) =
+            self.listeners.iter().find(|(found, _)| *found == name).expect("a listener of that name");
         format!("{host}:{port}")
     }
 
