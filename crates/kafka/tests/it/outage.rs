@@ -1,3 +1,4 @@
+use std::thread;
 use std::time::{Duration, Instant};
 
 use kafka::{KafkaFeed, KafkaPublisher};
@@ -50,16 +51,35 @@ fn a_killed_broker_loses_nothing_and_an_absent_one_is_reported_in_time() {
     assert_eq!(read_through(&mut feed, 30), positions(10..40));
     drop(feed);
 
-    // Away for longer than the limit.
+    // Killed between two transactions: what goes into the dead connections is sent again.
+    broker.restart();
+    publisher.send(&rows(40, 10), 10).unwrap();
+    publisher.commit(&[], &mut progress(50)).unwrap();
+    assert_eq!(committed(&broker.bootstrap(), &names), positions(0..50));
+
+    // Silent for longer than one try; then it answers what was sent, and what was sent again.
     let mut publisher = KafkaPublisher::new(impatient.clone(), names.clone());
     publisher.open().unwrap();
+    publisher.send(&rows(50, 10), 10).unwrap();
+    broker.pause();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            thread::sleep(LIMIT / 2);
+            broker.resume();
+        });
+        publisher.send(&rows(60, 10), 10).unwrap();
+        publisher.commit(&[], &mut progress(70)).unwrap();
+    });
+    assert_eq!(committed(&broker.bootstrap(), &names), positions(0..70));
+
+    // Away for longer than the limit.
     let mut feed = KafkaFeed::open(&impatient, &names, &names.group("search", None)).unwrap();
     until_assigned(&mut feed);
     feed.seek(0).unwrap();
-    read(&mut feed, 40);
-    publisher.send(&rows(40, 10), 10).unwrap();
+    read(&mut feed, 70);
+    publisher.send(&rows(70, 10), 10).unwrap();
     broker.pause();
-    reported(|| publisher.commit(&[], &mut progress(50)));
+    reported(|| publisher.commit(&[], &mut progress(80)));
     broker.kill();
     reported(|| publisher.open().map(drop));
     let mut batch = LogBatch::default();
@@ -78,10 +98,10 @@ fn a_killed_broker_loses_nothing_and_an_absent_one_is_reported_in_time() {
     broker.restart();
     let mut publisher = KafkaPublisher::new(patient, names.clone());
     let ledger = wait_until("the publisher opens", PATIENCE, || publisher.open().ok());
-    assert_eq!(ledger.progress.unwrap().end_lsn.0, 40);
-    publisher.send(&rows(40, 10), 10).unwrap();
-    publisher.commit(&[], &mut progress(50)).unwrap();
-    assert_eq!(committed(&broker.bootstrap(), &names), positions(0..50));
+    assert_eq!(ledger.progress.unwrap().end_lsn.0, 70);
+    publisher.send(&rows(70, 10), 10).unwrap();
+    publisher.commit(&[], &mut progress(80)).unwrap();
+    assert_eq!(committed(&broker.bootstrap(), &names), positions(0..80));
 }
 
 fn reported(call: impl FnOnce() -> Result<(), PublishError>) {
