@@ -36,6 +36,11 @@ pub struct Limits {
     pub commit_bytes: usize,
     /// A Kafka transaction is committed at this age, even inside a source transaction.
     pub commit_interval: Duration,
+    /// After a Kafka transaction of so many bytes there is load, and the next takes `busy_interval` at least: many small ones
+    /// would cost the brokers more than the changes in them.
+    pub busy_bytes: usize,
+    /// See [`busy_bytes`](Self::busy_bytes).
+    pub busy_interval: Duration,
     /// When nothing for us happens, the log's LSN follows the server's at this interval.
     pub idle_interval: Duration,
     /// The heartbeat table is written at this interval.
@@ -54,6 +59,8 @@ impl Default for Limits {
             send_bytes: 1 << 20,
             commit_bytes: 32 << 20,
             commit_interval: Duration::from_secs(1),
+            busy_bytes: 128 << 10,
+            busy_interval: Duration::from_millis(20),
             idle_interval: Duration::from_millis(100),
             heartbeat_interval: Duration::from_secs(60),
             stand_by_interval: Duration::from_millis(500),
@@ -192,6 +199,8 @@ pub(crate) struct Relay<'a> {
     /// Records and bytes sent in the open Kafka transaction.
     sent_records: u64,
     sent_bytes: usize,
+    /// Whether the last Kafka transaction was as large as under load.
+    busy: bool,
     /// When the oldest record not yet committed was assembled.
     pub(crate) waiting_since: Option<i64>,
     committed_at: i64,
@@ -223,6 +232,7 @@ impl<'a> Relay<'a> {
             confirmed: None,
             sent_records: 0,
             sent_bytes: 0,
+            busy: false,
             waiting_since: None,
             committed_at: clock.now_us(),
             beat_at: clock.now_us(),
@@ -278,8 +288,10 @@ impl<'a> Relay<'a> {
     fn patience(&self, ready: bool) -> Duration {
         if self.may_pause() {
             Duration::ZERO
-        } else if self.waiting_since.is_some() && !self.assembler.mid_transaction() {
-            if ready { Duration::ZERO } else { JOIN }
+        } else if let Some(since) = self.waiting_since
+            && !self.assembler.mid_transaction()
+        {
+            if ready { self.held().saturating_sub(self.since(since)) } else { JOIN }
         } else if self.behind() {
             self.limits.idle_interval.saturating_sub(self.since(self.committed_at))
         } else {
@@ -299,6 +311,11 @@ impl<'a> Relay<'a> {
                         || (self.behind() && self.since(self.committed_at) >= self.limits.idle_interval))
             }
         }
+    }
+
+    /// How long a Kafka transaction takes at least.
+    fn held(&self) -> Duration {
+        if self.busy { self.limits.busy_interval } else { Duration::ZERO }
     }
 
     /// Whether the ledger's LSN is behind what was assembled.
@@ -359,6 +376,7 @@ impl<'a> Relay<'a> {
         control.committed(&progress, self.sent_records);
         self.confirmed = Some(Confirmed::after_commit(&progress));
         self.progress = progress;
+        self.busy = self.sent_bytes >= self.limits.busy_bytes;
         self.sent_records = 0;
         self.sent_bytes = 0;
         self.waiting_since = None;
