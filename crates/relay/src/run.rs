@@ -1,7 +1,7 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
-use change::{Clock, Encoder, LedgerEntry, Progress, RecordBatch, Refusal, TableProgress};
+use change::{Clock, Encoder, LedgerEntry, Progress, Refusal, TableProgress};
 
 use crate::assemble::{Assembler, Reach};
 use crate::deferred::Deferred;
@@ -303,7 +303,10 @@ impl<'a> Relay<'a> {
     fn due(&self, arrived: bool, ready: bool) -> bool {
         let whole = !self.assembler.mid_transaction();
         match self.waiting_since {
-            Some(since) => (whole && !arrived && ready) || self.since(since) >= self.limits.commit_interval,
+            Some(since) => {
+                let age = self.since(since);
+                (whole && !arrived && ready && age >= self.held()) || age >= self.limits.commit_interval
+            }
             None => {
                 whole
                     && (self.assembler.reading.dirty()
@@ -334,19 +337,20 @@ impl<'a> Relay<'a> {
         publisher: &mut dyn Publisher,
     ) -> Result<(), RelayError> {
         if bytes >= self.limits.send_bytes {
-            self.send(&mut |batch, ready| publisher.send(batch, ready))?;
+            self.send(publisher, false)?;
         }
         Ok(())
     }
 
-    fn send(
-        &mut self,
-        publish: &mut dyn FnMut(&RecordBatch, usize) -> Result<(), PublishError>,
-    ) -> Result<(), RelayError> {
+    /// Sends what is ready; `last` tells that its transaction is committed next.
+    fn send(&mut self, publisher: &mut dyn Publisher, last: bool) -> Result<(), RelayError> {
         let (batch, ready) = self.assembler.ready();
         if ready > 0 {
             let bytes = batch.byte_len();
-            publish(batch, ready)?;
+            match last {
+                true => publisher.send_last(batch, ready)?,
+                false => publisher.send(batch, ready)?,
+            }
             self.sent_records += ready as u64;
             self.sent_bytes += bytes;
             self.assembler.sent();
@@ -360,7 +364,7 @@ impl<'a> Relay<'a> {
         publisher: &mut dyn Publisher,
         control: &dyn Control,
     ) -> Result<(), RelayError> {
-        self.send(&mut |batch, ready| publisher.send_last(batch, ready))?;
+        self.send(publisher, true)?;
         let Reach { end_lsn, position, split } = self.assembler.reach();
         let now_us = self.clock.now_us();
         self.assembler.settle();
