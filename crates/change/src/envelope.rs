@@ -1,18 +1,12 @@
-//! Debezium's JSON envelope: written from rows in one pass, read back by the fields a sink names.
+//! Debezium's JSON envelope, written from rows in one pass; `event.rs` reads it.
 //!
 //! The form is that of Debezium's Postgres connector with `decimal.handling.mode=string`,
 //! `time.precision.mode=isostring`, `interval.handling.mode=string`, `binary.handling.mode=base64`,
 //! `hstore.handling.mode=json`, schemas off and `provide.transaction.metadata` on.
 //! <https://debezium.io/documentation/reference/stable/connectors/postgresql.html>
 
-use std::borrow::Cow;
-use std::sync::LazyLock;
-
 use base64::Engine;
-use memchr::memmem::Finder;
-use memchr::memrchr_iter;
 
-use crate::members::{self, Members};
 use crate::record::{Parts, RecordBatch, RecordMeta};
 use crate::schema::{Encoding, ReplicaIdentity, SchemaRef, TableSchema};
 use crate::{Datum, Lsn, Position, Tuple, json};
@@ -51,7 +45,7 @@ impl Op {
     }
 
     /// Of the envelope's `op`, a JSON string.
-    fn read(token: &str) -> Result<Self, EnvelopeError> {
+    pub(crate) fn read(token: &str) -> Result<Self, EnvelopeError> {
         let all = [Op::Create, Op::Update, Op::Delete, Op::Read, Op::Truncate, Op::Message];
         let code = token.trim_matches('"').as_bytes();
         let known = all.into_iter().find(|op| op.code() == code);
@@ -523,185 +517,5 @@ fn datum_json(out: &mut Vec<u8>, encoding: Encoding, datum: Datum<'_>) {
             json::string(out, &base64::engine::general_purpose::STANDARD.encode(UNAVAILABLE));
         }
         Datum::Unchanged => json::string(out, UNAVAILABLE),
-    }
-}
-
-/// A record's value as read back; rows stay JSON until their [`fields`] are asked for.
-#[derive(Clone, Copy, Debug)]
-pub struct Event<'a> {
-    /// What happened.
-    pub op: Op,
-    /// The old row as a JSON object, as far as Postgres sent it.
-    pub before: Option<&'a str>,
-    /// The new row as a JSON object.
-    pub after: Option<&'a str>,
-}
-
-impl<'a> Event<'a> {
-    /// Reads a record's value.
-    pub fn decode(value: &'a [u8]) -> Result<Self, EnvelopeError> {
-        let text = utf8(value)?;
-        let mut members = Members::of(text)?;
-        let (mut before, mut after) = rows_as_written(text).unzip();
-        let mut op = last_op(text);
-        while op.is_none() || before.is_none() || after.is_none() {
-            let Some(member) = members.next()? else { break };
-            if member.is("before")? {
-                before = Some(member.value);
-            } else if member.is("after")? {
-                after = Some(member.value);
-            } else if member.is("op")? {
-                op = Some(member.value);
-            }
-        }
-        let op = op.ok_or_else(|| EnvelopeError::NotAnEnvelope("it has no `op`".to_owned()))?;
-        let there = |row: &&str| *row != "null";
-        let op = Op::read(op)?;
-        Ok(Event { op, before: before.filter(there), after: after.filter(there) })
-    }
-}
-
-/// `before` and `after` of an envelope as [`Encoder`] writes it, found by what stands behind each, which costs a fraction
-/// of looking at every value in between. A quote inside a string has a backslash before it, so that what is found are
-/// names; and a row holds no objects that could have them.
-fn rows_as_written(envelope: &str) -> Option<(&str, &str)> {
-    static BEHIND_BEFORE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("},\"after\":"));
-    static BEHIND_AFTER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("},\"source\":{"));
-    /// The row at the front, and the rest.
-    fn row<'a>(text: &'a str, behind: &Finder<'_>) -> Option<(&'a str, &'a str)> {
-        let len = match text.as_bytes().first()? {
-            b'{' => behind.find(text.as_bytes())? + 1,
-            _ => text.starts_with("null").then_some(4)?,
-        };
-        text.split_at_checked(len)
-    }
-    let (before, rest) = row(envelope.strip_prefix("{\"before\":")?, &BEHIND_BEFORE)?;
-    let (after, rest) = row(rest.strip_prefix(",\"after\":")?, &BEHIND_AFTER)?;
-    rest.starts_with(",\"source\":{").then_some((before, after))
-}
-
-/// The envelope's `op` where it stands behind everything that is nested, as Debezium and [`Encoder`] write it: what lies
-/// between it and the rows need not be read then.
-fn last_op(envelope: &str) -> Option<&str> {
-    const NAME: &[u8] = b",\"op\":";
-    /// Where it has its p, which the names of the times have not.
-    const P: usize = 3;
-    /// Bytes from there on, at most: three times follow.
-    const MAX_LEN: usize = 128;
-    let start = envelope.len().saturating_sub(MAX_LEN);
-    let tail = &envelope.as_bytes()[start..];
-    // A quote inside a string has a backslash before it, so that this is a name; and no object ends behind it but one.
-    let at = memrchr_iter(b'p', tail).find_map(|p| {
-        let name = p.checked_sub(P)?;
-        tail[name..].starts_with(NAME).then_some(start + name + NAME.len())
-    })?;
-    let rest = envelope.get(at..)?;
-    (rest.find('}') == Some(rest.len() - 1)).then(|| rest.get(..3))?
-}
-
-/// One column's value in a row of the log.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub enum Field<'a> {
-    /// The row has no such column.
-    #[default]
-    Missing,
-    /// SQL NULL.
-    Null,
-    /// A number or a boolean, as its JSON token.
-    Bare(&'a str),
-    /// A string's content.
-    Text(Cow<'a, str>),
-}
-
-impl<'a> Field<'a> {
-    fn read(token: &'a str) -> Result<Self, EnvelopeError> {
-        Ok(match token.as_bytes().first() {
-            Some(b'n') => Field::Null,
-            Some(b'"') => Field::Text(members::string(token)?),
-            _ => Field::Bare(token),
-        })
-    }
-
-    /// The value as Postgres prints it; `None` for NULL and for a missing column.
-    pub fn postgres_text(&self, encoding: Encoding) -> Option<Cow<'_, str>> {
-        match self {
-            Field::Missing | Field::Null => None,
-            Field::Bare(token) => Some(json::postgres_text(encoding, token)),
-            Field::Text(text) => Some(json::postgres_text(encoding, text)),
-        }
-    }
-}
-
-/// Reads the columns called `names` out of a row, a JSON object, into `out` in the same order. The others are skipped
-/// unread.
-pub fn fields<'a>(
-    row: &'a str,
-    names: &[impl AsRef<str>],
-    out: &mut Vec<Field<'a>>,
-) -> Result<(), EnvelopeError> {
-    out.clear();
-    out.resize(names.len(), Field::Missing);
-    let mut members = Members::of(row)?;
-    let mut missing = names.len();
-    while missing > 0
-        && let Some(member) = members.next()?
-    {
-        for (name, field) in names.iter().zip(&mut *out) {
-            if member.is(name.as_ref())? {
-                missing -= usize::from(*field == Field::Missing);
-                *field = Field::read(member.value)?;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The same for a record's key, or for the header `millrace.previous_key`.
-pub fn key_fields<'a>(
-    key: &'a [u8],
-    names: &[impl AsRef<str>],
-    out: &mut Vec<Field<'a>>,
-) -> Result<(), EnvelopeError> {
-    fields(utf8(key)?, names, out)
-}
-
-fn utf8(bytes: &[u8]) -> Result<&str, EnvelopeError> {
-    std::str::from_utf8(bytes).map_err(|e| EnvelopeError::NotAnEnvelope(e.to_string()))
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use serde_json::Value;
-
-    use super::*;
-
-    fn row() -> impl Strategy<Value = Value> {
-        let value = prop_oneof![
-            Just(Value::Null),
-            any::<bool>().prop_map(Value::from),
-            any::<i64>().prop_map(Value::from),
-            any::<String>().prop_map(Value::from),
-            "[{},:\"\\\\]{0,3}(after|source|op)[{},:\"\\\\]{0,3}".prop_map(Value::from),
-        ];
-        let name = prop_oneof![Just("after".to_owned()), Just("source".to_owned()), any::<String>()];
-        let row = prop::collection::btree_map(name, value, 0..5);
-        prop_oneof![Just(Value::Null), row.prop_map(|row| Value::Object(row.into_iter().collect()))]
-    }
-
-    proptest! {
-        #[test]
-        fn rows_are_found_whole_whatever_they_hold(before in row(), after in row(), spaced: bool) {
-            let (before, after) = (before.to_string(), after.to_string());
-            let space = if spaced { " " } else { "" };
-            let text = format!(
-                r#"{{"before":{space}{before},"after":{after},"source":{{"lsn":1}},"op":"u","ts_ms":1}}"#
-            );
-            let there = |row: &str| (row != "null").then(|| row.to_owned());
-            prop_assert_eq!(rows_as_written(&text).is_some(), !spaced);
-            let event = Event::decode(text.as_bytes()).unwrap();
-            prop_assert_eq!(event.before.map(str::to_owned), there(&before));
-            prop_assert_eq!(event.after.map(str::to_owned), there(&after));
-        }
     }
 }

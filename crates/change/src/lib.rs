@@ -7,6 +7,7 @@
 //! *Invariant:* no I/O, no clock, no async, no client library. Everything is a function of its arguments.
 
 mod envelope;
+mod event;
 mod json;
 pub mod key;
 mod ledger;
@@ -19,10 +20,8 @@ mod schema;
 mod snapshot;
 mod tuple;
 
-pub use envelope::{
-    ChangeStamp, Encoder, EnvelopeError, Event, Field, Op, RelationEncoder, RowImages, UNAVAILABLE, fields,
-    key_fields,
-};
+pub use envelope::{ChangeStamp, Encoder, EnvelopeError, Op, RelationEncoder, RowImages, UNAVAILABLE};
+pub use event::{Event, Field, fields, key_fields};
 pub use ledger::{
     Key, LedgerEntry, LedgerError, Piece, Progress, Read, SlotIntent, SlotState, SnapshotProgress, Split,
     Storage, TableProgress, Timeline, Window,
