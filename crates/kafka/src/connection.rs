@@ -183,12 +183,10 @@ impl KafkaError {
             return refuse("correct [kafka] and [kafka.properties]");
         }
         match error.rdkafka_error_code() {
-            Some(code) if fences(code) => KafkaError::Fenced,
             Some(
                 Code::TopicAuthorizationFailed
                 | Code::GroupAuthorizationFailed
-                | Code::ClusterAuthorizationFailed
-                | Code::TransactionalIdAuthorizationFailed,
+                | Code::ClusterAuthorizationFailed,
             ) => KafkaError::unauthorized(format!("{doing}: {error}")),
             Some(Code::SaslAuthenticationFailed | Code::Authentication) => {
                 refuse("correct the user and password in [kafka.properties]")
@@ -213,11 +211,6 @@ impl KafkaError {
             (error, _) => error,
         }
     }
-}
-
-/// Whether this says that another producer with our `transactional.id` came after us.
-fn fences(code: Code) -> bool {
-    matches!(code, Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch)
 }
 
 impl From<KafkaError> for relay::PublishError {

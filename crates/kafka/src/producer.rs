@@ -24,8 +24,6 @@ use crate::wire::cluster::{Coordinator, patiently};
 use crate::wire::outbox::Outbox;
 use crate::{Connection, KafkaError};
 
-/// The largest record that the log's topic takes (bytes, as batched).
-pub(crate) const RECORD_MAX_BYTES: u32 = 64 << 20;
 /// How long a clean stop tries to abort what is open; a new producer does it anyway.
 const ABORT_LIMIT: Duration = Duration::from_secs(1);
 

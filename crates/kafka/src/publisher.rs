@@ -53,7 +53,6 @@ impl KafkaPublisher {
     fn send_all(&mut self, records: &RecordBatch, count: usize, last: bool) -> Result<(), KafkaError> {
         self.send_held()?;
         let producer = opened(&mut self.producer)?;
-        // The ledger's record comes with the commit; the coordinator is told of both at once.
         producer.begin(&[&self.log, &self.ledger])?;
         let (mut batch, mut batch_len) = (producer.batch(), 0);
         for record in records.iter().take(count) {

@@ -19,13 +19,14 @@ use rdkafka::error::{KafkaError as ClientError, KafkaResult, RDKafkaErrorCode as
 use crate::connection::Reports;
 use crate::feed::{SESSION_TIMEOUT, group_offset};
 use crate::ledger::topic_exists;
-use crate::producer::RECORD_MAX_BYTES;
 use crate::reader::PartitionReader;
 use crate::{Connection, KafkaError, Names};
 
 /// Segments of compacted topics are closed at this size or age: only closed ones are compacted (h07).
 const SEGMENT_BYTES: u32 = 16 << 20;
 const SEGMENT_MS: u32 = 3_600_000;
+/// The largest record of the log (bytes, as batched).
+const RECORD_MAX_BYTES: u32 = 64 << 20;
 /// The largest record of the ledger (bytes, as batched); must fit a segment.
 const LEDGER_RECORD_MAX_BYTES: u32 = 8 << 20;
 /// How long the brokers may take over a topic.

@@ -81,7 +81,7 @@ pub(crate) struct Batch {
 }
 
 /// The record that is at fault where a batch is too large.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Largest {
     /// Its key, lossily and not more than is worth showing.
     pub(crate) key: String,
@@ -90,7 +90,6 @@ pub(crate) struct Largest {
 }
 
 /// A batch that can be sent.
-#[derive(Clone)]
 pub(crate) struct Written {
     pub(crate) bytes: Bytes,
     pub(crate) count: i32,

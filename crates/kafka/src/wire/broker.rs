@@ -92,7 +92,8 @@ impl Broker {
         let stream = dial((host, port), deadline).map_err(|error| failed(&error))?;
         let set_up = || {
             stream.set_nodelay(true)?;
-            limit(&stream, deadline)
+            stream.set_read_timeout(Some(left(deadline)))?;
+            stream.set_write_timeout(Some(left(deadline)))
         };
         set_up().map_err(|error: io::Error| failed(&error))?;
         let stream = match security.tls(host)? {
@@ -169,7 +170,8 @@ impl Broker {
             .map_err(|error| self.broken(format!("a request cannot be written: {error}")))?;
         let len = (buffer.len() - 4) as u32;
         buffer[..4].copy_from_slice(&len.to_be_bytes());
-        limit(self.stream.tcp(), deadline)
+        let tcp = self.stream.tcp();
+        tcp.set_write_timeout(Some(left(deadline)))
             .and_then(|()| self.stream.write_all(&buffer))
             .map_err(|error| self.lost(error))?;
         if buffer.capacity() <= BUFFER_KEPT {
@@ -185,7 +187,8 @@ impl Broker {
         version: i16,
         deadline: Instant,
     ) -> Result<R::Response, WireError> {
-        limit(self.stream.tcp(), deadline).map_err(|error| self.lost(error))?;
+        let tcp = self.stream.tcp();
+        tcp.set_read_timeout(Some(left(deadline))).map_err(|error| self.lost(error))?;
         let mut len = [0; 4];
         self.stream.read_exact(&mut len).map_err(|error| self.lost(error))?;
         let len = u32::from_be_bytes(len) as usize;
@@ -240,14 +243,7 @@ fn dial(to: (&str, u16), deadline: Instant) -> io::Result<TcpStream> {
     Err(last)
 }
 
-/// Has every read and write end by the deadline.
-fn limit(stream: &TcpStream, deadline: Instant) -> io::Result<()> {
-    let left = Some(left(deadline));
-    stream.set_read_timeout(left)?;
-    stream.set_write_timeout(left)
-}
-
-/// Never zero, which would mean for ever.
+/// What a read or write may take. Never zero, which would mean for ever.
 fn left(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
 }

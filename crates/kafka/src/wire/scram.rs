@@ -1,4 +1,5 @@
-//! The client's part of SCRAM (RFC 5802, RFC 7677), without channel binding, which Kafka does not have.
+//! The client's part of SCRAM (RFC 5802, RFC 7677), without channel binding, which Kafka does not have. That of
+//! `postgres-protocol` leaves out the user's name, and SHA-512.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;

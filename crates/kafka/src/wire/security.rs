@@ -1,4 +1,5 @@
-//! TLS and logins, as librdkafka's properties name them.
+//! TLS and logins, as librdkafka's properties name them: on OpenSSL as it is, so that keys with passwords, PKCS#12 files
+//! and the names of ciphers mean the same to what reads and to what writes.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,7 +15,7 @@ use openssl::hash::MessageDigest;
 use openssl::pkcs12::Pkcs12;
 use openssl::pkey::PKey;
 use openssl::rand::rand_bytes;
-use openssl::ssl::{ConnectConfiguration, SslConnector, SslConnectorBuilder, SslMethod, SslVerifyMode};
+use openssl::ssl::{ConnectConfiguration, SslConnector, SslMethod, SslVerifyMode};
 use openssl::x509::X509;
 use openssl::x509::store::X509StoreBuilder;
 
@@ -234,7 +235,10 @@ fn build<'a>(
         builder.set_cert_store(X509StoreBuilder::new()?.build());
     }
     if let Some(place) = found("ssl.ca.location") {
-        trust(&mut builder, Path::new(place))?;
+        match Path::new(place) {
+            directory if directory.is_dir() => builder.load_verify_locations(None, Some(directory))?,
+            file => builder.set_ca_file(file)?,
+        }
     }
     if let Some(pem) = found("ssl.ca.pem") {
         for certificate in X509::stack_from_pem(pem.as_bytes())? {
@@ -281,24 +285,6 @@ fn build<'a>(
         builder.set_sigalgs_list(algorithms)?;
     }
     Ok(builder.build())
-}
-
-/// Trusts the certificates in a file, or in each file of a directory.
-fn trust(builder: &mut SslConnectorBuilder, place: &Path) -> Result<(), Box<dyn std::error::Error>> {
-    if !place.is_dir() {
-        return Ok(builder.set_ca_file(place)?);
-    }
-    for entry in std::fs::read_dir(place)? {
-        let path = entry?.path();
-        if !path.is_file() {
-            continue;
-        }
-        let file = std::fs::read(path)?;
-        for certificate in X509::stack_from_pem(&file).unwrap_or_default() {
-            builder.cert_store_mut().add_cert(certificate)?;
-        }
-    }
-    Ok(())
 }
 
 impl Login {

@@ -41,6 +41,14 @@ fn certificates(dir: &Path) {
             ["-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names", "-days", "9"];
         openssl(dir, &[&["x509", "-req", "-in", &request, "-out", &certificate][..], &signed].concat());
     }
+    let (own, secrets) = (
+        ["-inkey", "client.key", "-in", "client.crt"],
+        ["-passin", "pass:secret", "-passout", "pass:secret"],
+    );
+    openssl(dir, &[&["pkcs12", "-export", "-out", "client.p12"][..], &own, &secrets].concat());
+    fs::create_dir_all(dir.join("authorities/none")).unwrap();
+    fs::copy(dir.join("ca.crt"), dir.join("authorities/ca.crt")).unwrap();
+    openssl(dir, &["rehash", "authorities"]);
     let store: String =
         ["broker.key", "broker.crt"].iter().map(|file| fs::read_to_string(dir.join(file)).unwrap()).collect();
     fs::write(dir.join("broker.pem"), store).unwrap();
@@ -129,6 +137,25 @@ fn the_log_is_written_over_tls_and_with_a_login() {
         connection(&login, &all)
     };
 
+    // The same in other forms.
+    let text = |name: &str| fs::read_to_string(broker.directory().join(name)).unwrap();
+    let (ca_pem, certificate_pem, key_pem) = (text("ca.crt"), text("client.crt"), text("client.key"));
+    let (store, authorities) = (file("client.p12"), file("authorities"));
+    let from_text = [
+        ("security.protocol", "ssl"),
+        ("ssl.ca.pem", &*ca_pem),
+        ("ssl.certificate.pem", &certificate_pem),
+        ("ssl.key.pem", &key_pem),
+        ("ssl.key.password", "secret"),
+        ("compression.type", "none"),
+    ];
+    let from_store = [
+        ("security.protocol", "ssl"),
+        ("ssl.ca.location", &*authorities),
+        ("ssl.keystore.location", &store),
+        ("ssl.keystore.password", "secret"),
+    ];
+
     let mut next = 0;
     let mut write = |publisher: &mut KafkaPublisher| {
         publisher.send(&rows(next, 10), 10).unwrap();
@@ -138,6 +165,8 @@ fn the_log_is_written_over_tls_and_with_a_login() {
     let mut outlived = false;
     let ways = [
         certified(&[]),
+        connection(&tls, &from_text),
+        connection(&tls, &from_store),
         logged_in("PLAIN", "plain", PASSWORD),
         logged_in("SCRAM-SHA-256", USER, PASSWORD),
         logged_in("SCRAM-SHA-512", USER, PASSWORD),
