@@ -116,6 +116,43 @@ impl<'a> Field<'a> {
     }
 }
 
+/// Columns that are read from row after row.
+#[derive(Clone, Debug)]
+pub struct Columns {
+    names: Vec<String>,
+    /// Of `"name":`.
+    finders: Vec<Finder<'static>>,
+}
+
+impl Columns {
+    /// Those called `names`.
+    pub fn new(names: impl IntoIterator<Item = String>) -> Self {
+        let names: Vec<String> = names.into_iter().collect();
+        let finder = |name: &String| {
+            let mut member = Vec::new();
+            json::string(&mut member, name);
+            member.push(b':');
+            Finder::new(&member).into_owned()
+        };
+        Columns { finders: names.iter().map(finder).collect(), names }
+    }
+
+    /// The same as [`fields`], found by their names in a row that [`Encoder`](crate::Encoder) wrote, which costs a fraction of passing over
+    /// every value before them. A quote inside a string has a backslash before it, so that what is found behind `{` or `,`
+    /// is a name; and a row holds no objects that could have such names.
+    pub fn read<'a>(&self, row: &'a str, out: &mut Vec<Field<'a>>) -> Result<(), EnvelopeError> {
+        out.clear();
+        for finder in &self.finders {
+            let named = |at: &usize| matches!(row.as_bytes()[..*at].last(), Some(b'{' | b','));
+            let Some(at) = finder.find_iter(row.as_bytes()).find(named) else {
+                return fields(row, &self.names, out);
+            };
+            out.push(Field::read(members::value_at(row, at + finder.needle().len())?)?);
+        }
+        Ok(())
+    }
+}
+
 /// Reads the columns called `names` out of a row, a JSON object, into `out` in the same order. The others are skipped
 /// unread.
 pub fn fields<'a>(
@@ -150,7 +187,7 @@ pub fn key_fields<'a>(
 }
 
 fn utf8(bytes: &[u8]) -> Result<&str, EnvelopeError> {
-    std::str::from_utf8(bytes).map_err(|e| EnvelopeError::NotAnEnvelope(e.to_string()))
+    simdutf8::basic::from_utf8(bytes).map_err(|e| EnvelopeError::NotAnEnvelope(e.to_string()))
 }
 
 #[cfg(test)]
@@ -186,6 +223,14 @@ mod tests {
             let event = Event::decode(text.as_bytes()).unwrap();
             prop_assert_eq!(event.before.map(str::to_owned), there(&before));
             prop_assert_eq!(event.after.map(str::to_owned), there(&after));
+            let names = ["after", "source", "op"];
+            let columns = Columns::new(names.map(str::to_owned));
+            for row in [event.before, event.after].into_iter().flatten() {
+                let (mut found, mut expected) = (Vec::new(), Vec::new());
+                columns.read(row, &mut found).unwrap();
+                fields(row, &names, &mut expected).unwrap();
+                prop_assert_eq!(found, expected);
+            }
         }
     }
 }

@@ -21,7 +21,7 @@ mod snapshot;
 mod tuple;
 
 pub use envelope::{ChangeStamp, Encoder, EnvelopeError, Op, RelationEncoder, RowImages, UNAVAILABLE};
-pub use event::{Event, Field, fields, key_fields};
+pub use event::{Columns, Event, Field, fields, key_fields};
 pub use ledger::{
     Key, LedgerEntry, LedgerError, Piece, Progress, Read, SlotIntent, SlotState, SnapshotProgress, Split,
     Storage, TableProgress, Timeline, Window,

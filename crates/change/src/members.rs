@@ -103,6 +103,13 @@ impl<'a> Members<'a> {
     }
 }
 
+/// The value that begins at a byte of an object.
+pub(crate) fn value_at(text: &str, at: usize) -> Result<&str, EnvelopeError> {
+    let mut members = Members { text, at };
+    members.space();
+    members.value()
+}
+
 /// The content of a JSON string, given with its quotes.
 pub(crate) fn string(token: &str) -> Result<Cow<'_, str>, EnvelopeError> {
     let inner = token.get(1..token.len().saturating_sub(1)).unwrap_or_default();

@@ -51,7 +51,7 @@ impl<'a> Tuple<'a> {
                     let (length, after) = after.split_first_chunk::<4>().ok_or(TupleError::Truncated)?;
                     let length = u32::from_be_bytes(*length) as usize;
                     let (text, after) = after.split_at_checked(length).ok_or(TupleError::Truncated)?;
-                    std::str::from_utf8(text).map_err(|_| TupleError::NotUtf8)?;
+                    simdutf8::basic::from_utf8(text).map_err(|_| TupleError::NotUtf8)?;
                     after
                 }
                 other => return Err(TupleError::UnknownKind(*other)),
@@ -119,7 +119,7 @@ impl<'a> Iterator for TupleIter<'a> {
 
     fn next(&mut self) -> Option<Datum<'a>> {
         match self.step()? {
-            (b't', text) => std::str::from_utf8(text).ok().map(Datum::Text),
+            (b't', text) => simdutf8::basic::from_utf8(text).ok().map(Datum::Text),
             (b'u', _) => Some(Datum::Unchanged),
             _ => Some(Datum::Null),
         }

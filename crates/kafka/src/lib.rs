@@ -30,11 +30,12 @@ mod topics;
 mod wire;
 
 pub use connection::{Connection, KafkaError};
-pub use feed::{KafkaFeed, group_offset};
+pub use feed::KafkaFeed;
 pub use generations::{
     Generation, Generations, GenerationsWatch, generations, not_set_up, write_generations,
 };
 pub use ledger::{ReadUntil, read_ledger};
+pub use membership::group_offset;
 pub use names::Names;
 pub use publisher::KafkaPublisher;
 pub use setup::{SetupRecord, SetupWriter};

@@ -1,25 +1,172 @@
-//! The feed's place in its consumer group: what the group gives and takes, without librdkafka acting on it.
+//! The feed's place in its consumer group: what the group gives and takes, and the offset that it keeps for others to see.
 //!
 //! librdkafka would begin to read at the group's committed offset as soon as it is given the partition. A worker
 //! reads from its store's checkpoint and from nowhere else, so an assignment is acknowledged with nothing to read;
-//! [`crate::KafkaFeed`] assigns the partition itself when it is told where to begin.
+//! [`crate::KafkaFeed`] fetches the log itself when it is told where to begin.
 
 use std::collections::VecDeque;
+use std::sync::mpsc;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
-use rdkafka::error::{KafkaError as ClientError, KafkaResult};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError as ClientError, KafkaResult, RDKafkaErrorCode as Code};
 use rdkafka::types::RDKafkaRespErr;
-use rdkafka::{ClientContext, TopicPartitionList};
-use worker::FeedEvent;
+use rdkafka::{ClientContext, Offset, TopicPartitionList};
+use worker::{FeedError, FeedEvent, GroupOffset};
 
 use crate::connection::Reports;
+use crate::reader::{Absence, explain, is_outage};
+use crate::{Connection, KafkaError, Names};
 
-/// See the module.
+/// How long leaving the group may hold up the caller. librdkafka may wait for brokers that are away.
+const CLOSE_LIMIT: Duration = Duration::from_secs(3);
+/// How long a member may be silent before the group gives the log to another.
+pub(crate) const SESSION_TIMEOUT: Duration = Duration::from_secs(6);
+/// What marks an offset in the group as committed by a worker.
+const TAG: &str = "millrace:1";
+
+/// A member of a consumer group.
+pub(crate) struct Member {
+    /// `None` only while it is dropped.
+    consumer: Option<BaseConsumer<Membership>>,
+    topic: String,
+    absence: Absence,
+    outage: Duration,
+}
+
+impl Member {
+    pub(crate) fn join(connection: &Connection, names: &Names, group: &str) -> Result<Self, KafkaError> {
+        let session = SESSION_TIMEOUT.as_millis().to_string();
+        let mut settings = vec![
+            ("group.protocol", "classic"),
+            ("partition.assignment.strategy", "range"),
+            ("heartbeat.interval.ms", "1500"),
+            ("session.timeout.ms", session.as_str()),
+        ];
+        let instance = connection.host().map(|host| format!("{group}@{host}"));
+        settings.extend(instance.as_deref().map(|instance| ("group.instance.id", instance)));
+        let consumer = consumer(connection, group, &settings)?;
+        let topic = names.log();
+        consumer
+            .subscribe(&[&topic])
+            .map_err(|error| KafkaError::of(&format!("cannot join consumer group \"{group}\""), &error))?;
+        let (absence, outage) = (Absence::new(connection), connection.outage());
+        Ok(Member { consumer: Some(consumer), topic, absence, outage })
+    }
+
+    fn consumer(&self) -> &BaseConsumer<Membership> {
+        self.consumer.as_ref().expect("only the drop takes it")
+    }
+
+    /// What the group gives or takes next, waiting for it at most `timeout`.
+    pub(crate) fn news(&mut self, timeout: Duration) -> Result<Option<FeedEvent>, FeedError> {
+        match self.consumer().poll(timeout) {
+            Some(Err(error)) if is_outage(&error) => self.absence.begun(),
+            Some(Err(ClientError::MessageConsumption(Code::PollExceeded))) | Some(Ok(_)) | None => {}
+            Some(Err(error)) => {
+                let consumer = self.consumer();
+                let reports = &consumer.context().reports;
+                return Err(explain(&error, &self.topic, consumer.client(), reports).into());
+            }
+        }
+        Ok(self.consumer().context().news())
+    }
+
+    /// Nothing is read: fails where the brokers have been away for too long.
+    pub(crate) fn idle(&mut self) -> Result<(), FeedError> {
+        let consumer = self.consumer.as_ref().expect("only the drop takes it");
+        Ok(self.absence.check(consumer.client(), &self.topic)?)
+    }
+
+    /// Something is read.
+    pub(crate) fn busy(&mut self) {
+        self.absence.over();
+    }
+
+    /// Whether the partition is ours, as far as we know.
+    pub(crate) fn assigned(&self) -> bool {
+        self.consumer().context().assigned()
+    }
+
+    /// What the group has committed, if anything.
+    pub(crate) fn committed(&self) -> Result<Option<GroupOffset>, KafkaError> {
+        committed(self.consumer(), &self.topic, self.outage)
+    }
+
+    /// Commits an offset as ours. Does not wait.
+    pub(crate) fn commit(&self, next_offset: i64) {
+        let mut offsets = TopicPartitionList::new();
+        offsets.add_partition(&self.topic, 0).set_metadata(TAG);
+        let told = offsets
+            .set_partition_offset(&self.topic, 0, Offset::Offset(next_offset))
+            .and_then(|()| self.consumer().commit(&offsets, CommitMode::Async));
+        if let Err(error) = told {
+            tracing::debug!(%error, "the consumer group's offset was not committed; lag tools show an older one");
+        }
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        let Some(consumer) = self.consumer.take() else { return };
+        let (done, closed) = mpsc::channel::<()>();
+        let closing = std::thread::Builder::new().name("kafka-close".into()).spawn(move || {
+            drop(consumer);
+            drop(done);
+        });
+        // Left to itself past the limit: it owns nothing but the consumer, and ends with it or with the process.
+        if closing.is_ok() && closed.recv_timeout(CLOSE_LIMIT) == Err(mpsc::RecvTimeoutError::Timeout) {
+            tracing::debug!("the consumer group was left without a goodbye");
+        }
+    }
+}
+
+/// What a consumer group has committed for a log, if anything.
+pub fn group_offset(
+    connection: &Connection,
+    names: &Names,
+    group: &str,
+) -> Result<Option<GroupOffset>, KafkaError> {
+    committed(&consumer(connection, group, &[])?, &names.log(), connection.outage())
+}
+
+fn committed(
+    consumer: &BaseConsumer<Membership>,
+    log: &str,
+    limit: Duration,
+) -> Result<Option<GroupOffset>, KafkaError> {
+    let mut asked = TopicPartitionList::new();
+    asked.add_partition(log, 0);
+    let committed = consumer
+        .committed_offsets(asked, limit)
+        .map_err(|error| KafkaError::of("cannot read the consumer group's offset", &error))?;
+    Ok(committed.find_partition(log, 0).and_then(|element| match element.offset() {
+        Offset::Offset(offset) => Some(GroupOffset { offset, ours: element.metadata() == TAG }),
+        _ => None,
+    }))
+}
+
+fn consumer(
+    connection: &Connection,
+    group: &str,
+    settings: &[(&str, &str)],
+) -> Result<BaseConsumer<Membership>, KafkaError> {
+    let mut config = connection.client(&[]);
+    config.set("group.id", group).set("enable.auto.commit", "false").set("auto.offset.reset", "error");
+    for (name, value) in settings {
+        config.set(*name, *value);
+    }
+    config
+        .create_with_context(Membership::default())
+        .map_err(|error| KafkaError::of("cannot make a Kafka consumer", &error))
+}
+
+/// What librdkafka tells of the group.
 #[derive(Debug, Default)]
-pub(crate) struct Membership {
-    pub(crate) reports: Reports,
+struct Membership {
+    reports: Reports,
     state: Mutex<State>,
 }
 
@@ -31,17 +178,11 @@ struct State {
 
 impl Membership {
     /// The oldest change of membership not told yet.
-    pub(crate) fn news(&self) -> Option<FeedEvent> {
+    fn news(&self) -> Option<FeedEvent> {
         self.state().news.pop_front()
     }
 
-    /// How many changes of membership are not told yet.
-    pub(crate) fn news_waiting(&self) -> usize {
-        self.state().news.len()
-    }
-
-    /// Whether the partition is ours, as far as we know.
-    pub(crate) fn assigned(&self) -> bool {
+    fn assigned(&self) -> bool {
         self.state().assigned
     }
 
@@ -49,8 +190,7 @@ impl Membership {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The partition is ours: the group says so, or there is no group.
-    pub(crate) fn given(&self) {
+    fn given(&self) {
         let mut state = self.state();
         state.assigned = true;
         state.news.push_back(FeedEvent::Assigned);

@@ -17,8 +17,8 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError as ClientError, KafkaResult, RDKafkaErrorCode as Code};
 
 use crate::connection::Reports;
-use crate::feed::{SESSION_TIMEOUT, group_offset};
 use crate::ledger::topic_exists;
+use crate::membership::{SESSION_TIMEOUT, group_offset};
 use crate::reader::PartitionReader;
 use crate::{Connection, KafkaError, Names};
 

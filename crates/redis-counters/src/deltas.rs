@@ -1,6 +1,6 @@
 //! What a batch of changes does to one counter, summed per group before Redis hears of it.
 
-use std::collections::HashMap;
+use foldhash::HashMap;
 
 use crate::sql::Contribution;
 

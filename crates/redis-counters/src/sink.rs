@@ -14,7 +14,7 @@ use crate::store::{Counter, Store};
 
 /// A commit of so many groups or more means a backlog. A pause follows it of this many times its own duration, so that
 /// many changes of a group become one.
-const LARGE_COMMIT: usize = 1_000;
+const LARGE_COMMIT: usize = 200;
 const PAUSE_PER_COMMIT: u32 = 9;
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 

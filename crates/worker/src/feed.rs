@@ -2,7 +2,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use change::{HeaderError, Headers, Lsn, Position, Progress, Refusal, SchemaRef, TableSchema};
+use change::{HeaderError, Headers, Lsn, Position, Progress, Refusal, SchemaRef, TableSchema, header};
 
 /// The log as it is when the group gives it to us.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -179,15 +179,45 @@ impl LogBatch {
         value: &[u8],
         headers: impl IntoIterator<Item = (&'h str, &'h [u8])>,
     ) -> Result<(), HeaderError> {
-        let mut read = Headers::default();
-        for (name, content) in headers {
-            read.read(name, content)?;
-        }
         let mut keep = |bytes: &[u8]| {
             let start = self.bytes.len();
             self.bytes.extend_from_slice(bytes);
             start..self.bytes.len()
         };
+        let (key, value) = (keep(key), keep(value));
+        let headers: Vec<_> =
+            headers.into_iter().map(|(name, content)| (keep(name.as_bytes()), keep(content))).collect();
+        self.push_at(offset, key, value, headers)
+    }
+
+    /// Where the bytes of records to come are put; see [`push_at`](Self::push_at).
+    pub fn bytes_mut(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
+    }
+
+    /// Adds a record whose parts lie in [`bytes_mut`](Self::bytes_mut) already: key, value, names and contents of the
+    /// headers.
+    ///
+    /// # Panics
+    /// When one of them does not.
+    pub fn push_at(
+        &mut self,
+        offset: i64,
+        key: Range<usize>,
+        value: Range<usize>,
+        headers: impl IntoIterator<Item = (Range<usize>, Range<usize>)>,
+    ) -> Result<(), HeaderError> {
+        let mut read = Headers::default();
+        let (mut unchanged, mut previous_key) = (0..0, 0..0);
+        for (name, content) in headers {
+            match std::str::from_utf8(&self.bytes[name]) {
+                Ok(header::UNCHANGED) => unchanged = content,
+                Ok(header::PREVIOUS_KEY) => previous_key = content,
+                Ok(name) => read.read(name, &self.bytes[content])?,
+                // Not one of ours.
+                Err(_) => {}
+            }
+        }
         let entry = Entry {
             offset,
             position: read.position,
@@ -195,10 +225,10 @@ impl LogBatch {
             schema: read.schema,
             commit: read.commit,
             log: read.log.is_some(),
-            key: keep(key),
-            value: keep(value),
-            unchanged: keep(read.unchanged),
-            previous_key: keep(read.previous_key),
+            key,
+            value,
+            unchanged,
+            previous_key,
         };
         self.entries.push(entry);
         Ok(())

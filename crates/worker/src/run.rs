@@ -1,9 +1,10 @@
+use std::collections::BTreeSet;
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use change::{Clock, Event, Kind, Lsn, Position, Refusal, SchemaRef, TableSchema};
+use foldhash::{HashMap, HashMapExt as _};
 use tracing::{info, warn};
 
 use crate::{

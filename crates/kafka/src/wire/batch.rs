@@ -15,12 +15,12 @@ use change::Refusal;
 use lz4_flex::frame::{BlockMode, BlockSize, FrameEncoder, FrameInfo};
 
 /// Bytes before the records.
-const HEADER_LEN: usize = 61;
-const LENGTH_AT: usize = 8;
-const CRC_AT: usize = 17;
-const MAGIC: u8 = 2;
+pub(super) const HEADER_LEN: usize = 61;
+pub(super) const LENGTH_AT: usize = 8;
+pub(super) const CRC_AT: usize = 17;
+pub(super) const MAGIC: u8 = 2;
 /// Bit of the attributes: the batch is part of a transaction.
-const TRANSACTIONAL: i16 = 0x10;
+pub(super) const TRANSACTIONAL: i16 = 0x10;
 /// Bytes of a key that an error message shows.
 const KEY_SHOWN_LEN: usize = 200;
 

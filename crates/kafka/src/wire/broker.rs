@@ -15,8 +15,8 @@ use openssl::x509::X509VerifyResult;
 use super::security::Security;
 use crate::KafkaError;
 
-/// The longest answer that is believed (bytes); those of a writer are short.
-const ANSWER_MAX_LEN: usize = 16 << 20;
+/// The longest answer that is believed (bytes): more than the largest batch that the log's writer sends.
+const ANSWER_MAX_LEN: usize = 128 << 20;
 /// A larger buffer of a request is given back (bytes).
 const BUFFER_KEPT: usize = 1 << 20;
 /// The longest wait for one address to take a connection.

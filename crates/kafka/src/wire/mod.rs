@@ -1,12 +1,15 @@
-//! Kafka's protocol, as far as the log's writer speaks it.
+//! Kafka's protocol, as far as the log is written and fed to the workers.
 //!
-//! librdkafka reads (and answers every question); the log is written without it. A change passes through its queues as a
-//! message of its own, allocated with its headers and freed, which costs more than all else that a reader does; and
-//! its transactions wait for fixed times. Here a batch is written once, as the broker keeps it.
+//! librdkafka does the rest: groups, topics, the ledger, every question. A change passes through its queues as a
+//! message of its own, allocated with its headers and freed, which costs more than all else that a reader or a worker
+//! does; and its transactions wait for fixed times. Here a batch is written once, as the broker keeps it, and read
+//! where it was decompressed.
 
 pub(crate) mod batch;
 pub(crate) mod broker;
 pub(crate) mod cluster;
+pub(crate) mod fetch;
 pub(crate) mod outbox;
+mod records;
 mod scram;
 pub(crate) mod security;

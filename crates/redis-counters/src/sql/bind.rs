@@ -1,7 +1,7 @@
 //! A definition against one version of its table: names become places, literals become values, and what could
 //! make our comparison differ from Postgres's is refused.
 
-use change::{Column, Encoding, Refusal, ReplicaIdentity, TableSchema};
+use change::{Column, Columns, Encoding, Refusal, ReplicaIdentity, TableSchema};
 
 use super::column_type::{Family, Type};
 use super::decimal::Decimal;
@@ -21,6 +21,8 @@ pub struct Bound {
     pub(crate) definition: Definition,
     /// The columns that a row is asked for; everything else speaks of them by their place here.
     pub(crate) columns: Vec<BoundColumn>,
+    /// The same, as they are found in a row.
+    pub(crate) found: Columns,
     pub(crate) group: Vec<(usize, Type)>,
     /// The aggregate's column.
     pub(crate) measured: Option<usize>,
@@ -89,7 +91,8 @@ impl Binder<'_> {
         let measured = self.measured()?;
         let filter = self.definition.filter().map(|filter| self.condition(filter)).transpose()?;
         self.check_identity(&named)?;
-        Ok(Bound { definition: self.definition.clone(), columns, group, measured, filter })
+        let found = Columns::new(columns.iter().map(|column| column.name.clone()));
+        Ok(Bound { definition: self.definition.clone(), columns, found, group, measured, filter })
     }
 
     /// The table as one writes it in SQL.

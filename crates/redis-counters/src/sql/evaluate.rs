@@ -2,10 +2,10 @@
 
 use std::borrow::Cow;
 
-use change::{Field, fields};
+use change::Field;
 
 use super::bind::{Bound, BoundColumn, Condition, Side};
-use super::definition::{Aggregate, MAX_COLUMNS};
+use super::definition::Aggregate;
 use super::group;
 use super::value::Value;
 
@@ -46,12 +46,8 @@ impl Bound {
         row: &str,
         scratch: &'s mut Scratch,
     ) -> Result<Option<Contribution<'s>>, String> {
-        let mut names = [""; MAX_COLUMNS];
-        for (name, column) in names.iter_mut().zip(&self.columns) {
-            *name = &column.name;
-        }
         let mut values: Vec<Field<'_>> = std::mem::take(&mut scratch.fields);
-        fields(row, &names[..self.columns.len()], &mut values).map_err(|error| error.to_string())?;
+        self.found.read(row, &mut values).map_err(|error| error.to_string())?;
         let row = Row { columns: &self.columns, fields: &values };
         let found = self.evaluate(&row, &mut scratch.group)?;
         values.clear();

@@ -1,0 +1,224 @@
+//! The committed records of a topic's partition 0 from an offset on, fetched ahead on a thread of their own.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use kafka_protocol::ResponseError as Code;
+use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
+use kafka_protocol::messages::{BrokerId, FetchRequest, FetchResponse, TopicName};
+use kafka_protocol::protocol::StrBytes;
+use worker::{FeedError, LogBatch};
+
+use super::broker::{Broker, WireError};
+use super::cluster::{Cluster, judge, patiently};
+use super::records::{Aborted, Encoded, Unreadable, batches};
+use crate::reader::out_of_range;
+use crate::{Connection, KafkaError};
+
+/// The last with topics by name. The broker compares the epoch of what was read last with its own log.
+const FETCH: i16 = 12;
+/// The broker answers at once where there is something, and after so long where there is nothing.
+const MAX_WAIT: Duration = Duration::from_millis(500);
+/// Bytes that one answer may bring; a larger batch comes alone.
+const ANSWER_LEN: i32 = 1 << 20;
+/// Bytes of records after which a batch takes no further one of Kafka's; one of more is not filled again.
+const BATCH_LEN: usize = 1 << 20;
+const BATCH_KEPT_LEN: usize = 4 << 20;
+/// Batches that wait to be taken.
+const AHEAD: usize = 2;
+/// Records of transactions that are not committed are not asked for.
+const READ_COMMITTED: i8 = 1;
+/// For no session of fetches, no log of a follower's, and no batch read before.
+const NONE: i32 = -1;
+
+/// The near end. Where it is dropped the thread ends, at the latest with the broker's next answer.
+pub(crate) struct Fetch {
+    batches: Receiver<Result<LogBatch, FeedError>>,
+    used: Sender<LogBatch>,
+    _reads: Arc<()>,
+}
+
+impl Fetch {
+    pub(crate) fn start(connection: &Connection, topic: &str, offset: i64) -> Result<Self, KafkaError> {
+        let reads = Arc::new(());
+        let (to, batches) = sync_channel(AHEAD);
+        let (used, to_fill) = channel();
+        let fetcher = Fetcher {
+            cluster: connection.cluster(),
+            outage: connection.outage(),
+            topic: StrBytes::from_string(topic.to_owned()),
+            offset,
+            leader_epoch: NONE,
+            asked: None,
+            filling: LogBatch::default(),
+            to_fill,
+            to,
+            reads: Arc::downgrade(&reads),
+        };
+        thread::Builder::new()
+            .name("kafka-fetch".into())
+            .spawn(move || fetcher.run())
+            .map_err(|error| KafkaError::Unavailable(format!("cannot start a thread: {error}")))?;
+        Ok(Fetch { batches, used, _reads: reads })
+    }
+
+    /// Puts what comes next into `batch`, in exchange for its memory, waiting for it at most `timeout`. Returns whether
+    /// there was something. After an error nothing more comes.
+    pub(crate) fn next(&mut self, timeout: Duration, batch: &mut LogBatch) -> Result<bool, FeedError> {
+        match self.batches.recv_timeout(timeout) {
+            Ok(next) => {
+                // That it is not wanted any more, the next call says.
+                let _ = self.used.send(std::mem::replace(batch, next?));
+                Ok(true)
+            }
+            Err(RecvTimeoutError::Timeout) => Ok(false),
+            Err(RecvTimeoutError::Disconnected) => {
+                Err(FeedError::Unavailable("the log is not fetched any more".to_owned()))
+            }
+        }
+    }
+}
+
+/// The far end.
+struct Fetcher {
+    cluster: Cluster,
+    outage: Duration,
+    topic: StrBytes,
+    /// Of the next record that is wanted.
+    offset: i64,
+    /// Of the last batch that came.
+    leader_epoch: i32,
+    /// The connection over which an answer is owed.
+    asked: Option<Broker>,
+    filling: LogBatch,
+    to_fill: Receiver<LogBatch>,
+    to: SyncSender<Result<LogBatch, FeedError>>,
+    /// Gone with the near end.
+    reads: Weak<()>,
+}
+
+/// What the broker has from one offset on.
+struct Answer {
+    from: i64,
+    batches: Vec<Encoded>,
+    aborted: Aborted,
+}
+
+impl Fetcher {
+    fn run(mut self) {
+        loop {
+            let answer = patiently(self.outage, |deadline| self.answer(deadline));
+            match answer.map_err(FeedError::from).and_then(|answer| self.hand_over(answer)) {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    // Where nobody reads any more, nobody misses it.
+                    let _ = self.to.send(Err(error));
+                    return;
+                }
+            }
+        }
+    }
+
+    /// What comes next. What follows that is asked for, and comes while this is taken apart.
+    fn answer(&mut self, deadline: Instant) -> Result<Answer, WireError> {
+        if self.reads.strong_count() == 0 {
+            return Err(KafkaError::Unavailable("nobody reads any more".to_owned()).into());
+        }
+        let mut broker = match self.asked.take() {
+            Some(broker) => broker,
+            None => {
+                let leader = self.cluster.leaders(vec![self.topic.clone()], deadline)?.remove(0);
+                let mut broker = self.cluster.connect(&leader.host, leader.port, deadline)?;
+                self.ask(&mut broker, deadline)?;
+                broker
+            }
+        };
+        let response = broker.receive::<FetchRequest>(FETCH, deadline)?;
+        let answer = self.take_in(response)?;
+        // Where that fails, the next try is over another connection.
+        if !broker.expired() && self.ask(&mut broker, deadline).is_ok() {
+            self.asked = Some(broker);
+        }
+        Ok(answer)
+    }
+
+    fn ask(&self, broker: &mut Broker, deadline: Instant) -> Result<(), WireError> {
+        let partition = FetchPartition::default()
+            .with_partition(0)
+            .with_current_leader_epoch(NONE)
+            .with_fetch_offset(self.offset)
+            .with_last_fetched_epoch(self.leader_epoch)
+            .with_partition_max_bytes(ANSWER_LEN);
+        let topic =
+            FetchTopic::default().with_topic(TopicName(self.topic.clone())).with_partitions(vec![partition]);
+        let request = FetchRequest::default()
+            .with_replica_id(BrokerId(NONE))
+            .with_max_wait_ms(MAX_WAIT.as_millis() as i32)
+            .with_min_bytes(1)
+            .with_max_bytes(ANSWER_LEN)
+            .with_isolation_level(READ_COMMITTED)
+            .with_session_epoch(NONE)
+            .with_topics(vec![topic]);
+        broker.send(&request, FETCH, deadline)
+    }
+
+    fn take_in(&mut self, response: FetchResponse) -> Result<Answer, WireError> {
+        let doing = || format!("cannot read topic \"{}\"", &*self.topic);
+        judge(response.error_code, doing)?;
+        let partition = response.responses.into_iter().flat_map(|topic| topic.partitions).next();
+        let partition = partition.ok_or_else(|| WireError::Again(doing()))?;
+        // Another leader's log is another from somewhere before here on.
+        let diverged = partition.diverging_epoch.end_offset >= 0;
+        if diverged || partition.error_code == Code::OffsetOutOfRange.code() {
+            return Err(out_of_range(&self.topic).into());
+        }
+        judge(partition.error_code, doing)?;
+        let records = partition.records.unwrap_or_default();
+        let again = |what: String| WireError::Again(format!("{}: {what}", doing()));
+        let cut = !records.is_empty();
+        let batches = batches(records).map_err(again)?;
+        if batches.is_empty() && cut {
+            return Err(again("a batch came in part".to_owned()));
+        }
+        let from = self.offset;
+        if let Some(last) = batches.last() {
+            self.offset = from.max(last.last.saturating_add(1));
+            self.leader_epoch = last.leader_epoch;
+        }
+        Ok(Answer {
+            from,
+            batches,
+            aborted: Aborted::new(partition.aborted_transactions.unwrap_or_default()),
+        })
+    }
+
+    /// Whether all of it was taken.
+    fn hand_over(&mut self, mut answer: Answer) -> Result<bool, FeedError> {
+        for batch in answer.batches {
+            if !answer.aborted.committed(&batch) {
+                continue;
+            }
+            let appended = batch.append_to(&mut self.filling, answer.from);
+            if (appended.is_err() || self.filling.byte_len() >= BATCH_LEN) && !self.pass_on() {
+                return Ok(false);
+            }
+            appended.map_err(|Unreadable { offset, reason }| FeedError::Poison { offset, reason })?;
+        }
+        Ok(self.pass_on())
+    }
+
+    fn pass_on(&mut self) -> bool {
+        if self.filling.is_empty() {
+            return true;
+        }
+        let mut empty = self.to_fill.try_recv().unwrap_or_default();
+        if empty.byte_len() > BATCH_KEPT_LEN {
+            empty = LogBatch::default();
+        }
+        empty.clear();
+        self.to.send(Ok(std::mem::replace(&mut self.filling, empty))).is_ok()
+    }
+}
