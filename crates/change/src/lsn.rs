@@ -52,7 +52,7 @@ impl FromStr for Lsn {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let error = || ParseLsnError(text.to_owned());
-        let (high, low) = text.split_once('/').ok_or_else(error)?;
+        let (high, low) = cut(text, b'/').ok_or_else(error)?;
         let part = |digits: &str| {
             if digits.bytes().all(|b| b.is_ascii_hexdigit()) {
                 u32::from_str_radix(digits, 16).map_err(|_| error())
@@ -62,6 +62,12 @@ impl FromStr for Lsn {
         };
         Ok(Lsn(u64::from(part(high)?) << 32 | u64::from(part(low)?)))
     }
+}
+
+/// The text before and behind the first `mark`, an ASCII character: of short texts, quicker than the library's search.
+pub(crate) fn cut(text: &str, mark: u8) -> Option<(&str, &str)> {
+    let at = text.bytes().position(|byte| byte == mark)?;
+    Some((&text[..at], &text[at + 1..]))
 }
 
 impl Serialize for Lsn {

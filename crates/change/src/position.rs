@@ -10,6 +10,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::lsn::cut;
 use crate::{Lsn, json};
 
 /// What stands at an LSN; at equal LSNs a message precedes a snapshot round, which precedes a transaction.
@@ -81,15 +82,15 @@ impl FromStr for Position {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let parse = || {
-            let mut parts = text.splitn(3, ':');
-            let lsn = parts.next()?.parse().ok()?;
-            let kind = match parts.next()? {
+            let (lsn, rest) = cut(text, b':')?;
+            let (kind, ordinal) = cut(rest, b':')?;
+            let lsn = lsn.parse().ok()?;
+            let kind = match kind {
                 "m" => Kind::Message,
                 "r" => Kind::Round,
                 "t" => Kind::Transaction,
                 _ => return None,
             };
-            let ordinal = parts.next()?;
             let ordinal = ordinal.bytes().all(|b| b.is_ascii_digit()).then(|| ordinal.parse().ok())??;
             Some(Position { lsn, kind, ordinal })
         };

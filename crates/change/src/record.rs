@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::lsn::cut;
 use crate::{Lsn, Position, SchemaRef, json};
 
 /// Names of the headers. Their values are ASCII text, but for the two that hold JSON.
@@ -180,6 +181,11 @@ impl RecordRef<'_> {
     }
 }
 
+/// The text before the first space, and what is behind it, if there is one.
+fn part(text: &str) -> (&str, Option<&str>) {
+    cut(text, b' ').map_or((text, None), |(part, rest)| (part, Some(rest)))
+}
+
 /// A header of ours that cannot be read.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("header `{name}` holds `{value}`, which is not what this version of Millrace writes")]
@@ -230,10 +236,11 @@ impl<'a> Headers<'a> {
 
     /// What this version does not know may matter, and is an error.
     fn read_position(&mut self, text: &str) -> Option<()> {
-        let mut parts = text.split(' ');
-        self.position = Some(parts.next()?.parse().ok()?);
-        for part in parts {
-            match part.split_once('=')? {
+        let (position, mut rest) = part(text);
+        self.position = Some(position.parse().ok()?);
+        while let Some((next, behind)) = rest.map(part) {
+            rest = behind;
+            match cut(next, b'=')? {
                 ("xid", xid) => self.xid = Some(xid.parse().ok()?),
                 ("schema", schema) => self.schema = Some(schema.parse().ok()?),
                 ("commit", commit) => self.commit = Some(commit.parse().ok()?),

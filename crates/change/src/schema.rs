@@ -3,6 +3,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::lsn::cut;
+
 /// Which columns of the old row Postgres writes to the WAL for an update or a delete.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -156,7 +158,7 @@ impl FromStr for SchemaRef {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
-        let (relation, version) = text.split_once('/').ok_or(())?;
+        let (relation, version) = cut(text, b'/').ok_or(())?;
         Ok(SchemaRef { relation: relation.parse().map_err(drop)?, version: version.parse().map_err(drop)? })
     }
 }

@@ -228,7 +228,7 @@ impl Sink for CountersSink {
 
     fn apply(&mut self, live: &[bool], change: &Change<'_>) -> Result<(), SinkError> {
         for (staged, live) in self.staged.iter_mut().zip(live) {
-            if *live && staged.wants(change.schema) {
+            if *live && staged.follows(change.schema) {
                 staged.apply(change)?;
             }
         }

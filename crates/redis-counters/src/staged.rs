@@ -23,6 +23,12 @@ impl Staged {
     }
 
     /// Whether the counter is about this table.
+    pub(crate) fn follows(&self, schema: &Arc<TableSchema>) -> bool {
+        // Change after change is of the version that was last seen.
+        self.bound.as_ref().is_some_and(|(seen, _)| Arc::ptr_eq(seen, schema)) || self.wants(schema)
+    }
+
+    /// The same, for a version that is new.
     pub(crate) fn wants(&self, schema: &TableSchema) -> bool {
         self.definition.table() == (schema.schema.as_str(), schema.table.as_str())
     }

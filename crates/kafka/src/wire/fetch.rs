@@ -24,10 +24,10 @@ const MAX_WAIT: Duration = Duration::from_millis(500);
 /// Bytes that one answer may bring; a larger batch comes alone.
 const ANSWER_LEN: i32 = 1 << 20;
 /// Bytes of records after which a batch takes no further one of Kafka's; one of more is not filled again.
-const BATCH_LEN: usize = 1 << 20;
+const BATCH_LEN: usize = 512 << 10;
 const BATCH_KEPT_LEN: usize = 4 << 20;
 /// Batches that wait to be taken.
-const AHEAD: usize = 2;
+const AHEAD: usize = 4;
 /// Records of transactions that are not committed are not asked for.
 const READ_COMMITTED: i8 = 1;
 /// For no session of fetches, no log of a follower's, and no batch read before.

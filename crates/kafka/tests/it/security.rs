@@ -4,11 +4,13 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use kafka::{Connection, KafkaError, KafkaPublisher, Names, SetupWriter};
+use kafka::{Connection, KafkaError, KafkaFeed, KafkaPublisher, Names, SetupWriter};
 use relay::Publisher;
 use testkit::services::Kafka;
+use worker::Feed;
 
 use crate::common::*;
+use crate::feed::{read, until_assigned};
 
 /// How long a login holds at this broker.
 const LOGIN: Duration = Duration::from_secs(3);
@@ -93,7 +95,7 @@ impl Java for String {
 
 /// One story, as a broker of one's own costs seconds.
 #[test]
-fn the_log_is_written_over_tls_and_with_a_login() {
+fn the_log_is_written_and_fed_over_tls_and_with_a_login() {
     let broker = Kafka::secured(&["SSL", "SASL_SSL"], properties);
     let (_, names) = pipeline(&broker, "secured");
     for mechanism in ["SCRAM-SHA-256", "SCRAM-SHA-512"] {
@@ -161,6 +163,7 @@ fn the_log_is_written_over_tls_and_with_a_login() {
         publisher.send(&rows(next, 10), 10).unwrap();
         publisher.commit(&[], &mut progress(next + 10)).unwrap();
         next += 10;
+        next
     };
     let mut outlived = false;
     let ways = [
@@ -174,7 +177,10 @@ fn the_log_is_written_over_tls_and_with_a_login() {
     for way in &ways {
         let mut publisher = KafkaPublisher::new(way.clone(), names.clone());
         publisher.open().unwrap();
-        write(&mut publisher);
+        let mut feed = KafkaFeed::alone(way, &names).unwrap();
+        until_assigned(&mut feed);
+        feed.seek(0).unwrap();
+        let mut written = write(&mut publisher);
         if way.bootstrap() == login && !std::mem::replace(&mut outlived, true) {
             // Past the end of the login: now and then, and after a silence.
             let start = Instant::now();
@@ -183,8 +189,9 @@ fn the_log_is_written_over_tls_and_with_a_login() {
                 sleep(Duration::from_millis(50));
             }
             sleep(LOGIN);
-            write(&mut publisher);
+            written = write(&mut publisher);
         }
+        assert_eq!(read(&mut feed, written as usize), positions(0..written));
     }
     assert_eq!(committed(&broker.bootstrap(), &names), positions(0..next));
 
