@@ -8,11 +8,11 @@
 //!
 //! The CRC is of everything behind it; the length, of everything behind the length.
 
-use std::io::{self, Write};
+use std::io::Write;
 
 use bytes::Bytes;
 use change::Refusal;
-use lz4_flex::frame::{BlockMode, BlockSize, FrameEncoder, FrameInfo};
+use lz4::block::{CompressionMode, compress_bound, compress_to_buffer};
 
 /// Bytes before the records.
 pub(super) const HEADER_LEN: usize = 61;
@@ -98,21 +98,74 @@ pub(crate) struct Written {
 
 enum Body {
     Plain(Vec<u8>),
-    // Boxed: its state is kilobytes.
-    Lz4(Box<FrameEncoder<Vec<u8>>>),
+    Lz4(Frame),
 }
 
-impl Write for Body {
+/// LZ4's frame around blocks, as brokers read it: of 64 KiB each, that do not depend on each other, without checksums.
+/// <https://github.com/lz4/lz4/blob/dev/doc/lz4_Frame_format.md>
+struct Frame {
+    to: Vec<u8>,
+    /// The block that is being filled.
+    block: Vec<u8>,
+    packed: Vec<u8>,
+}
+
+impl Frame {
+    /// The magic number, the form of the blocks, and a checksum of that form.
+    const HEADER: [u8; 7] = [0x04, 0x22, 0x4d, 0x18, 0x60, 0x40, 0x82];
+    const BLOCK_LEN: usize = 64 << 10;
+    /// Bit of a block's length: it is not compressed.
+    const PLAIN: u32 = 1 << 31;
+    /// How far LZ4 jumps where it finds nothing. Most of a batch is the same from record to record and found in long
+    /// pieces: at 1 the compression takes more than twice the time, for 3 % fewer bytes.
+    const ACCELERATION: i32 = 8;
+
+    fn new(mut to: Vec<u8>) -> Self {
+        to.extend_from_slice(&Frame::HEADER);
+        Frame { to, block: Vec::new(), packed: Vec::new() }
+    }
+
     #[inline]
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Body::Plain(to) => to.write(bytes),
-            Body::Lz4(to) => to.write(bytes),
+    fn write(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let (now, rest) = bytes.split_at(bytes.len().min(Frame::BLOCK_LEN - self.block.len()));
+            self.block.extend_from_slice(now);
+            if self.block.len() == Frame::BLOCK_LEN {
+                self.end_block();
+            }
+            bytes = rest;
         }
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+    fn end_block(&mut self) {
+        self.packed.resize(compress_bound(self.block.len()).unwrap_or(0), 0);
+        let mode = Some(CompressionMode::FAST(Frame::ACCELERATION));
+        let packed = compress_to_buffer(&self.block, mode, false, &mut self.packed);
+        let (len, bytes) = match packed {
+            Ok(len) if len < self.block.len() => (len as u32, &self.packed[..len]),
+            _ => (self.block.len() as u32 | Frame::PLAIN, &self.block[..]),
+        };
+        self.to.extend_from_slice(&len.to_le_bytes());
+        self.to.extend_from_slice(bytes);
+        self.block.clear();
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        if !self.block.is_empty() {
+            self.end_block();
+        }
+        self.to.extend_from_slice(&[0; 4]);
+        self.to
+    }
+}
+
+impl Body {
+    #[inline]
+    fn write(&mut self, bytes: &[u8]) {
+        match self {
+            Body::Plain(to) => to.extend_from_slice(bytes),
+            Body::Lz4(frame) => frame.write(bytes),
+        }
     }
 }
 
@@ -122,12 +175,7 @@ impl Batch {
         let start = vec![0; HEADER_LEN];
         let body = match compression {
             Compression::None => Body::Plain(start),
-            // Brokers do not read blocks that depend on each other.
-            Compression::Lz4 => {
-                let frame =
-                    FrameInfo::new().block_mode(BlockMode::Independent).block_size(BlockSize::Max64KB);
-                Body::Lz4(Box::new(FrameEncoder::with_frame_info(frame, start)))
-            }
+            Compression::Lz4 => Body::Lz4(Frame::new(start)),
         };
         Batch {
             body,
@@ -189,7 +237,7 @@ impl Batch {
             headers,
         ];
         for part in parts {
-            self.body.write_all(part).expect("memory takes what is written");
+            self.body.write(part);
         }
         headers.clear();
         self.count += 1;
@@ -206,7 +254,7 @@ impl Batch {
     pub(crate) fn finish(self, producer: ProducerId, sequence: i32) -> Written {
         let mut bytes = match self.body {
             Body::Plain(bytes) => bytes,
-            Body::Lz4(encoder) => encoder.finish().expect("memory takes what is written"),
+            Body::Lz4(frame) => frame.finish(),
         };
         let length = (bytes.len() - LENGTH_AT - 4) as i32;
         let mut header = &mut bytes[..HEADER_LEN];
@@ -293,20 +341,30 @@ mod tests {
 
     #[test]
     fn lz4_holds_the_same_records() {
+        // Blocks of it do not become smaller.
+        let mut state = 88_172_645_463_325_252_u64;
+        let mut noise = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state as u8
+        };
+        let noise: Vec<u8> = (0..200_000).map(|_| noise()).collect();
         let write = |compression| {
             let mut batch = Batch::new(compression);
             for number in 0..10_000_i64 {
                 batch.header("millrace.position", b"0/16B3748:t:5");
                 let value = format!("{{\"number\":{number}}}");
-                batch.push(&Record { key: Some(b"k"), value: Some(value.as_bytes()), timestamp_ms: number });
+                let value = if number == 5_000 { &noise[..] } else { value.as_bytes() };
+                batch.push(&Record { key: Some(b"k"), value: Some(value), timestamp_ms: number });
             }
             batch.finish(ProducerId { id: 1, epoch: 0 }, 0).bytes
         };
         let (plain, packed) = (write(Compression::None), write(Compression::Lz4));
         assert!(packed.len() < plain.len() / 2);
         let mut unpacked = Vec::new();
-        let mut decoder = lz4_flex::frame::FrameDecoder::new(&packed[HEADER_LEN..]);
-        io::copy(&mut decoder, &mut unpacked).unwrap();
+        let mut decoder = lz4::Decoder::new(&packed[HEADER_LEN..]).unwrap();
+        std::io::copy(&mut decoder, &mut unpacked).unwrap();
         assert_eq!(unpacked, plain[HEADER_LEN..]);
     }
 }

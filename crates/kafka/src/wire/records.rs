@@ -7,7 +7,6 @@ use std::ops::Range;
 use bytes::Bytes;
 use kafka_protocol::compression::{Decompressor, Gzip, Snappy, Zstd};
 use kafka_protocol::messages::fetch_response::AbortedTransaction;
-use lz4_flex::frame::FrameDecoder;
 use worker::LogBatch;
 
 use super::batch::{CRC_AT, HEADER_LEN, LENGTH_AT, MAGIC, TRANSACTIONAL};
@@ -152,7 +151,7 @@ impl Encoded {
             0 => to.extend_from_slice(compressed),
             1 => Gzip::decompress(compressed, copy).map_err(io::Error::other)?,
             2 => Snappy::decompress(compressed, copy).map_err(io::Error::other)?,
-            3 => drop(FrameDecoder::new(&compressed[..]).read_to_end(to)?),
+            3 => drop(lz4::Decoder::new(&compressed[..])?.read_to_end(to)?),
             4 => Zstd::decompress(compressed, copy).map_err(io::Error::other)?,
             other => return Err(io::Error::other(format!("nothing is known of codec {other}"))),
         }
