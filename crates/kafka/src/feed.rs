@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use change::{LedgerEntry, NEW_LOG, Progress, Refusal, SchemaRef, TableSchema};
-use rdkafka::message::{BorrowedMessage, Headers as _, Message};
 use relay::Ledger;
 use worker::{Feed, FeedError, FeedEvent, LogBatch, LogState, Successor};
 
@@ -16,10 +15,6 @@ use crate::reader::{Next, PartitionReader};
 use crate::wire::fetch::Fetch;
 use crate::{Connection, Names, ReadUntil};
 
-/// Records that a batch holds at most.
-pub(crate) const BATCH_MAX_RECORDS: usize = 10_000;
-/// Bytes after which a batch takes no further record.
-pub(crate) const BATCH_MAX_BYTES: usize = 1 << 20;
 /// Records of the ledger taken in by one call.
 const LEDGER_MAX_RECORDS: usize = 1_000;
 /// How long the ledger may be late behind the log here, though it was written first.
@@ -143,14 +138,14 @@ impl Feed for KafkaFeed {
             self.log = None;
         }
         let read = match &mut self.log {
-            Some(log) => log.next(timeout, batch)?,
+            Some(log) => log.next(timeout, batch)?.is_some(),
             None => false,
         };
         if let Place::Member(member) = &mut self.place {
             if read { member.busy() } else { member.idle()? }
         }
         self.drain_ledger(Duration::ZERO)?;
-        Ok(news.unwrap_or(if read { FeedEvent::Records } else { FeedEvent::Idle }))
+        Ok(news.unwrap_or(if batch.is_empty() { FeedEvent::Idle } else { FeedEvent::Records }))
     }
 
     fn log(&mut self) -> Result<LogState, FeedError> {
@@ -223,14 +218,4 @@ impl Feed for KafkaFeed {
         }
         Ok(())
     }
-}
-
-/// Appends a record of the log.
-pub(crate) fn push(batch: &mut LogBatch, message: &BorrowedMessage<'_>) -> Result<(), FeedError> {
-    let key = message.key().unwrap_or_default();
-    let value = message.payload().unwrap_or_default();
-    let headers = message.headers().map(|all| all.iter()).into_iter().flatten();
-    batch
-        .push(message.offset(), key, value, headers.map(|h| (h.key, h.value.unwrap_or_default())))
-        .map_err(|error| FeedError::Poison { offset: message.offset(), reason: error.to_string() })
 }

@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use rdkafka::message::Message;
 use worker::{FeedError, LogBatch};
 
-use crate::feed::{BATCH_MAX_BYTES, BATCH_MAX_RECORDS, push};
 use crate::ledger::require_topics;
-use crate::reader::{Next, PartitionReader, out_of_range};
+use crate::reader::{PartitionReader, out_of_range};
+use crate::wire::fetch::Fetch;
 use crate::{Connection, Names};
 
 /// Where to begin.
@@ -24,13 +23,11 @@ pub enum Start {
 
 /// Reads committed records of the log up to an end offset, in order.
 pub struct RangeReader {
-    reader: PartitionReader,
+    /// `None` once the end is reached.
+    log: Option<Fetch>,
     /// The next offset that may be wanted.
     next: i64,
     end: i64,
-    /// An end of committed records that is known to be reached when "nothing more is committed" comes.
-    stable: i64,
-    finished: bool,
 }
 
 impl RangeReader {
@@ -43,20 +40,18 @@ impl RangeReader {
         end: Option<i64>,
     ) -> Result<Self, FeedError> {
         require_topics(connection, names)?;
-        let mut reader = PartitionReader::new(connection, names, names.log())?;
+        let log = names.log();
+        let reader = PartitionReader::new(connection, names, log.clone())?;
         let (first, stable) = reader.bounds()?;
         let end = end.unwrap_or(stable);
         let next = match start {
             Start::Beginning => first,
-            Start::Offset(offset) if offset < first => return Err(out_of_range(reader.topic()).into()),
+            Start::Offset(offset) if offset < first => return Err(out_of_range(&log).into()),
             Start::Offset(offset) => offset,
             Start::Time(time) => reader.offset_at(time)?.unwrap_or(stable),
         };
-        let finished = next >= end;
-        if !finished {
-            reader.seek(next)?;
-        }
-        Ok(RangeReader { reader, next, end, stable, finished })
+        let fetch = || Fetch::start(connection, &log, next);
+        Ok(RangeReader { log: (next < end).then(fetch).transpose()?, next, end })
     }
 
     /// The next offset that may be read.
@@ -68,33 +63,14 @@ impl RangeReader {
     /// end is reached and the batch is empty.
     pub fn read(&mut self, timeout: Duration, batch: &mut LogBatch) -> Result<bool, FeedError> {
         batch.clear();
-        let mut wait = timeout;
-        while !self.finished && batch.len() < BATCH_MAX_RECORDS && batch.byte_len() < BATCH_MAX_BYTES {
-            match self.reader.next(std::mem::take(&mut wait))? {
-                Next::Record(message) if message.offset() >= self.end => self.finished = true,
-                Next::Record(message) => {
-                    push(batch, &message)?;
-                    self.next = message.offset() + 1;
-                    self.finished = self.next >= self.end;
-                }
-                Next::End => self.ended()?,
-                Next::Nothing => break,
+        let Some(log) = &mut self.log else { return Ok(false) };
+        if let Some(next) = log.next(timeout, batch)? {
+            batch.cut(self.end);
+            self.next = next.min(self.end);
+            if self.next == self.end {
+                self.log = None;
             }
         }
-        Ok(!self.finished || !batch.is_empty())
-    }
-
-    /// Nothing more is committed: the end, if it lies within what was committed when this was last asked. If only
-    /// now it does, "nothing more" may have been said before, and is asked for again.
-    fn ended(&mut self) -> Result<(), FeedError> {
-        if self.stable >= self.end {
-            self.finished = true;
-            return Ok(());
-        }
-        self.stable = self.reader.bounds()?.1;
-        if self.stable >= self.end {
-            self.reader.seek(self.next)?;
-        }
-        Ok(())
+        Ok(self.log.is_some() || !batch.is_empty())
     }
 }

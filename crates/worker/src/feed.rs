@@ -156,6 +156,11 @@ impl LogBatch {
         self.entries.clear();
     }
 
+    /// Forgets the records at the offset `end` and after it.
+    pub fn cut(&mut self, end: i64) {
+        while self.entries.pop_if(|entry| entry.offset >= end).is_some() {}
+    }
+
     /// Number of records.
     pub fn len(&self) -> usize {
         self.entries.len()

@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, BytesMut};
 use change::Refusal;
 use kafka_protocol::messages::{RequestHeader, ResponseHeader};
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, Request, StrBytes};
@@ -17,8 +17,8 @@ use crate::KafkaError;
 
 /// The longest answer that is believed (bytes): more than the largest batch that the log's writer sends.
 const ANSWER_MAX_LEN: usize = 128 << 20;
-/// A larger buffer of a request is given back (bytes).
-const BUFFER_KEPT: usize = 1 << 20;
+/// A larger buffer of a request or an answer is given back (bytes).
+const BUFFER_KEPT: usize = 2 << 20;
 /// The longest wait for one address to take a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
@@ -75,6 +75,8 @@ pub(crate) struct Broker {
     sent: i32,
     answered: i32,
     buffer: BytesMut,
+    /// Of the last answer, whose memory is had again once nothing of it is held any more.
+    received: BytesMut,
     /// The brokers end connections that outlive the login.
     expires: Option<Instant>,
 }
@@ -120,6 +122,7 @@ impl Broker {
             sent: 0,
             answered: 0,
             buffer: BytesMut::new(),
+            received: BytesMut::new(),
             expires: None,
         };
         if let Some(lifetime) = security.log_in(&mut broker, deadline)? {
@@ -197,9 +200,13 @@ impl Broker {
                 self.broken(format!("an answer of {len} bytes: is this a Kafka broker, without TLS?"))
             );
         }
-        let mut answer = vec![0; len];
-        self.stream.read_exact(&mut answer).map_err(|error| self.lost(error))?;
-        let mut answer = Bytes::from(answer);
+        let mut buffer = std::mem::take(&mut self.received);
+        buffer.resize(len, 0);
+        self.stream.read_exact(&mut buffer).map_err(|error| self.lost(error))?;
+        let mut answer = buffer.split().freeze();
+        if len <= BUFFER_KEPT {
+            self.received = buffer;
+        }
         let header = ResponseHeader::decode(&mut answer, R::Response::header_version(version))
             .map_err(|error| self.broken(format!("an answer cannot be read: {error}")))?;
         if header.correlation_id != self.answered {

@@ -35,7 +35,7 @@ const NONE: i32 = -1;
 
 /// The near end. Where it is dropped the thread ends, at the latest with the broker's next answer.
 pub(crate) struct Fetch {
-    batches: Receiver<Result<LogBatch, FeedError>>,
+    batches: Receiver<Result<Passed, FeedError>>,
     used: Sender<LogBatch>,
     _reads: Arc<()>,
 }
@@ -64,22 +64,26 @@ impl Fetch {
         Ok(Fetch { batches, used, _reads: reads })
     }
 
-    /// Puts what comes next into `batch`, in exchange for its memory, waiting for it at most `timeout`. Returns whether
-    /// there was something. After an error nothing more comes.
-    pub(crate) fn next(&mut self, timeout: Duration, batch: &mut LogBatch) -> Result<bool, FeedError> {
+    /// Puts the records that come next into `batch`, in exchange for its memory, waiting for them at most `timeout`, and
+    /// returns the offset up to which all are read then; `None` where nothing came. After an error nothing more comes.
+    pub(crate) fn next(&mut self, timeout: Duration, batch: &mut LogBatch) -> Result<Option<i64>, FeedError> {
         match self.batches.recv_timeout(timeout) {
-            Ok(next) => {
+            Ok(passed) => {
+                let (records, next) = passed?;
                 // That it is not wanted any more, the next call says.
-                let _ = self.used.send(std::mem::replace(batch, next?));
-                Ok(true)
+                let _ = self.used.send(std::mem::replace(batch, records));
+                Ok(Some(next))
             }
-            Err(RecvTimeoutError::Timeout) => Ok(false),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
             Err(RecvTimeoutError::Disconnected) => {
                 Err(FeedError::Unavailable("the log is not fetched any more".to_owned()))
             }
         }
     }
 }
+
+/// Records, or none where only markers stood, and the offset after them.
+type Passed = (LogBatch, i64);
 
 /// The far end.
 struct Fetcher {
@@ -94,7 +98,7 @@ struct Fetcher {
     asked: Option<Broker>,
     filling: LogBatch,
     to_fill: Receiver<LogBatch>,
-    to: SyncSender<Result<LogBatch, FeedError>>,
+    to: SyncSender<Result<Passed, FeedError>>,
     /// Gone with the near end.
     reads: Weak<()>,
 }
@@ -197,28 +201,29 @@ impl Fetcher {
 
     /// Whether all of it was taken.
     fn hand_over(&mut self, mut answer: Answer) -> Result<bool, FeedError> {
+        let mut passed = answer.from;
         for batch in answer.batches {
             if !answer.aborted.committed(&batch) {
                 continue;
             }
             let appended = batch.append_to(&mut self.filling, answer.from);
-            if (appended.is_err() || self.filling.byte_len() >= BATCH_LEN) && !self.pass_on() {
-                return Ok(false);
+            if appended.is_err() || self.filling.byte_len() >= BATCH_LEN {
+                passed = batch.last + 1;
+                if !self.pass_on(passed) {
+                    return Ok(false);
+                }
             }
             appended.map_err(|Unreadable { offset, reason }| FeedError::Poison { offset, reason })?;
         }
-        Ok(self.pass_on())
+        Ok(passed >= self.offset || self.pass_on(self.offset))
     }
 
-    fn pass_on(&mut self) -> bool {
-        if self.filling.is_empty() {
-            return true;
-        }
+    fn pass_on(&mut self, next: i64) -> bool {
         let mut empty = self.to_fill.try_recv().unwrap_or_default();
         if empty.byte_len() > BATCH_KEPT_LEN {
             empty = LogBatch::default();
         }
         empty.clear();
-        self.to.send(Ok(std::mem::replace(&mut self.filling, empty))).is_ok()
+        self.to.send(Ok((std::mem::replace(&mut self.filling, empty), next))).is_ok()
     }
 }
