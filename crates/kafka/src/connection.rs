@@ -66,7 +66,7 @@ impl std::fmt::Debug for Connection {
 
 impl Connection {
     /// Brokers at `bootstrap` (`host:port,...`), with any librdkafka properties but those that exactly-once rests
-    /// on. The log's writer keeps to those of TLS and logins, to `client.id`, `compression.type` and
+    /// on. What writes and reads the log itself keeps to those of TLS and logins, to `client.id`, `compression.type` and
     /// `transaction.timeout.ms`, and not to others; of those, what it could not keep to is refused.
     pub fn new(bootstrap: &str, properties: BTreeMap<String, String>) -> Result<Self, Refusal> {
         if let Some(key) = properties.keys().find(|key| OURS.contains(&key.as_str())) {

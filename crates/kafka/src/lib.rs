@@ -12,7 +12,8 @@
 //! *Invariants:* one `transactional.id` per log, so that opening a publisher fences every older one (h03, h10).
 //! Whoever reads, reads committed records only. Nothing here creates a topic but [`ensure_topics`].
 //!
-//! What is read, is read by librdkafka, on threads of its own; what is written, is written by [`wire`], which tells why.
+//! The log and its ledger are written by [`wire`], and the log is read by it, which tells why; the rest is librdkafka's, on
+//! threads of its own.
 //! Every call blocks its caller for a bounded time.
 
 mod connection;

@@ -308,19 +308,39 @@ mod tests {
         }
     }
 
+    /// 3,000 records of our own writer.
+    fn written(compression: Compression) -> Bytes {
+        let mut batch = Batch::new(compression);
+        for number in 0..3_000_i64 {
+            batch.header("millrace.position", b"0/16B3748:t:5 xid=745 schema=16384/3 commit=0/16B37A0");
+            let value = format!("{number}").repeat(40);
+            batch.push(&Record { key: None, value: Some(value.as_bytes()), timestamp_ms: -number });
+        }
+        batch.finish(PRODUCER, 0).bytes
+    }
+
     #[test]
     fn what_the_writer_writes_is_read() {
         for compression in [Compression::None, Compression::Lz4] {
-            let mut batch = Batch::new(compression);
-            for number in 0..3_000_i64 {
-                batch.header("millrace.position", b"0/16B3748:t:5");
-                let value = format!("{number}").repeat(40);
-                batch.push(&Record { key: None, value: Some(value.as_bytes()), timestamp_ms: -number });
-            }
-            let read = read(&batch.finish(PRODUCER, 0).bytes, 0, Vec::new()).unwrap();
+            let read = read(&written(compression), 0, Vec::new()).unwrap();
             assert_eq!(offsets(&read), (0..3_000).collect::<Vec<_>>());
             assert_eq!(read.get(2_999).value, "2999".repeat(40).as_bytes());
         }
+    }
+
+    #[test]
+    fn a_record_is_read_without_an_allocation() {
+        let encoded = batches(written(Compression::Lz4)).unwrap().remove(0);
+        let mut batch = LogBatch::default();
+        let read = |batch: &mut LogBatch| {
+            batch.clear();
+            encoded.append_to(batch, 0).map_err(|error| error.reason).unwrap();
+        };
+        // The batch takes its size.
+        read(&mut batch);
+        let reading = allocation_counter::measure(|| read(&mut batch));
+        assert_eq!(batch.len(), 3_000);
+        assert!(reading.count_total <= 8, "{} allocations for a batch", reading.count_total);
     }
 
     #[test]
