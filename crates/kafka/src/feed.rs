@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use change::{LedgerEntry, NEW_LOG, Progress, Refusal, SchemaRef, TableSchema};
@@ -127,11 +128,18 @@ impl KafkaFeed {
 impl Feed for KafkaFeed {
     fn poll(&mut self, timeout: Duration, batch: &mut LogBatch) -> Result<FeedEvent, FeedError> {
         batch.clear();
+        // Where the log is not read, something else is waited for.
+        let wait = if self.log.is_some() { Duration::ZERO } else { timeout };
         let news = match &mut self.place {
-            Place::Member(member) => {
-                member.news(if self.log.is_some() { Duration::ZERO } else { timeout })?
+            Place::Member(member) => member.news(wait)?,
+            Place::Alone { told: true } => {
+                thread::sleep(wait);
+                None
             }
-            Place::Alone { told } => (!std::mem::replace(told, true)).then_some(FeedEvent::Assigned),
+            Place::Alone { told } => {
+                *told = true;
+                Some(FeedEvent::Assigned)
+            }
         };
         if news.is_some() {
             // What comes is read again from the checkpoint, by whoever has the log then.

@@ -27,7 +27,7 @@ const ANSWER_LEN: i32 = 1 << 20;
 const BATCH_LEN: usize = 512 << 10;
 const BATCH_KEPT_LEN: usize = 4 << 20;
 /// Batches that wait to be taken.
-const AHEAD: usize = 4;
+const AHEAD: usize = 2;
 /// Records of transactions that are not committed are not asked for.
 const READ_COMMITTED: i8 = 1;
 /// For no session of fetches, no log of a follower's, and no batch read before.
