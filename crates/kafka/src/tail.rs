@@ -1,6 +1,6 @@
 //! A stretch of the log, read without a group: for `tail` and `verify`.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use worker::{FeedError, LogBatch};
 
@@ -63,8 +63,12 @@ impl RangeReader {
     /// end is reached and the batch is empty.
     pub fn read(&mut self, timeout: Duration, batch: &mut LogBatch) -> Result<bool, FeedError> {
         batch.clear();
-        let Some(log) = &mut self.log else { return Ok(false) };
-        if let Some(next) = log.next(timeout, batch)? {
+        let start = Instant::now();
+        // Where only markers stood, what follows is still waited for.
+        while let Some(log) = &mut self.log
+            && batch.is_empty()
+            && let Some(next) = log.next(timeout.saturating_sub(start.elapsed()), batch)?
+        {
             batch.cut(self.end);
             self.next = next.min(self.end);
             if self.next == self.end {

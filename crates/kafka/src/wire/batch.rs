@@ -117,7 +117,7 @@ impl Frame {
     /// Bit of a block's length: it is not compressed.
     const PLAIN: u32 = 1 << 31;
     /// How far LZ4 jumps where it finds nothing. Most of a batch is the same from record to record and found in long
-    /// pieces: at 1 the compression takes more than twice the time, for 3 % fewer bytes.
+    /// pieces: against 1, the compression took half the time at 4 and a third at 10, for 4 and 6 % more bytes.
     const ACCELERATION: i32 = 8;
 
     fn new(mut to: Vec<u8>) -> Self {

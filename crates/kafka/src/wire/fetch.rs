@@ -189,7 +189,7 @@ impl Fetcher {
         }
         let from = self.offset;
         if let Some(last) = batches.last() {
-            self.offset = from.max(last.last.saturating_add(1));
+            self.offset = from.max(last.end);
             self.leader_epoch = last.leader_epoch;
         }
         Ok(Answer {
@@ -206,14 +206,20 @@ impl Fetcher {
             if !answer.aborted.committed(&batch) {
                 continue;
             }
-            let appended = batch.append_to(&mut self.filling, answer.from);
-            if appended.is_err() || self.filling.byte_len() >= BATCH_LEN {
-                passed = batch.last + 1;
-                if !self.pass_on(passed) {
-                    return Ok(false);
+            match batch.append_to(&mut self.filling, answer.from) {
+                Ok(()) if self.filling.byte_len() < BATCH_LEN => {}
+                Ok(()) => {
+                    passed = batch.end;
+                    if !self.pass_on(passed) {
+                        return Ok(false);
+                    }
+                }
+                Err(Unreadable { offset, reason }) => {
+                    // Those before it, and not as if it had been read.
+                    self.pass_on(offset);
+                    return Err(FeedError::Poison { offset, reason });
                 }
             }
-            appended.map_err(|Unreadable { offset, reason }| FeedError::Poison { offset, reason })?;
         }
         Ok(passed >= self.offset || self.pass_on(self.offset))
     }

@@ -21,8 +21,8 @@ const ABORT: i16 = 0;
 /// A batch that is whole.
 pub(crate) struct Encoded {
     first: i64,
-    /// Of its last record. Compaction may have taken that.
-    pub(crate) last: i64,
+    /// The offset after its last record, which compaction may have taken.
+    pub(crate) end: i64,
     /// Of the leader that wrote it.
     pub(crate) leader_epoch: i32,
     attributes: i16,
@@ -56,7 +56,7 @@ pub(crate) fn batches(mut bytes: Bytes) -> Result<Vec<Encoded>, String> {
         }
         all.push(Encoded {
             first,
-            last: first.saturating_add(i64::from(int(CRC_AT + 6))),
+            end: first.saturating_add(i64::from(int(CRC_AT + 6))).saturating_add(1),
             leader_epoch: int(LENGTH_AT + 4),
             attributes: i16::from_be_bytes([bytes[CRC_AT + 4], bytes[CRC_AT + 5]]),
             producer: long(CRC_AT + 26),
@@ -83,7 +83,7 @@ impl Aborted {
 
     /// Whether the batch that comes next is one of committed records.
     pub(crate) fn committed(&mut self, batch: &Encoded) -> bool {
-        while let Some(begun) = self.to_come.pop_if(|transaction| transaction.first_offset <= batch.last) {
+        while let Some(begun) = self.to_come.pop_if(|transaction| transaction.first_offset < batch.end) {
             self.producers.push(begun.producer_id.0);
         }
         if batch.attributes & CONTROL != 0 {
@@ -364,7 +364,7 @@ mod tests {
         };
         let read = read(&bytes, 0, vec![aborted(PRODUCER.id, 3), aborted(8, 1)]).unwrap();
         assert_eq!(offsets(&read), [0, 1, 9, 10]);
-        assert_eq!(batches(bytes).unwrap().last().unwrap().last, 11);
+        assert_eq!(batches(bytes).unwrap().last().unwrap().end, 12);
     }
 
     #[test]
@@ -373,7 +373,7 @@ mod tests {
         let first = encoded(0, 2, Codec::Zstd).len();
         for cut in first..bytes.len() {
             let whole = batches(Bytes::copy_from_slice(&bytes[..cut])).unwrap();
-            assert_eq!(whole.iter().map(|batch| batch.last).collect::<Vec<_>>(), [1]);
+            assert_eq!(whole.iter().map(|batch| batch.end).collect::<Vec<_>>(), [2]);
         }
         for at in CRC_AT..first {
             let mut bytes = bytes.clone();

@@ -237,6 +237,19 @@ fn a_record_that_cannot_be_read_is_named_after_those_before_it() {
     let error =
         wait_until("the poison", PATIENCE, || feed.poll(Duration::from_millis(100), &mut batch).err());
     assert!(matches!(error, FeedError::Poison { offset: 6, .. }), "{error}");
+
+    // Whoever reads a stretch of the log does not take it for its end.
+    let mut reader = RangeReader::open(&connection, &names, Start::Beginning, None).unwrap();
+    let mut all = Vec::new();
+    let error = loop {
+        match reader.read(PATIENCE, &mut batch) {
+            Ok(true) => all.extend((0..batch.len()).filter_map(|place| batch.get(place).position)),
+            Ok(false) => panic!("the end after {all:?}"),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(all.len(), 3);
+    assert!(matches!(error, FeedError::Poison { offset: 6, .. }), "{error}");
 }
 
 /// Deletes the records of a log before `offset`, as retention does.
