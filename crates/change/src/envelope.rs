@@ -9,6 +9,7 @@ use base64::Engine;
 
 use crate::record::{Parts, RecordBatch, RecordMeta};
 use crate::schema::{Encoding, ReplicaIdentity, SchemaRef, TableSchema};
+use crate::tuple::RawDatum;
 use crate::{Datum, Lsn, Position, Tuple, json};
 
 /// What stands in `after` for a value that is not in the stream. The header `millrace.unchanged` says which
@@ -306,7 +307,7 @@ impl Encoder {
         out.extend_from_slice(b",\"message\":{\"prefix\":");
         json::string(out, prefix);
         out.extend_from_slice(b",\"content\":");
-        json::string(out, &base64::engine::general_purpose::STANDARD.encode(content));
+        json::string(out, base64::engine::general_purpose::STANDARD.encode(content));
         out.extend_from_slice(b"}}");
         let value_end = out.len();
         batch.push(Parts { start, key_end, value_end, unchanged_end: value_end }, meta(stamp, schema));
@@ -413,8 +414,9 @@ impl RelationEncoder {
     /// The key of a row, values that were not sent coming from the old row; `None` where one is nowhere, or null.
     pub fn key_of(&self, tuple: Tuple<'_>, old: Option<Tuple<'_>>) -> Option<crate::Key> {
         let value = |place: &usize| {
-            let datum = resolve(tuple.iter().nth(*place)?, old.and_then(|old| old.iter().nth(*place)));
-            match datum {
+            let unsent = |datum: &Datum<'_>| *datum != Datum::Unchanged;
+            let old = || old.and_then(|old| old.iter().nth(*place));
+            match tuple.iter().nth(*place).filter(unsent).or_else(old)? {
                 Datum::Text(text) => Some(text.to_owned()),
                 Datum::Null | Datum::Unchanged => None,
             }
@@ -424,18 +426,18 @@ impl RelationEncoder {
 
     /// Whether a new row lacks a value that the log holds nowhere else, unless it holds the old row.
     pub fn lacks_values(&self, new: Tuple<'_>, old: Tuple<'_>) -> bool {
-        let mut olds = old.iter();
-        new.iter().any(|new| {
+        let mut olds = old.raw();
+        new.raw().any(|new| {
             let old = olds.next().filter(|_| self.full_identity);
-            resolve(new, old) == Datum::Unchanged
+            resolve(new, old) == RawDatum::Unchanged
         })
     }
 
     /// Whether two rows of this table have the same key. A placeholder stands for an equal value.
     pub fn same_key(&self, old: Tuple<'_>, new: Tuple<'_>) -> bool {
         self.key.iter().all(|place| {
-            let new = new.iter().nth(*place);
-            new == Some(Datum::Unchanged) || new == old.iter().nth(*place)
+            let new = new.raw().nth(*place);
+            new == Some(RawDatum::Unchanged) || new == old.raw().nth(*place)
         })
     }
 
@@ -451,8 +453,8 @@ impl RelationEncoder {
         out.push(b'{');
         for place in &self.key {
             let column = &self.columns[*place];
-            let datum = tuple.iter().nth(*place).unwrap_or(Datum::Null);
-            let old = fallback.and_then(|old| old.iter().nth(*place));
+            let datum = tuple.raw().nth(*place).unwrap_or(RawDatum::Null);
+            let old = fallback.and_then(|old| old.raw().nth(*place));
             out.extend_from_slice(&column.name);
             datum_json(out, column.encoding, resolve(datum, old));
             out.push(b',');
@@ -473,14 +475,14 @@ impl RelationEncoder {
         unchanged: &mut Vec<usize>,
     ) {
         let Some(tuple) = tuple else { return out.extend_from_slice(b"null") };
-        let mut old = fallback.map(Tuple::into_iter);
+        let mut old = fallback.map(|old| old.raw());
         let mut separator = b'{';
-        for (place, (column, datum)) in self.columns.iter().zip(tuple).enumerate() {
+        for (place, (column, datum)) in self.columns.iter().zip(tuple.raw()).enumerate() {
             out.push(separator);
             separator = b',';
             out.extend_from_slice(&column.name);
             let datum = resolve(datum, old.as_mut().and_then(Iterator::next));
-            if datum == Datum::Unchanged {
+            if datum == RawDatum::Unchanged {
                 unchanged.push(place);
             }
             datum_json(out, column.encoding, datum);
@@ -502,20 +504,20 @@ impl RelationEncoder {
 }
 
 /// The old value where the new one was not sent.
-fn resolve<'a>(datum: Datum<'a>, old: Option<Datum<'a>>) -> Datum<'a> {
+fn resolve<'a>(datum: RawDatum<'a>, old: Option<RawDatum<'a>>) -> RawDatum<'a> {
     match (datum, old) {
-        (Datum::Unchanged, Some(old @ Datum::Text(_))) => old,
+        (RawDatum::Unchanged, Some(old @ RawDatum::Text(_))) => old,
         (datum, _) => datum,
     }
 }
 
-fn datum_json(out: &mut Vec<u8>, encoding: Encoding, datum: Datum<'_>) {
+fn datum_json(out: &mut Vec<u8>, encoding: Encoding, datum: RawDatum<'_>) {
     match datum {
-        Datum::Null => out.extend_from_slice(b"null"),
-        Datum::Text(text) => json::value(out, encoding, text),
-        Datum::Unchanged if encoding == Encoding::Bytea => {
-            json::string(out, &base64::engine::general_purpose::STANDARD.encode(UNAVAILABLE));
+        RawDatum::Null => out.extend_from_slice(b"null"),
+        RawDatum::Text(text) => json::value(out, encoding, text),
+        RawDatum::Unchanged if encoding == Encoding::Bytea => {
+            json::string(out, base64::engine::general_purpose::STANDARD.encode(UNAVAILABLE));
         }
-        Datum::Unchanged => json::string(out, UNAVAILABLE),
+        RawDatum::Unchanged => json::string(out, UNAVAILABLE),
     }
 }

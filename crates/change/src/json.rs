@@ -7,17 +7,17 @@ use base64::engine::general_purpose::STANDARD;
 
 use crate::schema::Encoding;
 
-/// Appends `text` as a JSON string.
-pub(crate) fn string(out: &mut Vec<u8>, text: &str) {
+/// Appends `text`, UTF-8, as a JSON string.
+pub(crate) fn string(out: &mut Vec<u8>, text: impl AsRef<[u8]>) {
     out.push(b'"');
-    escaped(out, text);
+    escaped(out, text.as_ref());
     out.push(b'"');
 }
 
 /// Appends `text` as the inside of a JSON string: runs that need no escape are copied whole.
-pub(crate) fn escaped(out: &mut Vec<u8>, text: &str) {
+pub(crate) fn escaped(out: &mut Vec<u8>, text: &[u8]) {
     const HEX: &[u8; 16] = b"0123456789abcdef";
-    let mut rest = text.as_bytes();
+    let mut rest = text;
     while let Some(at) = first_special(rest) {
         out.extend_from_slice(&rest[..at]);
         let byte = rest[at];
@@ -54,29 +54,29 @@ pub(crate) fn number(out: &mut Vec<u8>, value: impl itoa::Integer) {
     out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
 }
 
-/// Appends a value's text as JSON in Debezium's form.
-pub(crate) fn value(out: &mut Vec<u8>, encoding: Encoding, text: &str) {
+/// Appends a value's text, UTF-8, as JSON in Debezium's form.
+pub(crate) fn value(out: &mut Vec<u8>, encoding: Encoding, text: &[u8]) {
     match encoding {
         Encoding::Text => string(out, text),
-        Encoding::Integer => out.extend_from_slice(text.as_bytes()),
-        Encoding::Boolean => out.extend_from_slice(if text == "t" { b"true" } else { b"false" }),
-        Encoding::Float if text.ends_with(['N', 'y']) => string(out, text),
+        Encoding::Integer => out.extend_from_slice(text),
+        Encoding::Boolean => out.extend_from_slice(if text == b"t" { b"true" } else { b"false" }),
+        Encoding::Float if text.ends_with(b"N") || text.ends_with(b"y") => string(out, text),
         Encoding::Float => {
-            out.extend_from_slice(text.as_bytes());
-            if !text.contains(['.', 'e']) {
+            out.extend_from_slice(text);
+            if !text.contains(&b'.') && !text.contains(&b'e') {
                 out.extend_from_slice(b".0");
             }
         }
         Encoding::Numeric => {
-            let named = NUMERIC_NAMES.iter().find(|(postgres, _)| *postgres == text);
-            string(out, named.map_or(text, |(_, debezium)| debezium));
+            let named = NUMERIC_NAMES.iter().find(|(postgres, _)| postgres.as_bytes() == text);
+            string(out, named.map_or(text, |(_, debezium)| debezium.as_bytes()));
         }
         Encoding::Date | Encoding::Timestamp => time(out, text, "", 0),
         Encoding::TimestampTz { digits } => time(out, text, "+00", digits),
         Encoding::Time if text == LAST_MOMENT => string(out, text),
         Encoding::Time => {
             out.push(b'"');
-            out.extend_from_slice(text.as_bytes());
+            out.extend_from_slice(text);
             out.extend_from_slice(b"Z\"");
         }
         Encoding::Bytea => bytea(out, text),
@@ -88,15 +88,16 @@ const NUMERIC_NAMES: [(&str, &str); 3] =
     [("NaN", "NAN"), ("Infinity", "POSITIVE_INFINITY"), ("-Infinity", "NEGATIVE_INFINITY")];
 
 /// The end of a day, which ISO 8601 would take for its beginning.
-const LAST_MOMENT: &str = "24:00:00";
+const LAST_MOMENT: &[u8] = b"24:00:00";
 
 /// Appends a date or a timestamp as ISO 8601 in UTC, with `digits` digits of a second's fraction or as many as there
 /// are. What has no such form (`infinity`) keeps Postgres' text.
-fn time(out: &mut Vec<u8>, text: &str, zone: &str, digits: usize) {
-    let (text_of_era, before_christ) = match text.strip_suffix(" BC") {
+fn time(out: &mut Vec<u8>, text: &[u8], zone: &str, digits: usize) {
+    let (text_of_era, before_christ) = match text.strip_suffix(b" BC") {
         Some(rest) => (rest, true),
         None => (text, false),
     };
+    let text_of_era = std::str::from_utf8(text_of_era).unwrap_or_default();
     let local = text_of_era.strip_suffix(zone).filter(|local| local.ends_with(|c: char| c.is_ascii_digit()));
     let Some((year, rest)) = local.and_then(|local| local.split_once('-')) else { return string(out, text) };
     out.push(b'"');
@@ -144,8 +145,8 @@ fn postgres_time(json: &str, zone: &str) -> Option<String> {
     })
 }
 
-fn bytea(out: &mut Vec<u8>, text: &str) {
-    let Some(bytes) = text.strip_prefix("\\x").and_then(unhex) else { return string(out, text) };
+fn bytea(out: &mut Vec<u8>, text: &[u8]) {
+    let Some(bytes) = text.strip_prefix(b"\\x").and_then(unhex) else { return string(out, text) };
     out.push(b'"');
     let start = out.len();
     out.resize(start + bytes.len().div_ceil(3) * 4, 0);
@@ -154,13 +155,12 @@ fn bytea(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
 }
 
-fn unhex(digits: &str) -> Option<Vec<u8>> {
+fn unhex(digits: &[u8]) -> Option<Vec<u8>> {
     let digit = |byte: u8| (byte as char).to_digit(16).map(|value| value as u8);
-    let bytes = digits.as_bytes();
-    if !bytes.len().is_multiple_of(2) {
+    if !digits.len().is_multiple_of(2) {
         return None;
     }
-    bytes.chunks_exact(2).map(|pair| Some(digit(pair[0])? << 4 | digit(pair[1])?)).collect()
+    digits.chunks_exact(2).map(|pair| Some(digit(pair[0])? << 4 | digit(pair[1])?)).collect()
 }
 
 /// The text that Postgres prints for a value which stands in the log as `json`, a string's content or the bare
@@ -195,7 +195,7 @@ mod tests {
 
     fn encode(encoding: Encoding, text: &str) -> String {
         let mut out = Vec::new();
-        value(&mut out, encoding, text);
+        value(&mut out, encoding, text.as_bytes());
         String::from_utf8(out).unwrap()
     }
 

@@ -16,6 +16,14 @@ pub enum Datum<'a> {
     Text(&'a str),
 }
 
+/// A [`Datum`] whose text was found to be UTF-8 when its tuple was made, and is not looked at again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum RawDatum<'a> {
+    Null,
+    Unchanged,
+    Text(&'a [u8]),
+}
+
 /// The bytes are not a tuple.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum TupleError {
@@ -75,6 +83,11 @@ impl<'a> Tuple<'a> {
         TupleIter { left: self.columns, rest: self.body }
     }
 
+    /// The values, their texts as bytes.
+    pub(crate) fn raw(&self) -> RawIter<'a> {
+        RawIter(self.iter())
+    }
+
     /// The encoded values, for digests and copies.
     pub fn as_bytes(&self) -> &'a [u8] {
         self.body
@@ -98,19 +111,21 @@ pub struct TupleIter<'a> {
 }
 
 impl<'a> TupleIter<'a> {
-    /// Takes one value off: its kind, and what a text consists of.
-    fn step(&mut self) -> Option<(u8, &'a [u8])> {
+    /// Takes one value off.
+    fn step(&mut self) -> Option<RawDatum<'a>> {
         self.left = self.left.checked_sub(1)?;
         let (kind, after) = self.rest.split_first()?;
-        let (text, after) = match kind {
+        let (datum, after) = match kind {
             b't' => {
                 let (length, after) = after.split_first_chunk::<4>()?;
-                after.split_at_checked(u32::from_be_bytes(*length) as usize)?
+                let (text, after) = after.split_at_checked(u32::from_be_bytes(*length) as usize)?;
+                (RawDatum::Text(text), after)
             }
-            _ => (&[][..], after),
+            b'u' => (RawDatum::Unchanged, after),
+            _ => (RawDatum::Null, after),
         };
         self.rest = after;
-        Some((*kind, text))
+        Some(datum)
     }
 }
 
@@ -119,9 +134,9 @@ impl<'a> Iterator for TupleIter<'a> {
 
     fn next(&mut self) -> Option<Datum<'a>> {
         match self.step()? {
-            (b't', text) => simdutf8::basic::from_utf8(text).ok().map(Datum::Text),
-            (b'u', _) => Some(Datum::Unchanged),
-            _ => Some(Datum::Null),
+            RawDatum::Text(text) => simdutf8::basic::from_utf8(text).ok().map(Datum::Text),
+            RawDatum::Unchanged => Some(Datum::Unchanged),
+            RawDatum::Null => Some(Datum::Null),
         }
     }
 
@@ -139,6 +154,17 @@ impl<'a> Iterator for TupleIter<'a> {
 }
 
 impl ExactSizeIterator for TupleIter<'_> {}
+
+/// Iterator over a [`Tuple`]'s values that does not look at their text.
+pub(crate) struct RawIter<'a>(TupleIter<'a>);
+
+impl<'a> Iterator for RawIter<'a> {
+    type Item = RawDatum<'a>;
+
+    fn next(&mut self) -> Option<RawDatum<'a>> {
+        self.0.step()
+    }
+}
 
 /// Builds a tuple from values, for sources that are not pgoutput (COPY, tests).
 #[derive(Clone, Debug)]

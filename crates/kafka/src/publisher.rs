@@ -26,7 +26,7 @@ pub struct KafkaPublisher {
     /// Offset that the first record of the open transaction is expected to have, and how many were sent.
     first: i64,
     sent: i64,
-    /// The last records of the open transaction: they go to the broker together with the ledger's.
+    /// The last records of the open transaction, which may go to the broker together with the ledger's.
     held: Option<Batch>,
     scratch: Vec<u8>,
 }
@@ -49,17 +49,23 @@ impl KafkaPublisher {
         }
     }
 
-    /// Sends the records; those of the last batch wait for the commit, if `last`.
-    fn send_all(&mut self, records: &RecordBatch, count: usize, last: bool) -> Result<(), KafkaError> {
-        self.send_held()?;
+    /// Appends records and has all of them on their way, without a commit that would do so.
+    pub fn send(&mut self, records: &RecordBatch, count: usize) -> Result<(), PublishError> {
+        self.append_all(records, count)?;
+        if let Some(batch) = self.held.take() {
+            opened(&mut self.producer)?.send([(&self.log, batch)])?;
+        }
+        Ok(())
+    }
+
+    /// Adds the records to the batch that is held, and sends it whenever it is full.
+    fn append_all(&mut self, records: &RecordBatch, count: usize) -> Result<(), KafkaError> {
         let producer = opened(&mut self.producer)?;
         producer.begin(&[&self.log, &self.ledger])?;
-        let (mut batch, mut batch_len) = (producer.batch(), 0);
+        let mut batch = self.held.take().unwrap_or_else(|| producer.batch());
         for record in records.iter().take(count) {
-            let len = record.key.len() + record.value.len();
-            if !batch.is_empty() && batch_len + len > BATCH_LEN {
+            if !batch.is_empty() && batch.len() + record.key.len() + record.value.len() > BATCH_LEN {
                 producer.send([(&self.log, std::mem::replace(&mut batch, producer.batch()))])?;
-                batch_len = 0;
             }
             record.headers(&mut self.scratch, |name, value| batch.header(name, value));
             batch.push(&Record {
@@ -67,18 +73,10 @@ impl KafkaPublisher {
                 value: Some(record.value),
                 timestamp_ms: record.meta.timestamp_ms,
             });
-            batch_len += len;
         }
         self.sent += count as i64;
         self.held = Some(batch).filter(|batch| !batch.is_empty());
-        if last { Ok(()) } else { self.send_held() }
-    }
-
-    fn send_held(&mut self) -> Result<(), KafkaError> {
-        match self.held.take() {
-            Some(batch) => opened(&mut self.producer)?.send([(&self.log, batch)]),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     fn commit_all(&mut self, entries: &[LedgerEntry], progress: &mut Progress) -> Result<(), KafkaError> {
@@ -86,12 +84,11 @@ impl KafkaPublisher {
         producer.begin(&[&self.ledger])?;
         // The records' offsets are known before they are delivered, and looked at afterwards: the last progress counts.
         progress.log_end = if self.sent > 0 { self.first + self.sent } else { self.log_end };
-        let (mut batch, mut batch_len) = (producer.batch(), 0);
+        let mut batch = producer.batch();
         for entry in entries {
-            batch_len += add_entry(&mut batch, entry);
-            if batch_len > BATCH_LEN {
+            add_entry(&mut batch, entry);
+            if batch.len() > BATCH_LEN {
                 producer.send([(&self.ledger, std::mem::replace(&mut batch, producer.batch()))])?;
-                batch_len = 0;
             }
         }
         add_entry(&mut batch, &LedgerEntry::Progress(progress.clone()));
@@ -140,12 +137,8 @@ impl Publisher for KafkaPublisher {
         self.producer.as_mut().is_none_or(Producer::ready)
     }
 
-    fn send(&mut self, records: &RecordBatch, count: usize) -> Result<(), PublishError> {
-        Ok(self.send_all(records, count, false)?)
-    }
-
-    fn send_last(&mut self, records: &RecordBatch, count: usize) -> Result<(), PublishError> {
-        Ok(self.send_all(records, count, true)?)
+    fn append(&mut self, records: &RecordBatch, count: usize) -> Result<(), PublishError> {
+        Ok(self.append_all(records, count)?)
     }
 
     fn commit(&mut self, entries: &[LedgerEntry], progress: &mut Progress) -> Result<(), PublishError> {
@@ -157,11 +150,9 @@ fn opened(producer: &mut Option<Producer>) -> Result<&mut Producer, KafkaError> 
     producer.as_mut().ok_or_else(|| KafkaError::Unavailable("the publisher is not open".into()))
 }
 
-/// Adds a ledger record, and returns the length of its value.
-pub(crate) fn add_entry(batch: &mut Batch, entry: &LedgerEntry) -> usize {
-    let value = entry.value();
-    add_now(batch, Some(entry.key().as_bytes()), Some(&value));
-    value.len()
+/// Adds a ledger record.
+pub(crate) fn add_entry(batch: &mut Batch, entry: &LedgerEntry) {
+    add_now(batch, Some(entry.key().as_bytes()), Some(&entry.value()));
 }
 
 /// Adds a record of this moment.

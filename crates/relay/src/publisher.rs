@@ -65,14 +65,8 @@ pub trait Publisher {
     fn ready(&mut self) -> bool;
 
     /// Appends the first `count` records of `batch` to the open transaction; begins one when there is none. The
-    /// records' bytes are free for reuse when this returns.
-    fn send(&mut self, batch: &RecordBatch, count: usize) -> Result<(), PublishError>;
-
-    /// The same for what is the last of its transaction, and may go to the brokers together with what
-    /// [`commit`](Self::commit) adds.
-    fn send_last(&mut self, batch: &RecordBatch, count: usize) -> Result<(), PublishError> {
-        self.send(batch, count)
-    }
+    /// records' bytes are free for reuse when this returns; the last may go to the brokers with the commit only.
+    fn append(&mut self, batch: &RecordBatch, count: usize) -> Result<(), PublishError>;
 
     /// Commits the open transaction (or one of its own, when nothing was sent) with these entries and `progress`
     /// in the ledger. Sets `progress.log_end` to the offset after the log's last data record, this transaction's

@@ -30,7 +30,7 @@ const JOIN: Duration = Duration::from_millis(1);
 /// Bounds of the relay's work. Memory is about `send_bytes` plus the largest row, whatever a transaction's size.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Limits {
-    /// Records are handed to the publisher in pieces of about this many bytes.
+    /// Records are handed to the publisher in pieces of about this many bytes, which should fit a core's cache.
     pub send_bytes: usize,
     /// A Kafka transaction is committed at this many bytes, even inside a source transaction.
     pub commit_bytes: usize,
@@ -56,7 +56,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Limits {
-            send_bytes: 1 << 20,
+            send_bytes: 128 << 10,
             commit_bytes: 32 << 20,
             commit_interval: Duration::from_secs(1),
             busy_bytes: 128 << 10,
@@ -337,20 +337,17 @@ impl<'a> Relay<'a> {
         publisher: &mut dyn Publisher,
     ) -> Result<(), RelayError> {
         if bytes >= self.limits.send_bytes {
-            self.send(publisher, false)?;
+            self.send(publisher)?;
         }
         Ok(())
     }
 
-    /// Sends what is ready; `last` tells that its transaction is committed next.
-    fn send(&mut self, publisher: &mut dyn Publisher, last: bool) -> Result<(), RelayError> {
+    /// Sends what is ready.
+    fn send(&mut self, publisher: &mut dyn Publisher) -> Result<(), RelayError> {
         let (batch, ready) = self.assembler.ready();
         if ready > 0 {
             let bytes = batch.byte_len();
-            match last {
-                true => publisher.send_last(batch, ready)?,
-                false => publisher.send(batch, ready)?,
-            }
+            publisher.append(batch, ready)?;
             self.sent_records += ready as u64;
             self.sent_bytes += bytes;
             self.assembler.sent();
@@ -364,7 +361,7 @@ impl<'a> Relay<'a> {
         publisher: &mut dyn Publisher,
         control: &dyn Control,
     ) -> Result<(), RelayError> {
-        self.send(publisher, true)?;
+        self.send(publisher)?;
         let Reach { end_lsn, position, split } = self.assembler.reach();
         let now_us = self.clock.now_us();
         self.assembler.settle();

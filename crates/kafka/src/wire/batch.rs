@@ -72,6 +72,7 @@ pub(crate) struct Batch {
     body: Body,
     compression: Compression,
     count: i32,
+    len: usize,
     first_ms: i64,
     greatest_ms: i64,
     largest: Largest,
@@ -114,6 +115,8 @@ impl Frame {
     /// The magic number, the form of the blocks, and a checksum of that form.
     const HEADER: [u8; 7] = [0x04, 0x22, 0x4d, 0x18, 0x60, 0x40, 0x82];
     const BLOCK_LEN: usize = 64 << 10;
+    /// Room to have at least when a block is full, as there will be others.
+    const PACKED_LEN: usize = 256 << 10;
     /// Bit of a block's length: it is not compressed.
     const PLAIN: u32 = 1 << 31;
     /// How far LZ4 jumps where it finds nothing. Most of a batch is the same from record to record and found in long
@@ -131,6 +134,7 @@ impl Frame {
             let (now, rest) = bytes.split_at(bytes.len().min(Frame::BLOCK_LEN - self.block.len()));
             self.block.extend_from_slice(now);
             if self.block.len() == Frame::BLOCK_LEN {
+                self.to.reserve(Frame::PACKED_LEN.saturating_sub(self.to.len()));
                 self.end_block();
             }
             bytes = rest;
@@ -181,6 +185,7 @@ impl Batch {
             body,
             compression,
             count: 0,
+            len: 0,
             first_ms: 0,
             greatest_ms: i64::MIN,
             largest: Largest::default(),
@@ -191,6 +196,11 @@ impl Batch {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.count == 0
+    }
+
+    /// Bytes of its keys and values.
+    pub(crate) fn len(&self) -> usize {
+        self.len
     }
 
     /// A header of the record that is [added](Self::push) next; at most 63.
@@ -214,6 +224,7 @@ impl Batch {
             self.note_largest(record, len);
         }
         self.greatest_ms = self.greatest_ms.max(record.timestamp_ms);
+        self.len += len;
 
         // What stands before the value, what of the record comes behind that, and then before it all the whole length.
         let (headers, headers_count) = (&mut self.headers.0, std::mem::take(&mut self.headers.1));

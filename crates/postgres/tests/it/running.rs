@@ -35,7 +35,7 @@ impl Publisher for Nowhere {
         true
     }
 
-    fn send(&mut self, _: &RecordBatch, _: usize) -> Result<(), PublishError> {
+    fn append(&mut self, _: &RecordBatch, _: usize) -> Result<(), PublishError> {
         Ok(())
     }
 

@@ -214,7 +214,7 @@ impl Publisher for SimPublisher {
         self.looks >= self.broker.borrow().slots.len() as u32 % 5
     }
 
-    fn send(&mut self, batch: &RecordBatch, count: usize) -> Result<(), PublishError> {
+    fn append(&mut self, batch: &RecordBatch, count: usize) -> Result<(), PublishError> {
         for record in batch.iter().take(count) {
             self.fail()?;
             let mut headers = Vec::new();
