@@ -31,7 +31,7 @@ impl Process {
     pub(crate) fn new(config: Config) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             // HTTP and a few idle connections; the work is on threads of its own.
-            .worker_threads(2)
+            .worker_threads(1)
             .thread_name("tokio")
             .enable_all()
             .build()

@@ -17,6 +17,7 @@ use postgres_protocol::message::backend::{DataRowBody, Message};
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::runtime::Runtime;
 
 use crate::authentication::Login;
 use crate::config::{Config, Host, SslMode, Target, socket};
@@ -326,6 +327,12 @@ impl ReplicationConnection {
     fn misunderstood(&self, what: &str) -> ConnectionError {
         self.io(io::Error::new(io::ErrorKind::InvalidData, what.to_owned()))
     }
+}
+
+/// What drives a connection that has a thread of its own. While that thread sleeps, nothing that arrives wakes anybody,
+/// which a runtime's driver does on another thread, for every few kilobytes.
+pub(crate) fn runtime() -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
 /// A connection that streams: the socket, and what has been read of it.

@@ -18,14 +18,14 @@ use relay::{
     Confirmed, Heartbeat, PublishedTable, ReadRequest, RelayError, Round, RoundEvent, RowChange, Source,
     SourceError, SourceState, WalEvent,
 };
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, Runtime};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 
 use crate::catalog;
 use crate::config::{Config, Target};
-use crate::connection::ReplicationConnection;
+use crate::connection::{self, ReplicationConnection};
 use crate::error::ConnectionError;
 use crate::keys;
 use crate::preconditions::{self, Slot};
@@ -84,8 +84,8 @@ pub struct PostgresSource {
     target: Target,
     options: SourceOptions,
     client: Client,
-    /// Logged in and not yet streaming.
-    replication: Option<ReplicationConnection>,
+    /// Logged in and not yet streaming, and what drives it.
+    replication: Option<(Runtime, ReplicationConnection)>,
     stream: Option<ReplicationStream>,
     /// Number of columns of each relation that this session has announced.
     relations: HashMap<u32, usize>,
@@ -171,23 +171,25 @@ impl PostgresSource {
     }
 
     /// The connection that will stream.
-    fn replication(&mut self) -> Result<ReplicationConnection, SourceError> {
-        match self.replication.take() {
-            Some(connection) => Ok(connection),
-            None => Ok(self.runtime.block_on(ReplicationConnection::connect_to(&self.target))?),
+    fn replication(&mut self) -> Result<(Runtime, ReplicationConnection), SourceError> {
+        if let Some(known) = self.replication.take() {
+            return Ok(known);
         }
+        let runtime = connection::runtime().map_err(|error| SourceError::Unavailable(error.to_string()))?;
+        let connection = runtime.block_on(ReplicationConnection::connect_to(&self.target))?;
+        Ok((runtime, connection))
     }
 
     /// Which history the server has, and how far: what [`Source::state`] gives but for the slot, which may be gone.
     pub fn history(&mut self, ledger: &Timeline) -> Result<SourceState, SourceError> {
-        let mut replication = self.replication()?;
-        let (timeline, _) = self.runtime.block_on(replication.identify_system())?;
+        let (runtime, mut replication) = self.replication()?;
+        let (timeline, _) = runtime.block_on(replication.identify_system())?;
         let switch_point = if timeline.system_id == ledger.system_id && timeline.timeline != ledger.timeline {
-            self.runtime.block_on(replication.switch_point(timeline.timeline, ledger.timeline))?
+            runtime.block_on(replication.switch_point(timeline.timeline, ledger.timeline))?
         } else {
             None
         };
-        self.replication = Some(replication);
+        self.replication = Some((runtime, replication));
         let row = self.query(self.client.query_opt(HEARTBEAT, &[&self.options.heartbeat]))?;
         let heartbeat = match row {
             Some(row) => Heartbeat {
@@ -359,16 +361,16 @@ impl Source for PostgresSource {
     fn start(&mut self, from: Lsn) -> Result<(), SourceError> {
         let options = &self.options;
         self.query(preconditions::publication(&self.client, &options.publication, &options.tables))??;
-        let mut replication = self.replication()?;
-        let patience = self.runtime.block_on(replication.wal_sender_timeout())?;
+        let (runtime, mut replication) = self.replication()?;
+        let patience = runtime.block_on(replication.wal_sender_timeout())?;
         let (slot, publication) = (&self.options.slot, &self.options.publication);
-        let streaming = self
-            .runtime
+        let streaming = runtime
             .block_on(replication.start_replication(slot, publication, from))
             .map_err(|error| self.not_started(error))?;
         tracing::info!(server = %self.target, slot, %from, "streaming");
         self.relations.clear();
-        self.stream = Some(ReplicationStream::spawn(&self.runtime, from, streaming, patience));
+        let stream = ReplicationStream::spawn(runtime, from, streaming, patience);
+        self.stream = Some(stream.map_err(|error| SourceError::Unavailable(error.to_string()))?);
         Ok(())
     }
 

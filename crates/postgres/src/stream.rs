@@ -1,7 +1,7 @@
-//! The task that owns a streaming socket: reads what the server sends, tells it how far we are.
+//! The thread that owns a streaming socket: reads what the server sends, tells it how far we are.
 //!
 //! Two duties that must not wait for each other. *Reading* hands whole pieces of the stream to the consumer, at
-//! most [`MAX_IN_FLIGHT`] bytes ahead of it; when the consumer is slow the task stops reading, and TCP makes the
+//! most [`MAX_IN_FLIGHT`] bytes ahead of it; when the consumer is slow the thread stops reading, and TCP makes the
 //! server wait. *Answering* goes on all the same: a status update follows every acknowledgement, every request
 //! of the server, and otherwise a timer, so the link lives while the consumer sleeps.
 //!
@@ -11,7 +11,7 @@
 //! *Zero-copy*: a piece is one `Bytes` of many messages as they came; walking it costs five bytes of header each.
 //!
 //! *Under load* the server wakes the receiver for every row, which costs it more than the row. So after
-//! [`BUSY_READS`] small reads in quick succession the task rests a moment before each further one. A transaction
+//! [`BUSY_READS`] small reads in quick succession the thread sleeps a moment before each further one. A transaction
 //! that comes alone is never delayed.
 
 use std::io;
@@ -24,7 +24,7 @@ use change::Lsn;
 use postgres_protocol::message::backend::Message;
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::runtime::Handle;
+use tokio::runtime::Runtime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -94,13 +94,14 @@ pub(crate) struct ReplicationStream {
 }
 
 impl ReplicationStream {
-    /// Gives the socket to a task of its own. It ends with the connection, or when the stream is dropped.
+    /// Gives the socket, and the runtime in which it was opened, to a thread of its own. It ends with the connection, or
+    /// when the stream is dropped.
     pub(crate) fn spawn(
-        runtime: &Handle,
+        runtime: Runtime,
         from: Lsn,
         streaming: Streaming,
         server_timeout: Option<Duration>,
-    ) -> Self {
+    ) -> io::Result<Self> {
         let (sender, arrivals) = sync_channel(MAX_PIECES);
         let (acknowledged, watch) = watch::channel(Lsn::ZERO);
         let task = Task {
@@ -117,15 +118,16 @@ impl ReplicationStream {
         // A third of the server's patience leaves room for two that come late.
         let period = server_timeout.map_or(STATUS_INTERVAL, |patience| STATUS_INTERVAL.min(patience / 3));
         let server = streaming.server;
-        runtime.spawn(async move {
-            if let Err(end) = task.run(&sender, watch, period.max(Duration::from_millis(10))).await {
+        std::thread::Builder::new().name("wal".into()).spawn(move || {
+            let run = task.run(&sender, watch, period.max(Duration::from_millis(10)));
+            if let Err(end) = runtime.block_on(run) {
                 let error = end.into_error(server);
                 tracing::debug!(%error, "replication stream ended");
                 // Pieces hold a permit each, so the last place is always free; without a consumer nobody cares.
                 let _ = sender.try_send(Arrival::End(error));
             }
-        });
-        ReplicationStream { arrivals, acknowledged: Some(acknowledged), ended: false }
+        })?;
+        Ok(ReplicationStream { arrivals, acknowledged: Some(acknowledged), ended: false })
     }
 
     /// The next piece; `None` when there is none within `timeout`.
@@ -287,7 +289,8 @@ impl Task {
 async fn read(socket: &mut Box<dyn Socket>, input: &mut BytesMut, pace: &mut Pace) -> io::Result<()> {
     let rested = pace.busy();
     if rested {
-        tokio::time::sleep(REST).await;
+        // Not a timer's: the runtime would be woken by what arrives.
+        std::thread::sleep(REST);
     }
     match socket.read_buf(input).await? {
         0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection")),

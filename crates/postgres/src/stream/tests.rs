@@ -30,7 +30,13 @@ impl Server {
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (socket, client) = duplex(1 << 16);
         let streaming = Streaming { socket: Box::new(client), input: BytesMut::new(), server: "test".into() };
-        let stream = ReplicationStream::spawn(runtime.handle(), Lsn(from), streaming, Some(patience));
+        let stream = ReplicationStream::spawn(
+            crate::connection::runtime().unwrap(),
+            Lsn(from),
+            streaming,
+            Some(patience),
+        )
+        .unwrap();
         (Server { runtime, socket }, stream)
     }
 
