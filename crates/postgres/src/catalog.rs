@@ -14,9 +14,9 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Row};
 
 use crate::config::{ChannelBinding, Config, ConfigError, Host, Target};
-use crate::connection::{attempts, session_options};
 use crate::error::ConnectionError;
 use crate::plan::Table;
+use crate::session::{attempts, session_options};
 use crate::tls::Tls;
 
 /// Resolves columns given as parallel arrays ($2 names, $3 types, $4 type modifiers) of relation $1, whose key is the

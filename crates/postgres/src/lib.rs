@@ -4,12 +4,13 @@
 //! | --- | --- |
 //! | [`config`] | connection strings, environment and files as libpq users expect them |
 //! | [`tls`] | what `sslmode` means |
-//! | [`connection`] | logging in for replication, and its commands |
+//! | `session` | logging in and running commands in Postgres' own protocol |
+//! | [`connection`] | the commands of replication |
 //! | `stream` | the streaming socket: reading ahead within bounds, answering always |
 //! | [`catalog`] | SQL connections, and tables as rows of the stream need them |
 //! | [`check`] | what must hold before a pipeline can be set up
 //! | [`setup`] | making it: publication, heartbeat table, slot
-//! | `rounds`, `copy` | chunks of tables under a shared snapshot
+//! | `rounds`, `copy_out`, `copy` | chunks of tables under a shared snapshot
 //! | [`source`] | all of it as the relay's `Source` |
 //!
 //! *Invariant:* nothing here decides what is in the log; the relay does. Nothing acknowledges but what it was told.
@@ -21,12 +22,14 @@ pub mod config;
 pub mod connection;
 mod conninfo;
 mod copy;
+mod copy_out;
 mod error;
 mod keys;
 mod passfile;
 pub mod plan;
 mod preconditions;
 mod rounds;
+mod session;
 pub mod setup;
 pub mod source;
 mod stream;

@@ -9,37 +9,34 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
 use change::{Key, Lsn, Read, Snapshot, Storage, TableSchema};
-use memchr::memchr;
 use relay::{PublishedTable, ReadRequest, RelayError, Round, RoundEvent, SourceError};
-use tokio::sync::mpsc;
-use tokio_postgres::error::{DbError, SqlState};
+use tokio::runtime::Handle;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error};
 
 use crate::catalog;
 use crate::config::Target;
 use crate::copy::RowReader;
-use crate::error::failed;
+use crate::copy_out::{self, CopyOut, CopySession, Free};
+use crate::error::{ConnectionError, failed};
 use crate::keys::{self, KeySql};
 use crate::plan::{self, quote, quote_literal};
+use crate::session::Running;
 use crate::tls::Tls;
 
 /// How long a round waits for a table's lock: a statement that rewrites it holds it, or waits for it before us.
 const LOCK_TIMEOUT: &str = "2s";
 /// How long a connection waits for the locks of all tables of a round, while the stream pauses.
 const LOCKS_TIMEOUT: &str = "5s";
+/// How long a connection may take for a command, once the locks are there; much more than it needs.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a connection may take to end its part of a round.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
 /// Connections are kept for so long after a round.
 const REST: Duration = Duration::from_secs(30);
-/// Rows are handed over in pieces of this size.
-const PIECE_BYTES: usize = 256 << 10;
-/// Pieces of a chunk that may wait to be taken.
-const PIECES_AHEAD: usize = 64;
 /// Rows of a chunk where nothing is known of their size.
 const ROWS_FIRST: u64 = 1_000;
 /// Rows of a chunk at most.
@@ -80,36 +77,22 @@ ORDER BY m.relid";
 
 /// Connections for rounds, and what earlier rounds have taught.
 pub(crate) struct Rounds {
+    runtime: Handle,
+    target: Target,
     tls: Tls,
-    clients: Vec<Client>,
+    /// Takes the snapshot, and describes what the others read.
+    leader: Option<Client>,
+    readers: Vec<Reader>,
     used: Instant,
     /// Bytes of a row on average, by table.
     row_bytes: HashMap<u32, u64>,
     free: Free,
 }
 
-/// Pieces that were read, to be filled again: memory that is given back is cleared before it is had again.
-#[derive(Clone, Default)]
-struct Free(Arc<Mutex<Vec<BytesMut>>>);
-
-impl Free {
-    fn pieces(&self) -> MutexGuard<'_, Vec<BytesMut>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A piece with room for `len` bytes at least.
-    fn take(&self, len: usize) -> BytesMut {
-        let mut piece = self.pieces().pop().unwrap_or_else(|| BytesMut::with_capacity(PIECE_BYTES));
-        piece.clear();
-        piece.reserve(len);
-        piece
-    }
-
-    fn give(&self, piece: BytesMut) {
-        if piece.capacity() <= PIECE_BYTES {
-            self.pieces().push(piece);
-        }
-    }
+struct Reader {
+    /// `None` while it copies.
+    session: Option<CopySession>,
+    running: Running,
 }
 
 /// What a round reads of one table.
@@ -146,24 +129,32 @@ pub(crate) async fn visible(client: &Client) -> Result<Snapshot, SourceError> {
 }
 
 impl Rounds {
-    pub(crate) fn new(tls: Tls) -> Self {
+    pub(crate) fn new(runtime: &Handle, target: &Target, tls: Tls) -> Self {
         Rounds {
+            runtime: runtime.clone(),
+            target: target.clone(),
             tls,
-            clients: Vec::new(),
+            leader: None,
+            readers: Vec::new(),
             used: Instant::now(),
             row_bytes: HashMap::new(),
             free: Free::default(),
         }
     }
 
-    /// Has so many connections to the server; fewer, but one, where it grants no more.
-    pub(crate) async fn connect(&mut self, target: &Target, count: usize) -> Result<(), SourceError> {
+    /// Has so many connections to the server that read; fewer, but one, where it grants no more.
+    pub(crate) fn connect(&mut self, count: usize) -> Result<(), SourceError> {
         self.used = Instant::now();
-        self.clients.retain(|client| !client.is_closed());
-        while self.clients.len() < count.max(1) {
-            match catalog::connect_to(target).await {
-                Ok(client) => self.clients.push(client),
-                Err(error) if self.clients.is_empty() => return Err(error.into()),
+        if self.leader.as_ref().is_none_or(Client::is_closed) {
+            self.leader = Some(self.runtime.block_on(catalog::connect_to(&self.target))?);
+        }
+        while self.readers.len() < count.max(1) {
+            match CopySession::connect(&self.target) {
+                Ok(session) => {
+                    let running = session.running();
+                    self.readers.push(Reader { session: Some(session), running });
+                }
+                Err(error) if self.readers.is_empty() => return Err(error.into()),
                 Err(error) => {
                     tracing::debug!(%error, "a snapshot goes on with fewer connections");
                     break;
@@ -176,24 +167,46 @@ impl Rounds {
     /// Gives the connections back when there was no round for a while.
     pub(crate) fn rest(&mut self) {
         if self.used.elapsed() >= REST {
-            self.clients.clear();
+            self.leader = None;
+            self.readers.clear();
             self.free = Free::default();
         }
     }
 
+    fn leader(&self) -> Result<&Client, SourceError> {
+        let gone = || SourceError::Unavailable("there is no connection to read tables with".into());
+        self.leader.as_ref().ok_or_else(gone)
+    }
+
+    /// Has every reader run a command.
+    fn command(&mut self, command: &str) -> Result<(), ConnectionError> {
+        let sessions = self.readers.iter_mut().filter_map(|reader| reader.session.as_mut());
+        sessions.into_iter().try_for_each(|session| session.command(command, COMMAND_TIMEOUT))
+    }
+
     /// Leaves the connections, with whatever runs there.
-    async fn abandon(&mut self) {
-        for client in std::mem::take(&mut self.clients) {
-            let cancel = client.cancel_token();
-            let cancelled = tokio::time::timeout(END_TIMEOUT, cancel.cancel_query(self.tls.clone())).await;
+    fn abandon(&mut self) {
+        let readers = std::mem::take(&mut self.readers);
+        let leader = self.leader.take();
+        self.runtime.block_on(async {
+            let cancel = async {
+                for Reader { running, .. } in &readers {
+                    running.cancel(&self.target).await.map_err(|error| error.to_string())?;
+                }
+                match leader.map(|leader| leader.cancel_token()) {
+                    Some(token) => token.cancel_query(self.tls.clone()).await.map_err(|e| e.to_string()),
+                    None => Ok(()),
+                }
+            };
+            let cancelled = tokio::time::timeout(END_TIMEOUT, cancel).await;
             if !matches!(cancelled, Ok(Ok(()))) {
                 tracing::debug!("a chunk could not be cancelled; its connection ends with it");
             }
-        }
+        });
     }
 
     /// Begins a round: locks, then the snapshot, then the others join it. `Err(reason)` where a lock is not to be had.
-    async fn begin(&self, tables: &[Table]) -> Result<Result<Begun, String>, SourceError> {
+    fn begin(&mut self, tables: &[Table]) -> Result<Result<Begun, String>, SourceError> {
         let list: Vec<&str> = tables.iter().map(|table| table.sql.as_str()).collect();
         let list = list.join(", ");
         let begin = format!(
@@ -201,46 +214,61 @@ impl Rounds {
              SET LOCAL statement_timeout = '{LOCKS_TIMEOUT}'; LOCK TABLE {list} IN ACCESS SHARE MODE; \
              SET LOCAL statement_timeout = 0"
         );
-        for client in &self.clients {
-            let Err(error) = client.batch_execute(&begin).await else { continue };
-            let said = error.as_db_error().map(DbError::message).unwrap_or_default();
-            return match error.code() {
-                Some(&SqlState::QUERY_CANCELED) => Ok(Err(format!("waiting for the lock of {list}"))),
-                _ if catalog::locked(&error) => Ok(Err(format!("waiting for the lock of {list}"))),
-                Some(&SqlState::UNDEFINED_TABLE) => Ok(Err("a table was dropped".into())),
-                Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
-                    Ok(Err(format!("{said}: GRANT the role SELECT on it (`millrace check` prints how)")))
-                }
-                _ => Err(failed("cannot lock the tables to read", &error)),
-            };
-        }
-        let Some((leader, followers)) = self.clients.split_first() else {
-            return Err(SourceError::Unavailable("there is no connection to read tables with".into()));
-        };
+        let runtime = self.runtime.clone();
         let at = |error: &Error| failed("cannot take a snapshot", error);
-        let taken = "SELECT pg_catalog.pg_current_snapshot()::text, pg_catalog.pg_export_snapshot()";
-        let row = leader.query_one(taken, &[]).await.map_err(|e| at(&e))?;
-        let snapshot = parse(row.get(0))?;
-        let import = format!("SET TRANSACTION SNAPSHOT {}", quote_literal(row.get(1)));
-        for follower in followers {
-            follower.batch_execute(&import).await.map_err(|e| at(&e))?;
+        let leader = self.leader()?;
+        let led = runtime.block_on(answered(async { Ok(leader.batch_execute(&begin).await) }))?;
+        let led = led.map_err(|error| ConnectionError::from_client("cannot lock the tables to read", &error));
+        if let Err(error) = led.and_then(|()| self.command(&begin)) {
+            return not_locked(error, &list).map(Err);
         }
-        let row = leader.query_one("SELECT pg_catalog.pg_current_wal_insert_lsn()::text", &[]).await;
-        let until: String = row.map_err(|e| at(&e))?.get(0);
+        let leader = self.leader()?;
+        let taken = "SELECT pg_catalog.pg_current_snapshot()::text, pg_catalog.pg_export_snapshot()";
+        let row =
+            runtime.block_on(answered(async { leader.query_one(taken, &[]).await.map_err(|e| at(&e)) }))?;
+        let snapshot = parse(row.get(0))?;
+        self.command(&format!("SET TRANSACTION SNAPSHOT {}", quote_literal(row.get(1))))?;
+        let leader = self.leader()?;
+        let end = "SELECT pg_catalog.pg_current_wal_insert_lsn()::text";
+        let row =
+            runtime.block_on(answered(async { leader.query_one(end, &[]).await.map_err(|e| at(&e)) }))?;
+        let until: String = row.get(0);
         let until = until.parse().map_err(|error| SourceError::Unavailable(format!("{error}")))?;
         Ok(Ok(Begun { snapshot, until }))
     }
 
     /// Ends the round's transactions. What still runs there is ended with its connection.
-    async fn end(&mut self) {
-        let mut kept = Vec::new();
-        for client in std::mem::take(&mut self.clients) {
-            let ended = tokio::time::timeout(END_TIMEOUT, client.batch_execute("ROLLBACK")).await;
-            if matches!(ended, Ok(Ok(()))) {
-                kept.push(client);
+    fn end(&mut self) {
+        if let Some(leader) = self.leader.take() {
+            let rollback =
+                async { tokio::time::timeout(END_TIMEOUT, leader.batch_execute("ROLLBACK")).await };
+            if matches!(self.runtime.block_on(rollback), Ok(Ok(()))) {
+                self.leader = Some(leader);
             }
         }
-        self.clients = kept;
+        self.readers.retain_mut(|reader| {
+            let session = reader.session.as_mut();
+            session.is_some_and(|session| session.command("ROLLBACK", END_TIMEOUT).is_ok())
+        });
+    }
+}
+
+/// Why tables are not locked, where that may change.
+fn not_locked(error: ConnectionError, list: &str) -> Result<String, SourceError> {
+    let Some(server) = error.server_error() else { return Err(error.into()) };
+    let is = |state: &SqlState| server.code == state.code();
+    if [SqlState::QUERY_CANCELED, SqlState::LOCK_NOT_AVAILABLE, SqlState::T_R_DEADLOCK_DETECTED]
+        .iter()
+        .any(is)
+    {
+        Ok(format!("waiting for the lock of {list}"))
+    } else if is(&SqlState::UNDEFINED_TABLE) {
+        Ok("a table was dropped".into())
+    } else if is(&SqlState::INSUFFICIENT_PRIVILEGE) {
+        let said = &server.message;
+        Ok(format!("{said}: GRANT the role SELECT on it (`millrace check` prints how)"))
+    } else {
+        Err(error.into())
     }
 }
 
@@ -251,7 +279,9 @@ struct Begun {
 
 /// A part of a table that one connection reads.
 struct Chunk {
-    pieces: mpsc::Receiver<Result<BytesMut, Error>>,
+    /// Which of the readers.
+    place: usize,
+    copy: CopyOut,
     /// Its rows, unless the table ends before; `None` where nobody knows.
     limit: Option<u64>,
 }
@@ -261,7 +291,6 @@ pub(crate) type Deliver<'a> = &'a mut dyn FnMut(RoundEvent<'_>) -> Result<(), Re
 
 /// Reads a round; see [`relay::Source::read`]. Called on a thread that is not the runtime's.
 pub(crate) fn read(
-    runtime: &tokio::runtime::Handle,
     rounds: &mut Rounds,
     publication: &str,
     requests: &[ReadRequest],
@@ -269,12 +298,13 @@ pub(crate) fn read(
     accept: &mut dyn FnMut(&Snapshot) -> bool,
     deliver: Deliver<'_>,
 ) -> Result<Round, RelayError> {
-    ending(runtime, rounds, |rounds| {
-        let tables = runtime.block_on(answered(names(rounds, requests)))?;
+    ending(rounds, |rounds| {
+        let runtime = rounds.runtime.clone();
+        let tables = runtime.block_on(answered(names(rounds.leader()?, requests)))?;
         if tables.len() < requests.len() {
             return Ok(Round::NotNow("a table was dropped".into()));
         }
-        let Begun { snapshot, until } = match runtime.block_on(answered(rounds.begin(&tables)))? {
+        let Begun { snapshot, until } = match rounds.begin(&tables)? {
             Ok(begun) => begun,
             Err(reason) => return Ok(Round::NotNow(reason)),
         };
@@ -283,7 +313,7 @@ pub(crate) fn read(
         }
         let mut described = Vec::new();
         for (table, request) in tables.iter().zip(requests) {
-            let now = match runtime.block_on(answered(describe(&rounds.clients, publication, table)))? {
+            let now = match runtime.block_on(answered(describe(rounds.leader()?, publication, table)))? {
                 Ok(now) => now,
                 Err(reason) => return Ok(Round::NotNow(reason)),
             };
@@ -294,13 +324,16 @@ pub(crate) fn read(
             }
             described.push(now);
         }
+        // Where the leader has found the operators of the keys, the readers do.
+        let path = runtime.block_on(answered(search_path(rounds.leader()?)))?;
+        let same = format!("SELECT pg_catalog.set_config('search_path', {}, true)", quote_literal(&path));
+        rounds.command(&same).map_err(SourceError::from)?;
         let mut bytes = 0;
         for ((table, request), described) in tables.iter().zip(requests).zip(described) {
             if bytes >= budget && bytes > 0 {
                 break;
             }
-            let mut reading =
-                TableReading { runtime, rounds, table, budget: (budget - bytes).max(1), bytes: 0 };
+            let mut reading = TableReading { rounds, table, budget: (budget - bytes).max(1), bytes: 0 };
             reading.read(request, described, deliver)?;
             bytes += reading.bytes;
         }
@@ -310,15 +343,14 @@ pub(crate) fn read(
 
 /// Does a round's work and ends its transactions, whatever came of it.
 fn ending(
-    runtime: &tokio::runtime::Handle,
     rounds: &mut Rounds,
     work: impl FnOnce(&mut Rounds) -> Result<Round, RelayError>,
 ) -> Result<Round, RelayError> {
     let taken = work(rounds);
     if taken.is_err() {
-        runtime.block_on(rounds.abandon());
+        rounds.abandon();
     }
-    runtime.block_on(rounds.end());
+    rounds.end();
     taken
 }
 
@@ -328,8 +360,7 @@ async fn answered<T>(asked: impl Future<Output = Result<T, SourceError>>) -> Res
 }
 
 /// The tables as SQL; fewer than asked for when one was dropped.
-async fn names(rounds: &Rounds, requests: &[ReadRequest]) -> Result<Vec<Table>, SourceError> {
-    let Some(client) = rounds.clients.first() else { return Ok(Vec::new()) };
+async fn names(client: &Client, requests: &[ReadRequest]) -> Result<Vec<Table>, SourceError> {
     let mut tables = Vec::new();
     for ReadRequest { relation, .. } in requests {
         let name = catalog::name_of(client, *relation).await;
@@ -349,13 +380,12 @@ struct Described {
 
 /// Looks at a table under the round's snapshot; `Err(reason)` where its rows cannot be told rightly now.
 async fn describe(
-    clients: &[Client],
+    leader: &Client,
     publication: &str,
     table: &Table,
 ) -> Result<Result<Described, String>, SourceError> {
     let at = |error: &Error| failed("cannot describe a table", error);
     let gone = || SourceError::Unavailable(format!("table {} was dropped or renamed", table.sql));
-    let leader = clients.first().ok_or_else(gone)?;
     let schema = catalog::schema_of(leader, table.relation).await.map_err(|e| at(&e))?;
     // The lock was taken by name.
     let named = |schema: &TableSchema| plan::Table::of(schema).only() == table.sql;
@@ -366,19 +396,22 @@ async fn describe(
         let name = schema.full_name();
         return Ok(Err(format!("row security hides rows of {name} from the role: ALTER ROLE ... BYPASSRLS")));
     }
-    for client in clients {
-        let found = catalog::find_operators(client, &keys::types_of(&schema)).await;
-        if let Err(schemas) = found.map_err(|e| at(&e))? {
-            return Ok(Err(keys::hidden(&schema.full_name(), &schemas)));
-        }
+    let found = catalog::find_operators(leader, &keys::types_of(&schema)).await;
+    if let Err(schemas) = found.map_err(|e| at(&e))? {
+        return Ok(Err(keys::hidden(&schema.full_name(), &schemas)));
     }
     let storage = catalog::storage(leader, table.relation).await.map_err(|e| at(&e))?;
     let key = KeySql::of(leader, &schema).await.map_err(|e| at(&e))?;
     Ok(Ok(Described { schema, storage, key }))
 }
 
+/// Where the leader looks for what is named without a schema.
+async fn search_path(leader: &Client) -> Result<String, SourceError> {
+    let row = leader.query_one("SELECT pg_catalog.current_setting('search_path')", &[]).await;
+    Ok(row.map_err(|error| failed("cannot describe a table", &error))?.get(0))
+}
+
 struct TableReading<'a> {
-    runtime: &'a tokio::runtime::Handle,
     rounds: &'a mut Rounds,
     table: &'a Table,
     budget: u64,
@@ -400,15 +433,15 @@ impl TableReading<'_> {
         if !request.keys.is_empty() && !key.is_empty() {
             let list: Vec<String> = request.keys.iter().map(|one| key.row_of(one)).collect();
             let sql = format!("{select} WHERE {} IN ({})", key.row(), list.join(", "));
-            let mut chunk = self.chunk(0, sql, None);
-            self.rows(&mut chunk, count, &[], u64::MAX, deliver)?;
+            let chunk = self.chunk(0, sql, None)?;
+            self.rows(chunk, count, &[], u64::MAX, deliver)?;
         }
         let end = if request.only_keys {
             Read::All
         } else if key.is_empty() {
             // Nothing tells one part of it from another (h25).
-            let mut chunk = self.chunk(0, select, None);
-            self.rows(&mut chunk, count, &[], u64::MAX, deliver)?;
+            let chunk = self.chunk(0, select, None)?;
+            self.rows(chunk, count, &[], u64::MAX, deliver)?;
             Read::All
         } else {
             self.range(&select, &key, &places, count, request.after.as_ref(), deliver)?
@@ -426,11 +459,11 @@ impl TableReading<'_> {
         after: Option<&Key>,
         deliver: Deliver<'_>,
     ) -> Result<Read, RelayError> {
-        let connections = self.rounds.clients.len() as u64;
+        let connections = self.rounds.readers.len() as u64;
         let known = self.rounds.row_bytes.get(&self.table.relation);
         let rows =
             known.map_or(ROWS_FIRST, |each| (self.budget / connections / each.max(&1)).clamp(1, ROWS_MAX));
-        let borders = self.runtime.block_on(self.borders(key, after, rows, connections - 1))?;
+        let borders = self.rounds.runtime.block_on(self.borders(key, after, rows, connections - 1))?;
         let mut lower = after.cloned();
         let mut chunks = Vec::new();
         let uppers = borders.into_iter().map(Some).chain([None]);
@@ -450,16 +483,16 @@ impl TableReading<'_> {
                 key.columns(),
             );
             lower = upper;
-            chunks.push(self.chunk(place, sql, Some(rows)));
+            chunks.push(self.chunk(place, sql, Some(rows))?);
         }
         let most = self.budget.saturating_mul(OVERRUN);
         let mut last = after.cloned();
-        for mut chunk in chunks {
-            let (count, key, whole) = self.rows(&mut chunk, columns, places, most, deliver)?;
+        for chunk in chunks {
+            let (count, key, whole) = self.rows(chunk, columns, places, most, deliver)?;
             last = key.or(last);
             if !whole {
                 // The rows are larger than those before; what the other connections read is read again.
-                self.runtime.block_on(self.rounds.abandon());
+                self.rounds.abandon();
                 break;
             }
             if count < rows {
@@ -489,7 +522,7 @@ impl TableReading<'_> {
                     .unwrap_or_default(),
                 rows - 1
             );
-            let line = copy_line(&self.rounds.clients[0], &sql).await;
+            let line = copy_line(self.rounds.leader()?, &sql).await;
             let Some(line) = line.map_err(|error| failed("cannot divide a table", &error))? else { break };
             let mut reader = RowReader::default();
             let tuple = reader.read(&line, key.len()).map_err(|error| unreadable(&error))?;
@@ -500,26 +533,20 @@ impl TableReading<'_> {
     }
 
     /// Begins to read on one of the connections.
-    fn chunk(&self, place: usize, select: String, limit: Option<u64>) -> Chunk {
-        let (sender, pieces) = mpsc::channel(PIECES_AHEAD);
-        let free = self.rounds.free.clone();
-        let client = &self.rounds.clients[place];
-        let sql = format!("COPY ({select}) TO STDOUT");
-        // The request is on its way before the task is spawned; the stream owns what it needs.
-        let request = self.runtime.block_on(client.copy_out(sql.as_str()));
-        self.runtime.spawn(async move {
-            if let Err(error) = pump(request, &sender, &free).await {
-                // The receiver may be gone, and then nobody cares.
-                let _ = sender.send(Err(error)).await;
-            }
-        });
-        Chunk { pieces, limit }
+    fn chunk(&mut self, place: usize, select: String, limit: Option<u64>) -> Result<Chunk, SourceError> {
+        let session = self.rounds.readers.get_mut(place).and_then(|reader| reader.session.take());
+        let copy = match session {
+            Some(session) => session.copy(&select, self.rounds.free.clone()),
+            None => Err(std::io::ErrorKind::NotConnected.into()),
+        };
+        let failed = |error| SourceError::Unavailable(format!("cannot read a table: {error}"));
+        Ok(Chunk { place, copy: copy.map_err(failed)?, limit })
     }
 
     /// Gives the rows of a chunk. Returns their number, the last one's key, and whether these were all.
     fn rows(
         &mut self,
-        chunk: &mut Chunk,
+        chunk: Chunk,
         columns: usize,
         key: &[usize],
         most: u64,
@@ -528,12 +555,11 @@ impl TableReading<'_> {
         let mut reader = RowReader::default();
         let (mut rows, mut last) = (0, None);
         let begun = self.bytes;
-        while let Some(piece) = chunk.pieces.blocking_recv() {
-            let piece = piece.map_err(|error| failed("cannot read a table", &error))?;
-            let mut rest = &piece[..];
-            while let Some(end) = memchr(b'\n', rest) {
-                let line = &rest[..end];
-                rest = &rest[end + 1..];
+        while let Ok(piece) = chunk.copy.pieces.recv() {
+            let piece = piece.map_err(SourceError::from)?;
+            let mut messages = &piece[..];
+            while let Some((line, rest)) = copy_out::row(messages) {
+                messages = rest;
                 let tuple = reader.read(line, columns).map_err(|error| unreadable(&error))?.as_tuple();
                 deliver(RoundEvent::Row(tuple))?;
                 rows += 1;
@@ -549,6 +575,8 @@ impl TableReading<'_> {
             }
             self.rounds.free.give(piece);
         }
+        let ended = || SourceError::Unavailable("reading a table ended before its end".into());
+        self.rounds.readers[chunk.place].session = Some(chunk.copy.finish().ok_or_else(ended)?);
         self.learn(rows, self.bytes - begun);
         Ok((rows, last, true))
     }
@@ -558,31 +586,6 @@ impl TableReading<'_> {
             self.rounds.row_bytes.insert(self.table.relation, each.max(1));
         }
     }
-}
-
-/// Collects rows into pieces, each of whole lines.
-async fn pump(
-    request: Result<tokio_postgres::CopyOutStream, Error>,
-    sender: &mpsc::Sender<Result<BytesMut, Error>>,
-    free: &Free,
-) -> Result<(), Error> {
-    use futures_util::StreamExt as _;
-    let mut rows = pin!(request?);
-    let mut piece = BytesMut::new();
-    while let Some(row) = rows.next().await {
-        let row = row?;
-        if piece.len() + row.len() > piece.capacity() {
-            let full = std::mem::replace(&mut piece, free.take(row.len()));
-            if !full.is_empty() && sender.send(Ok(full)).await.is_err() {
-                return Ok(());
-            }
-        }
-        piece.extend_from_slice(&row);
-    }
-    if !piece.is_empty() {
-        let _ = sender.send(Ok(piece)).await;
-    }
-    Ok(())
 }
 
 /// The first line of a COPY.

@@ -25,11 +25,12 @@ use tokio_postgres::types::ToSql;
 
 use crate::catalog;
 use crate::config::{Config, Target};
-use crate::connection::{self, ReplicationConnection};
+use crate::connection::ReplicationConnection;
 use crate::error::ConnectionError;
 use crate::keys;
 use crate::preconditions::{self, Slot};
 use crate::rounds::{self, Rounds};
+use crate::session;
 use crate::stream::{Frame, ReplicationStream};
 use crate::tls::Tls;
 
@@ -101,7 +102,7 @@ impl PostgresSource {
         let tls = Tls::new(&target.ssl).map_err(ConnectionError::from)?;
         let source = PostgresSource {
             runtime: runtime.clone(),
-            rounds: Rounds::new(tls),
+            rounds: Rounds::new(runtime, &target, tls),
             target,
             options,
             client,
@@ -175,7 +176,7 @@ impl PostgresSource {
         if let Some(known) = self.replication.take() {
             return Ok(known);
         }
-        let runtime = connection::runtime().map_err(|error| SourceError::Unavailable(error.to_string()))?;
+        let runtime = session::runtime().map_err(|error| SourceError::Unavailable(error.to_string()))?;
         let connection = runtime.block_on(ReplicationConnection::connect_to(&self.target))?;
         Ok((runtime, connection))
     }
@@ -414,10 +415,9 @@ impl Source for PostgresSource {
         deliver: &mut dyn FnMut(RoundEvent<'_>) -> Result<(), RelayError>,
     ) -> Result<Round, RelayError> {
         let connections = self.options.snapshot_connections;
-        self.runtime.block_on(self.rounds.connect(&self.target, connections))?;
+        self.rounds.connect(connections)?;
         let publication = &self.options.publication;
-        let round =
-            rounds::read(&self.runtime, &mut self.rounds, publication, tables, bytes, accept, deliver)?;
+        let round = rounds::read(&mut self.rounds, publication, tables, bytes, accept, deliver)?;
         if let Round::Taken { until, .. } = &round {
             self.wait_for_flush(*until)?;
         }

@@ -28,8 +28,9 @@ use tokio::runtime::Runtime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::connection::{Socket, Streaming};
+use crate::connection::Streaming;
 use crate::error::{ConnectionError, ServerError};
+use crate::session::Socket;
 
 mod wire;
 

@@ -31,7 +31,7 @@ impl Server {
         let (socket, client) = duplex(1 << 16);
         let streaming = Streaming { socket: Box::new(client), input: BytesMut::new(), server: "test".into() };
         let stream = ReplicationStream::spawn(
-            crate::connection::runtime().unwrap(),
+            crate::session::runtime().unwrap(),
             Lsn(from),
             streaming,
             Some(patience),

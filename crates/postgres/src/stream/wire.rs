@@ -8,8 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytes::{BufMut, BytesMut};
 use change::Lsn;
 
-/// Longest message that Postgres can send: a row of at most 1 GiB of values, and headers.
-const MAX_MESSAGE: usize = (2 << 30) - 1;
+use crate::session::MAX_MESSAGE;
 
 /// 2000-01-01 in microseconds since the Unix epoch.
 const POSTGRES_EPOCH_US: u64 = 946_684_800_000_000;

@@ -1,0 +1,361 @@
+//! A session in Postgres' own protocol, for what tokio-postgres does not speak (replication) or gives row by row (COPY).
+//!
+//! Connects, encrypts, logs in, and runs commands whose answers are text. At its border every error says which server it
+//! was and what the server said.
+//!
+//! <https://www.postgresql.org/docs/current/protocol-flow.html>
+
+use std::future::Future;
+use std::io;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use fallible_iterator::FallibleIterator;
+use postgres_protocol::message::backend::{DataRowBody, ErrorResponseBody, Message};
+use postgres_protocol::message::frontend;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::runtime::Runtime;
+
+use crate::authentication::Login;
+use crate::config::{Host, SslMode, Target, socket};
+use crate::error::{ConnectionError, ServerError};
+use crate::tls::Tls;
+
+/// Settings that every session of Millrace has, so that a value's text depends on the value only and nothing times
+/// out or is hidden silently.
+pub(crate) const SESSION: &[(&str, &str)] = &[
+    ("client_encoding", "UTF8"),
+    ("TimeZone", "UTC"),
+    ("DateStyle", "ISO"),
+    ("IntervalStyle", "postgres"),
+    ("extra_float_digits", "3"),
+    ("bytea_output", "hex"),
+    ("xmloption", "content"),
+    ("statement_timeout", "0"),
+    ("lock_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "0"),
+    ("idle_session_timeout", "0"),
+    ("row_security", "off"),
+    ("standard_conforming_strings", "on"),
+    ("synchronous_commit", "on"),
+];
+
+/// How long the server may take for an answer to a command.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Longest message accepted before streaming; a timeline history is the longest there is.
+const MAX_COMMAND_MESSAGE: usize = 16 << 20;
+
+/// Longest message that Postgres can send: a row of at most 1 GiB of values, and headers.
+pub(crate) const MAX_MESSAGE: usize = (2 << 30) - 1;
+
+/// A socket of any kind.
+pub(crate) trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Socket for T {}
+
+/// Rows of a command's answer as text.
+pub(crate) type Rows = Vec<Vec<Option<Bytes>>>;
+
+/// The session options as the startup message carries them: `-c name=value ...`, after the user's own.
+pub(crate) fn session_options(target: &Target) -> String {
+    let mut options = target.options.clone().unwrap_or_default();
+    for (name, value) in SESSION {
+        options.push_str(&format!(" -c {name}={value}"));
+    }
+    options
+}
+
+/// The ways to try, in order: whether to encrypt.
+pub(crate) fn attempts(mode: SslMode) -> &'static [bool] {
+    match mode {
+        SslMode::Disable => &[false],
+        SslMode::Allow => &[false, true],
+        SslMode::Prefer => &[true, false],
+        SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => &[true],
+    }
+}
+
+/// A logged-in session on the configured database.
+pub(crate) struct Session {
+    pub(crate) socket: Box<dyn Socket>,
+    pub(crate) server: String,
+    /// Received and not yet read.
+    pub(crate) input: BytesMut,
+    output: BytesMut,
+    running: Running,
+}
+
+/// What names a session where its command is to be cancelled.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Running {
+    process: i32,
+    secret: i32,
+    encrypt: bool,
+}
+
+impl Running {
+    /// Has the server cancel what the session runs.
+    pub(crate) async fn cancel(self, target: &Target) -> Result<(), ConnectionError> {
+        let (mut socket, _) = open(target, self.encrypt).await?;
+        let mut request = BytesMut::new();
+        frontend::cancel_request(self.process, self.secret, &mut request);
+        let cancelled = async {
+            socket.write_all(&request).await?;
+            socket.flush().await?;
+            // The server closes it when it has taken the request.
+            socket.read_buf(&mut request).await
+        };
+        let failed = |error| ConnectionError::Io { server: target.to_string(), error };
+        cancelled.await.map(drop).map_err(failed)
+    }
+}
+
+impl Session {
+    /// On a socket over which nothing was said yet.
+    pub(crate) fn new(socket: Box<dyn Socket>, server: String) -> Self {
+        let (input, output) = (BytesMut::new(), BytesMut::new());
+        Session { socket, server, input, output, running: Running::default() }
+    }
+
+    /// Connects to one server. A session for `replication` knows the commands of that as well.
+    pub(crate) async fn connect(target: &Target, replication: bool) -> Result<Self, ConnectionError> {
+        let mut result = Err(crate::config::ConfigError::Malformed("no way to connect".into()).into());
+        for encrypt in attempts(target.ssl.mode) {
+            let attempt = bounded(target.connect_timeout, Self::attempt(target, replication, *encrypt)).await;
+            result = match attempt {
+                Ok(result) => result,
+                Err(error) => Err(ConnectionError::Io { server: target.to_string(), error }),
+            };
+            if result.is_ok() {
+                break;
+            }
+        }
+        result
+    }
+
+    async fn attempt(target: &Target, replication: bool, encrypt: bool) -> Result<Self, ConnectionError> {
+        let (socket, end_point) = open(target, encrypt).await?;
+        let mut session = Session::new(socket, target.to_string());
+        session.running.encrypt = encrypt;
+        session.log_in(target, replication, end_point).await?;
+        Ok(session)
+    }
+
+    async fn log_in(
+        &mut self,
+        target: &Target,
+        replication: bool,
+        end_point: Option<Vec<u8>>,
+    ) -> Result<(), ConnectionError> {
+        let options = session_options(target);
+        let parameters = [
+            ("user", target.user.as_str()),
+            ("database", &target.database),
+            ("replication", if replication { "database" } else { "false" }),
+            ("application_name", &target.application_name),
+            ("options", &options),
+        ];
+        frontend::startup_message(parameters, &mut self.output).map_err(|error| self.io(error))?;
+        self.flush().await?;
+        let mut login = Login::new(target, end_point);
+        loop {
+            match self.receive().await? {
+                Message::ReadyForQuery(_) => return Ok(()),
+                Message::ParameterStatus(_) => {}
+                Message::BackendKeyData(key) => {
+                    self.running.process = key.process_id();
+                    self.running.secret = key.secret_key();
+                }
+                message => {
+                    let answered = login.answer(message, &mut self.output);
+                    answered.map_err(|reason| ConnectionError::Authentication {
+                        server: self.server.clone(),
+                        reason,
+                    })?;
+                    self.flush().await?;
+                }
+            }
+        }
+    }
+
+    /// What names this session to whoever cancels its command.
+    pub(crate) fn running(&self) -> Running {
+        self.running
+    }
+
+    /// Runs one command and gives the rows it returns.
+    pub(crate) async fn command(&mut self, command: &str) -> Result<Rows, ConnectionError> {
+        self.send_query(command).await?;
+        let mut rows = Rows::new();
+        let mut failure = None;
+        loop {
+            match self.receive_any().await? {
+                Message::DataRow(row) => rows.push(columns(&row).map_err(|error| self.io(error))?),
+                Message::ErrorResponse(body) => {
+                    failure = Some(ServerError::read(body.fields()).map_err(|error| self.io(error))?);
+                }
+                Message::ReadyForQuery(_) => break,
+                _ => {}
+            }
+        }
+        match failure {
+            Some(error) => Err(ConnectionError::Server { server: self.server.clone(), error }),
+            None => Ok(rows),
+        }
+    }
+
+    /// Sends a query, whose answers are [received](Self::receive) one by one.
+    pub(crate) async fn send_query(&mut self, query: &str) -> Result<(), ConnectionError> {
+        frontend::query(query, &mut self.output).map_err(|error| self.io(error))?;
+        self.flush().await
+    }
+
+    /// The next message; an error of the server is an error.
+    pub(crate) async fn receive(&mut self) -> Result<Message, ConnectionError> {
+        match self.receive_any().await? {
+            Message::ErrorResponse(body) => Err(self.refused(&body)),
+            message => Ok(message),
+        }
+    }
+
+    async fn receive_any(&mut self) -> Result<Message, ConnectionError> {
+        loop {
+            if let Some(message) = self.receive_one().await? {
+                return Ok(message);
+            }
+        }
+    }
+
+    /// The next message, whatever it is; `None` for a notice.
+    pub(crate) async fn receive_one(&mut self) -> Result<Option<Message>, ConnectionError> {
+        self.fill_message().await?;
+        match Message::parse(&mut self.input).map_err(|error| self.io(error))? {
+            Some(Message::NoticeResponse(body)) => {
+                let notice = ServerError::read(body.fields()).map_err(|error| self.io(error))?;
+                tracing::debug!(server = self.server, %notice, "notice");
+                Ok(None)
+            }
+            Some(message) => Ok(Some(message)),
+            None => Err(self.misunderstood("a message is incomplete")),
+        }
+    }
+
+    /// What the server says is wrong.
+    pub(crate) fn refused(&self, body: &ErrorResponseBody) -> ConnectionError {
+        match ServerError::read(body.fields()) {
+            Ok(error) => ConnectionError::Server { server: self.server.clone(), error },
+            Err(error) => self.io(error),
+        }
+    }
+
+    /// Reads until a whole message stands in the buffer.
+    pub(crate) async fn fill_message(&mut self) -> Result<(), ConnectionError> {
+        let read = async {
+            loop {
+                match message_length(&self.input) {
+                    Some(length) if self.input.len() >= length => return Ok(()),
+                    Some(length) if length > MAX_COMMAND_MESSAGE => {
+                        return Err(io::Error::new(io::ErrorKind::InvalidData, "a message is too long"));
+                    }
+                    _ => {}
+                }
+                if self.socket.read_buf(&mut self.input).await? == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+            }
+        };
+        let result = bounded(ANSWER_TIMEOUT, read).await.and_then(|result| result);
+        result.map_err(|error| self.io(error))
+    }
+
+    async fn flush(&mut self) -> Result<(), ConnectionError> {
+        let write = async {
+            self.socket.write_all_buf(&mut self.output).await?;
+            self.socket.flush().await
+        };
+        let result = write.await;
+        result.map_err(|error| self.io(error))
+    }
+
+    pub(crate) fn io(&self, error: io::Error) -> ConnectionError {
+        ConnectionError::Io { server: self.server.clone(), error }
+    }
+
+    pub(crate) fn misunderstood(&self, what: &str) -> ConnectionError {
+        self.io(io::Error::new(io::ErrorKind::InvalidData, what.to_owned()))
+    }
+}
+
+/// What drives a connection that has a thread of its own. While that thread sleeps, nothing that arrives wakes anybody,
+/// which a runtime's driver does on another thread, for every few kilobytes.
+pub(crate) fn runtime() -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+/// A socket to the server, and the digest of its certificate where the channel is TLS.
+async fn open(target: &Target, encrypt: bool) -> Result<(Box<dyn Socket>, Option<Vec<u8>>), ConnectionError> {
+    let failed = |error| ConnectionError::Io { server: target.to_string(), error };
+    Ok(match &target.host {
+        Host::Unix(dir) => {
+            let stream = UnixStream::connect(socket(dir, target.port)).await.map_err(failed)?;
+            (Box::new(stream), None)
+        }
+        Host::Tcp(host) => {
+            let mut stream = tcp(target, host).await.map_err(failed)?;
+            if encrypt && offers_tls(target, &mut stream).await.map_err(failed)? {
+                let stream = Tls::new(&target.ssl)?.handshake(host, stream).await.map_err(failed)?;
+                let end_point = stream.server_end_point();
+                (Box::new(stream), end_point)
+            } else {
+                (Box::new(stream), None)
+            }
+        }
+    })
+}
+
+async fn bounded<T>(limit: Duration, work: impl Future<Output = T>) -> io::Result<T> {
+    tokio::time::timeout(limit, work).await.map_err(|_| {
+        io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", limit.as_secs()))
+    })
+}
+
+async fn tcp(target: &Target, host: &str) -> io::Result<TcpStream> {
+    let stream = match target.hostaddr {
+        Some(address) => TcpStream::connect((address, target.port)).await?,
+        None => TcpStream::connect((host, target.port)).await?,
+    };
+    stream.set_nodelay(true)?;
+    if let Some(idle) = target.keepalive {
+        let keepalive = socket2::TcpKeepalive::new().with_time(idle);
+        socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+    }
+    Ok(stream)
+}
+
+/// Asks for TLS. False when the server has none and we may do without.
+async fn offers_tls(target: &Target, stream: &mut TcpStream) -> io::Result<bool> {
+    if target.ssl.direct {
+        return Ok(true);
+    }
+    let mut request = BytesMut::new();
+    frontend::ssl_request(&mut request);
+    stream.write_all(&request).await?;
+    // One byte and no more: what follows it before the handshake would be somebody else's.
+    match stream.read_u8().await? {
+        b'S' => Ok(true),
+        b'N' if target.ssl.mode < SslMode::Require => Ok(false),
+        _ => Err(io::Error::other("the server does not offer TLS, and sslmode demands it")),
+    }
+}
+
+/// Length of the first message with its tag, once its header has come.
+pub(crate) fn message_length(input: &[u8]) -> Option<usize> {
+    let length = input.get(1..)?.first_chunk::<4>()?;
+    Some(1 + u32::from_be_bytes(*length) as usize)
+}
+
+fn columns(row: &DataRowBody) -> io::Result<Vec<Option<Bytes>>> {
+    let buffer = row.buffer_bytes();
+    row.ranges().map(|range| Ok(range.map(|range| buffer.slice(range)))).collect()
+}
