@@ -37,9 +37,10 @@ pub(crate) struct PartitionReader {
 }
 
 impl PartitionReader {
-    /// A reader of partition 0 of `topic` that reads nothing yet.
+    /// A reader of partition 0 of `topic` that reads nothing yet. Somebody waits until it has come to an end, of which the
+    /// broker tells when it has waited for more.
     pub(crate) fn new(connection: &Connection, names: &Names, topic: String) -> Result<Self, KafkaError> {
-        Self::with(connection, names, topic, "1")
+        Self::with(connection, names, topic, "1", "10")
     }
 
     /// The same for one that follows a topic and is in no hurry: few records are told of after 100 ms, not one by one,
@@ -49,20 +50,21 @@ impl PartitionReader {
         names: &Names,
         topic: String,
     ) -> Result<Self, KafkaError> {
-        Self::with(connection, names, topic, "65536")
+        Self::with(connection, names, topic, "65536", "100")
     }
 
     fn with(
         connection: &Connection,
         names: &Names,
         topic: String,
-        fetch_min_bytes: &str,
+        min_bytes: &str,
+        wait_ms: &str,
     ) -> Result<Self, KafkaError> {
         let mut config = connection.client(&[
             ("fetch.queue.backoff.ms", "5"),
             ("fetch.error.backoff.ms", "100"),
-            ("fetch.min.bytes", fetch_min_bytes),
-            ("fetch.wait.max.ms", "100"),
+            ("fetch.min.bytes", min_bytes),
+            ("fetch.wait.max.ms", wait_ms),
             ("queued.max.messages.kbytes", PREFETCH_KIB),
         ]);
         config

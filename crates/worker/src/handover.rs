@@ -75,6 +75,12 @@ impl Handover {
         self.state().keeps
     }
 
+    /// Whether a store is about to change hands: who has its part in that does not sleep for long.
+    pub(crate) fn under_way(&self) -> bool {
+        let asked = |step: &Step| matches!(step, Step::Asked | Step::Held(_) | Step::Given);
+        self.state().stores.iter().any(asked)
+    }
+
     /// Nothing is being built: the worker looks again at stores that wait for that, and lets go of those it holds.
     pub fn builder_left(&self) {
         let mut state = self.state();

@@ -13,6 +13,8 @@ use crate::{
 
 /// Longest wait for the next record; bounds how long an orderly stop takes.
 const POLL: Duration = Duration::from_millis(100);
+/// The same while a store changes hands and stands still, which takes several turns of the worker and of the builder.
+const HANDOVER_POLL: Duration = Duration::from_millis(10);
 /// While idle, the stores are looked at this often.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// The consumer group's offset is committed at most this often.
@@ -267,8 +269,10 @@ impl<'a> Worker<'a> {
 
     /// Not for long while a commit waits for its time, so that it is not late.
     fn patience(&self) -> Duration {
+        let changes_hands = || self.control.handover().is_some_and(Handover::under_way);
         match self.member {
             Member::Assigned => Duration::ZERO,
+            Member::Positioned if changes_hands() => HANDOVER_POLL,
             Member::Positioned => self.due_in.min(POLL),
             Member::Waiting => POLL,
         }
