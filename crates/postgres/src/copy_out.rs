@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use postgres_protocol::message::backend::Message;
-use tokio::io::AsyncReadExt;
 use tokio::runtime::Runtime;
 
 use crate::config::Target;
@@ -135,7 +134,7 @@ async fn read(
     let mut whole = 0;
     loop {
         let (other, missing) = scan(&session.input, &mut whole).map_err(|error| session.io(error))?;
-        // Nothing is behind a row that is longer than what is read ahead.
+        // What does not fit any more begins the next piece.
         if other || session.input.capacity() - session.input.len() < missing.max(1) {
             let mut next = free.take(session.input.len() - whole + missing);
             next.extend_from_slice(&session.input[whole..]);
@@ -154,11 +153,10 @@ async fn read(
                 Some(_) => return Err(session.misunderstood("a message that does not belong into a COPY")),
             }
         }
-        match session.socket.read_buf(&mut session.input).await {
-            Ok(0) => return Err(session.io(io::ErrorKind::UnexpectedEof.into())),
-            Ok(count) if count < SMALL_READ => std::thread::sleep(REST),
-            Ok(_) => {}
-            Err(error) => return Err(session.io(error)),
+        let read = session::read_all(&mut session.socket, &mut session.input).await;
+        let count = read.map_err(|error| session.io(error))?;
+        if count < SMALL_READ && session.input.len() < session.input.capacity() {
+            std::thread::sleep(REST);
         }
     }
     while !matches!(session.receive().await?, Message::ReadyForQuery(_)) {}

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use fallible_iterator::FallibleIterator;
+use futures_util::FutureExt as _;
 use postgres_protocol::message::backend::{DataRowBody, ErrorResponseBody, Message};
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -293,6 +294,23 @@ pub(crate) fn runtime() -> io::Result<Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
+/// Reads what has come, waiting for the first of it. TLS gives one record at a time, of a few kilobytes: who sleeps between
+/// two reads must have taken all that there are.
+pub(crate) async fn read_all(socket: &mut dyn Socket, input: &mut BytesMut) -> io::Result<usize> {
+    let mut count = socket.read_buf(input).await?;
+    if count == 0 {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection"));
+    }
+    while input.len() < input.capacity() {
+        match socket.read_buf(input).now_or_never() {
+            Some(Ok(more)) if more > 0 => count += more,
+            // An end comes again, behind what has been read.
+            _ => break,
+        }
+    }
+    Ok(count)
+}
+
 /// A socket to the server, and the digest of its certificate where the channel is TLS.
 async fn open(target: &Target, encrypt: bool) -> Result<(Box<dyn Socket>, Option<Vec<u8>>), ConnectionError> {
     let failed = |error| ConnectionError::Io { server: target.to_string(), error };
@@ -358,4 +376,62 @@ pub(crate) fn message_length(input: &[u8]) -> Option<usize> {
 fn columns(row: &DataRowBody) -> io::Result<Vec<Option<Bytes>>> {
     let buffer = row.buffer_bytes();
     row.ranges().map(|range| Ok(range.map(|range| buffer.slice(range)))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use tokio::io::ReadBuf;
+
+    use super::*;
+
+    /// Gives a record at a time, as TLS does, and then nothing for now.
+    struct Records(usize);
+
+    const RECORD: [u8; 8192] = [b'x'; 8192];
+
+    impl AsyncRead for Records {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buffer: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            if self.0 == 0 {
+                return Poll::Pending;
+            }
+            self.0 -= 1;
+            buffer.put_slice(&RECORD[..RECORD.len().min(buffer.remaining())]);
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncWrite for Records {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[test]
+    fn all_records_that_have_come_are_read_at_once() {
+        let runtime = runtime().unwrap();
+        let read = |records, room| {
+            let mut input = BytesMut::with_capacity(room);
+            let count = runtime.block_on(read_all(&mut Records(records), &mut input)).unwrap();
+            assert_eq!(count, input.len());
+            count
+        };
+        assert_eq!(read(30, 1 << 20), 30 * RECORD.len());
+        assert_eq!(read(30, 100_000), 100_000, "as far as there is room");
+        assert_eq!(read(1, 1 << 20), RECORD.len());
+    }
 }

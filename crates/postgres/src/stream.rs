@@ -23,14 +23,14 @@ use bytes::{Bytes, BytesMut};
 use change::Lsn;
 use postgres_protocol::message::backend::Message;
 use postgres_protocol::message::frontend;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::runtime::Runtime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::connection::Streaming;
 use crate::error::{ConnectionError, ServerError};
-use crate::session::Socket;
+use crate::session::{self, Socket};
 
 mod wire;
 
@@ -293,13 +293,9 @@ async fn read(socket: &mut Box<dyn Socket>, input: &mut BytesMut, pace: &mut Pac
         // Not a timer's: the runtime would be woken by what arrives.
         std::thread::sleep(REST);
     }
-    match socket.read_buf(input).await? {
-        0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection")),
-        count => {
-            pace.note(count, rested, Instant::now());
-            Ok(())
-        }
-    }
+    let count = session::read_all(socket, input).await?;
+    pace.note(count, rested, Instant::now());
+    Ok(())
 }
 
 /// Tells load from a transaction that comes alone.

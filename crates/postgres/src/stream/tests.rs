@@ -1,6 +1,8 @@
 use tokio::io::{DuplexStream, duplex};
 
 use super::wire::{COPY_DATA, scan};
+use tokio::io::AsyncReadExt;
+
 use super::*;
 
 fn copy_data(content: &[u8]) -> Vec<u8> {
