@@ -80,7 +80,7 @@ fn last_op(envelope: &str) -> Option<&str> {
         tail[name..].starts_with(NAME).then_some(start + name + NAME.len())
     })?;
     let rest = envelope.get(at..)?;
-    (rest.find('}') == Some(rest.len() - 1)).then(|| rest.get(..3))?
+    (rest.find('}')? + 1 == rest.len()).then(|| rest.get(..3))?
 }
 
 /// One column's value in a row of the log.
@@ -208,6 +208,20 @@ mod tests {
         let name = prop_oneof![Just("after".to_owned()), Just("source".to_owned()), any::<String>()];
         let row = prop::collection::btree_map(name, value, 0..5);
         prop_oneof![Just(Value::Null), row.prop_map(|row| Value::Object(row.into_iter().collect()))]
+    }
+
+    /// What stands behind the `op` is not read, nor missed.
+    #[test]
+    fn an_envelope_cut_short_is_an_error() {
+        let whole = r#"{"before":null,"after":{"id":1},"source":{"lsn":1},"op":"u","ts_ms":1}"#;
+        let read = |end: usize| Event::decode(&whole.as_bytes()[..end]);
+        let behind_op = whole.find(",\"ts_ms").unwrap();
+        for end in 0..behind_op {
+            assert!(read(end).is_err(), "{}", &whole[..end]);
+        }
+        for end in behind_op..=whole.len() {
+            assert_eq!(read(end).unwrap().after, Some(r#"{"id":1}"#));
+        }
     }
 
     proptest! {
