@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use futures_util::FutureExt as _;
 use postgres_protocol::message::backend::Message;
 use tokio::runtime::Runtime;
 
@@ -81,6 +82,16 @@ impl CopySession {
     /// What names it where its command is to be cancelled.
     pub(crate) fn running(&self) -> Running {
         self.session.running()
+    }
+
+    /// Whether the server has said nothing unasked, nor closed the connection, while it rested.
+    pub(crate) fn rests(&mut self) -> bool {
+        let Session { socket, input, .. } = &mut self.session;
+        self.runtime.block_on(async {
+            // The runtime takes note of what has come.
+            tokio::task::yield_now().await;
+            session::read_all(socket, input).now_or_never().is_none()
+        })
     }
 
     /// Runs a command, for not longer than `limit`.

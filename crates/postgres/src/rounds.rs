@@ -148,6 +148,7 @@ impl Rounds {
         if self.leader.as_ref().is_none_or(Client::is_closed) {
             self.leader = Some(self.runtime.block_on(catalog::connect_to(&self.target))?);
         }
+        self.readers.retain_mut(|reader| reader.session.as_mut().is_some_and(CopySession::rests));
         while self.readers.len() < count.max(1) {
             match CopySession::connect(&self.target) {
                 Ok(session) => {

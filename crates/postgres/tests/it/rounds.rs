@@ -150,3 +150,31 @@ fn what_the_role_may_not_read_is_waited_for() {
     locked.sql("COMMIT");
     assert_eq!(read_in_rounds(&mut reader, mails).0, ["a", "B"]);
 }
+
+/// Between two rounds a server may end sessions that rest.
+#[test]
+fn connections_that_were_lost_meanwhile_are_made_again() {
+    let server = Postgres::start();
+    server.sql(
+        "postgres",
+        "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 5000)",
+    );
+    let mut reader = reader(&server, "t");
+    let (relation, mut after, mut signature, mut all) = (oid(&server, "t"), None, Vec::new(), Vec::new());
+    loop {
+        let (taken, rows, key, end) = round(&mut reader, request(relation, after, &signature), 6_000);
+        assert!(matches!(taken, Round::Taken { .. }), "{taken:?}");
+        all.extend(rows);
+        signature = key;
+        match end {
+            Some(Read::UpTo(key)) => after = Some(key),
+            _ => break,
+        }
+        let ended = server.sql(
+            "postgres",
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE query = 'ROLLBACK' AND state = 'idle'",
+        );
+        assert!(!ended.is_empty(), "nothing was ended");
+    }
+    assert_eq!(all, (1..=5000).map(|id| id.to_string()).collect::<Vec<_>>());
+}
