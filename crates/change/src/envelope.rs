@@ -10,7 +10,7 @@ use base64::Engine;
 use crate::record::{Parts, RecordBatch, RecordMeta};
 use crate::schema::{Encoding, ReplicaIdentity, SchemaRef, TableSchema};
 use crate::tuple::RawDatum;
-use crate::{Datum, Lsn, Position, Tuple, json};
+use crate::{Lsn, Position, Tuple, json};
 
 /// What stands in `after` for a value that is not in the stream. The header `millrace.unchanged` says which
 /// columns really have it, so that a literal of the same text is never mistaken.
@@ -413,13 +413,12 @@ impl RelationEncoder {
 
     /// The key of a row, values that were not sent coming from the old row; `None` where one is nowhere, or null.
     pub fn key_of(&self, tuple: Tuple<'_>, old: Option<Tuple<'_>>) -> Option<crate::Key> {
-        let value = |place: &usize| {
-            let unsent = |datum: &Datum<'_>| *datum != Datum::Unchanged;
-            let old = || old.and_then(|old| old.iter().nth(*place));
-            match tuple.iter().nth(*place).filter(unsent).or_else(old)? {
-                Datum::Text(text) => Some(text.to_owned()),
-                Datum::Null | Datum::Unchanged => None,
-            }
+        let value = |place: &usize| match resolve(
+            tuple.raw().nth(*place)?,
+            old.and_then(|old| old.raw().nth(*place)),
+        ) {
+            RawDatum::Text(text) => String::from_utf8(text.to_vec()).ok(),
+            RawDatum::Null | RawDatum::Unchanged => None,
         };
         self.key.iter().map(value).collect()
     }

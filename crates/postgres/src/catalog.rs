@@ -349,8 +349,8 @@ pub(crate) async fn complete(
 }
 
 /// Whether somebody else's lock was in the way: not to be had in time, or in a circle with ours.
-pub(crate) fn locked(error: &tokio_postgres::Error) -> bool {
-    matches!(error.code(), Some(&SqlState::LOCK_NOT_AVAILABLE | &SqlState::T_R_DEADLOCK_DETECTED))
+pub(crate) fn locked(state: &SqlState) -> bool {
+    matches!(state, &SqlState::LOCK_NOT_AVAILABLE | &SqlState::T_R_DEADLOCK_DETECTED)
 }
 
 /// Where a table's rows are: see [`Storage`]. All from one statement's snapshot, or half of a change would show.

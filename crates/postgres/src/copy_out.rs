@@ -16,16 +16,12 @@ use tokio::runtime::Runtime;
 
 use crate::config::Target;
 use crate::error::ConnectionError;
-use crate::session::{self, MAX_MESSAGE, Running, Session, message_length};
+use crate::session::{self, CopyScan, REST, Running, SMALL_READ, Session, message_length};
 
 /// Rows are handed over in pieces of this size, but for a row that is larger.
 const PIECE_BYTES: usize = 256 << 10;
 /// Pieces that may wait to be taken.
 const PIECES_AHEAD: usize = 64;
-/// A read of fewer bytes leaves the receiver time to sleep.
-const SMALL_READ: usize = 64 << 10;
-const REST: Duration = Duration::from_millis(1);
-const COPY_DATA: u8 = b'd';
 
 /// A session that copies. Not to be used on a runtime's thread.
 pub(crate) struct CopySession {
@@ -90,7 +86,7 @@ impl CopySession {
         self.runtime.block_on(async {
             // The runtime takes note of what has come.
             tokio::task::yield_now().await;
-            session::read_all(socket, input).now_or_never().is_none()
+            session::read_available(socket, input).now_or_never().is_none()
         })
     }
 
@@ -144,9 +140,11 @@ async fn read(
     session.input = begun;
     let mut whole = 0;
     loop {
-        let (other, missing) = scan(&session.input, &mut whole).map_err(|error| session.io(error))?;
+        let scan = session::scan_copy(&session.input, whole, |_| Ok(()));
+        let CopyScan { length, missing, other } = scan.map_err(|error| session.io(error))?;
+        whole = length;
         // What does not fit any more begins the next piece.
-        if other || session.input.capacity() - session.input.len() < missing.max(1) {
+        if other.is_some() || session.input.capacity() - session.input.len() < missing.max(1) {
             let mut next = free.take(session.input.len() - whole + missing);
             next.extend_from_slice(&session.input[whole..]);
             session.input.truncate(whole);
@@ -156,7 +154,7 @@ async fn read(
                 return Ok(false);
             }
         }
-        if other {
+        if other.is_some() {
             match session.receive_one().await? {
                 Some(Message::CopyDone) => break,
                 None | Some(Message::ParameterStatus(_) | Message::NotificationResponse(_)) => continue,
@@ -164,7 +162,7 @@ async fn read(
                 Some(_) => return Err(session.misunderstood("a message that does not belong into a COPY")),
             }
         }
-        let read = session::read_all(&mut session.socket, &mut session.input).await;
+        let read = session::read_available(&mut session.socket, &mut session.input).await;
         let count = read.map_err(|error| session.io(error))?;
         if count < SMALL_READ && session.input.len() < session.input.capacity() {
             std::thread::sleep(REST);
@@ -172,25 +170,6 @@ async fn read(
     }
     while !matches!(session.receive().await?, Message::ReadyForQuery(_)) {}
     Ok(true)
-}
-
-/// Moves `whole` behind the last whole row. Gives whether another message follows, and how many bytes the next row lacks.
-fn scan(input: &[u8], whole: &mut usize) -> io::Result<(bool, usize)> {
-    loop {
-        let rest = &input[*whole..];
-        if rest.first().is_some_and(|tag| *tag != COPY_DATA) {
-            return Ok((true, 0));
-        }
-        let Some(length) = message_length(rest) else { return Ok((false, 0)) };
-        if !(5..=MAX_MESSAGE).contains(&length) {
-            let what = format!("a message of {length} bytes in a COPY");
-            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
-        }
-        if rest.len() < length {
-            return Ok((false, length - rest.len()));
-        }
-        *whole += length;
-    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,6 @@
 //! rows are given in order, and a round that turns out larger than it should be ends after any of its rows.
 
 use std::collections::HashMap;
-use std::future::Future;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
@@ -179,6 +178,12 @@ impl Rounds {
         self.leader.as_ref().ok_or_else(gone)
     }
 
+    /// What the leader is asked before rows are read, bounded in time.
+    fn ask<T>(&self, query: impl AsyncFnOnce(&Client) -> Result<T, SourceError>) -> Result<T, SourceError> {
+        let leader = self.leader()?;
+        self.runtime.block_on(catalog::answered("a round of the snapshot", query(leader)))
+    }
+
     /// Has every reader run a command.
     fn command(&mut self, command: &str) -> Result<(), ConnectionError> {
         let sessions = self.readers.iter_mut().filter_map(|reader| reader.session.as_mut());
@@ -215,24 +220,18 @@ impl Rounds {
              SET LOCAL statement_timeout = '{LOCKS_TIMEOUT}'; LOCK TABLE {list} IN ACCESS SHARE MODE; \
              SET LOCAL statement_timeout = 0"
         );
-        let runtime = self.runtime.clone();
-        let at = |error: &Error| failed("cannot take a snapshot", error);
-        let leader = self.leader()?;
-        let led = runtime.block_on(answered(async { Ok(leader.batch_execute(&begin).await) }))?;
+        let at = |error: Error| failed("cannot take a snapshot", &error);
+        let led = self.ask(async |leader| Ok(leader.batch_execute(&begin).await))?;
         let led = led.map_err(|error| ConnectionError::from_client("cannot lock the tables to read", &error));
         if let Err(error) = led.and_then(|()| self.command(&begin)) {
             return not_locked(error, &list).map(Err);
         }
-        let leader = self.leader()?;
         let taken = "SELECT pg_catalog.pg_current_snapshot()::text, pg_catalog.pg_export_snapshot()";
-        let row =
-            runtime.block_on(answered(async { leader.query_one(taken, &[]).await.map_err(|e| at(&e)) }))?;
+        let row = self.ask(async |leader| leader.query_one(taken, &[]).await.map_err(at))?;
         let snapshot = parse(row.get(0))?;
         self.command(&format!("SET TRANSACTION SNAPSHOT {}", quote_literal(row.get(1))))?;
-        let leader = self.leader()?;
         let end = "SELECT pg_catalog.pg_current_wal_insert_lsn()::text";
-        let row =
-            runtime.block_on(answered(async { leader.query_one(end, &[]).await.map_err(|e| at(&e)) }))?;
+        let row = self.ask(async |leader| leader.query_one(end, &[]).await.map_err(at))?;
         let until: String = row.get(0);
         let until = until.parse().map_err(|error| SourceError::Unavailable(format!("{error}")))?;
         Ok(Ok(Begun { snapshot, until }))
@@ -257,19 +256,17 @@ impl Rounds {
 /// Why tables are not locked, where that may change.
 fn not_locked(error: ConnectionError, list: &str) -> Result<String, SourceError> {
     let Some(server) = error.server_error() else { return Err(error.into()) };
-    let is = |state: &SqlState| server.code == state.code();
-    if [SqlState::QUERY_CANCELED, SqlState::LOCK_NOT_AVAILABLE, SqlState::T_R_DEADLOCK_DETECTED]
-        .iter()
-        .any(is)
-    {
-        Ok(format!("waiting for the lock of {list}"))
-    } else if is(&SqlState::UNDEFINED_TABLE) {
-        Ok("a table was dropped".into())
-    } else if is(&SqlState::INSUFFICIENT_PRIVILEGE) {
-        let said = &server.message;
-        Ok(format!("{said}: GRANT the role SELECT on it (`millrace check` prints how)"))
-    } else {
-        Err(error.into())
+    let state = SqlState::from_code(&server.code);
+    match state {
+        _ if state == SqlState::QUERY_CANCELED || catalog::locked(&state) => {
+            Ok(format!("waiting for the lock of {list}"))
+        }
+        SqlState::UNDEFINED_TABLE => Ok("a table was dropped".into()),
+        SqlState::INSUFFICIENT_PRIVILEGE => {
+            let said = &server.message;
+            Ok(format!("{said}: GRANT the role SELECT on it (`millrace check` prints how)"))
+        }
+        _ => Err(error.into()),
     }
 }
 
@@ -300,8 +297,7 @@ pub(crate) fn read(
     deliver: Deliver<'_>,
 ) -> Result<Round, RelayError> {
     ending(rounds, |rounds| {
-        let runtime = rounds.runtime.clone();
-        let tables = runtime.block_on(answered(names(rounds.leader()?, requests)))?;
+        let tables = rounds.ask(async |leader| names(leader, requests).await)?;
         if tables.len() < requests.len() {
             return Ok(Round::NotNow("a table was dropped".into()));
         }
@@ -314,7 +310,7 @@ pub(crate) fn read(
         }
         let mut described = Vec::new();
         for (table, request) in tables.iter().zip(requests) {
-            let now = match runtime.block_on(answered(describe(rounds.leader()?, publication, table)))? {
+            let now = match rounds.ask(async |leader| describe(leader, publication, table).await)? {
                 Ok(now) => now,
                 Err(reason) => return Ok(Round::NotNow(reason)),
             };
@@ -326,7 +322,7 @@ pub(crate) fn read(
             described.push(now);
         }
         // Where the leader has found the operators of the keys, the readers do.
-        let path = runtime.block_on(answered(search_path(rounds.leader()?)))?;
+        let path = rounds.ask(search_path)?;
         let same = format!("SELECT pg_catalog.set_config('search_path', {}, true)", quote_literal(&path));
         rounds.command(&same).map_err(SourceError::from)?;
         let mut bytes = 0;
@@ -353,11 +349,6 @@ fn ending(
     }
     rounds.end();
     taken
-}
-
-/// Bounds in time what is asked before rows are read.
-async fn answered<T>(asked: impl Future<Output = Result<T, SourceError>>) -> Result<T, SourceError> {
-    catalog::answered("a round of the snapshot", asked).await
 }
 
 /// The tables as SQL; fewer than asked for when one was dropped.

@@ -49,7 +49,15 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_COMMAND_MESSAGE: usize = 16 << 20;
 
 /// Longest message that Postgres can send: a row of at most 1 GiB of values, and headers.
-pub(crate) const MAX_MESSAGE: usize = (2 << 30) - 1;
+const MAX_MESSAGE: usize = (2 << 30) - 1;
+
+pub(crate) const COPY_DATA: u8 = b'd';
+
+/// A read of fewer bytes leaves the receiver time to rest.
+pub(crate) const SMALL_READ: usize = 64 << 10;
+
+/// Rest between small reads under load.
+pub(crate) const REST: Duration = Duration::from_millis(1);
 
 /// A socket of any kind.
 pub(crate) trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -193,17 +201,12 @@ impl Session {
         loop {
             match self.receive_any().await? {
                 Message::DataRow(row) => rows.push(columns(&row).map_err(|error| self.io(error))?),
-                Message::ErrorResponse(body) => {
-                    failure = Some(ServerError::read(body.fields()).map_err(|error| self.io(error))?);
-                }
+                Message::ErrorResponse(body) => failure = Some(self.refused(&body)),
                 Message::ReadyForQuery(_) => break,
                 _ => {}
             }
         }
-        match failure {
-            Some(error) => Err(ConnectionError::Server { server: self.server.clone(), error }),
-            None => Ok(rows),
-        }
+        failure.map_or(Ok(rows), Err)
     }
 
     /// Sends a query, whose answers are [received](Self::receive) one by one.
@@ -296,7 +299,7 @@ pub(crate) fn runtime() -> io::Result<Runtime> {
 
 /// Reads what has come, waiting for the first of it. TLS gives one record at a time, of a few kilobytes: who sleeps between
 /// two reads must have taken all that there are.
-pub(crate) async fn read_all(socket: &mut dyn Socket, input: &mut BytesMut) -> io::Result<usize> {
+pub(crate) async fn read_available(socket: &mut dyn Socket, input: &mut BytesMut) -> io::Result<usize> {
     let mut count = socket.read_buf(input).await?;
     if count == 0 {
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection"));
@@ -373,6 +376,42 @@ pub(crate) fn message_length(input: &[u8]) -> Option<usize> {
     Some(1 + u32::from_be_bytes(*length) as usize)
 }
 
+/// What stands in a buffer of a COPY.
+pub(crate) struct CopyScan {
+    /// Bytes of whole CopyData messages at its front.
+    pub(crate) length: usize,
+    /// Bytes that the message after them still lacks.
+    pub(crate) missing: usize,
+    /// Tag of the whole message after them that is no CopyData.
+    pub(crate) other: Option<u8>,
+}
+
+/// Walks a buffer of which the first `length` bytes are whole CopyData messages; gives the content of those behind.
+pub(crate) fn scan_copy(
+    input: &[u8],
+    mut length: usize,
+    mut take: impl FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<CopyScan> {
+    loop {
+        let rest = &input[length..];
+        let Some(next) = message_length(rest) else {
+            return Ok(CopyScan { length, missing: 0, other: None });
+        };
+        if !(5..=MAX_MESSAGE).contains(&next) {
+            let what = format!("the server sent what is no COPY: a message of {next} bytes");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        }
+        if rest.len() < next {
+            return Ok(CopyScan { length, missing: next - rest.len(), other: None });
+        }
+        if rest[0] != COPY_DATA {
+            return Ok(CopyScan { length, missing: 0, other: Some(rest[0]) });
+        }
+        take(&rest[5..next])?;
+        length += next;
+    }
+}
+
 fn columns(row: &DataRowBody) -> io::Result<Vec<Option<Bytes>>> {
     let buffer = row.buffer_bytes();
     row.ranges().map(|range| Ok(range.map(|range| buffer.slice(range)))).collect()
@@ -426,7 +465,7 @@ mod tests {
         let runtime = runtime().unwrap();
         let read = |records, room| {
             let mut input = BytesMut::with_capacity(room);
-            let count = runtime.block_on(read_all(&mut Records(records), &mut input)).unwrap();
+            let count = runtime.block_on(read_available(&mut Records(records), &mut input)).unwrap();
             assert_eq!(count, input.len());
             count
         };

@@ -199,7 +199,7 @@ async fn publish_one(admin: &mut Client, plan: &Plan, table: &Table, exists: boo
     for attempt in 1..=LOCK_TRIES {
         match try_publish(admin, plan, table, exists).await {
             Ok(()) => return Ok(()),
-            Err(error) if catalog::locked(&error) => {
+            Err(error) if error.code().is_some_and(catalog::locked) => {
                 tracing::info!(%table, attempt, "the table is being written; trying for its lock again");
                 tokio::time::sleep(LOCK_PAUSE).await;
             }

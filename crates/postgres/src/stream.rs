@@ -30,7 +30,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::connection::Streaming;
 use crate::error::{ConnectionError, ServerError};
-use crate::session::{self, Socket};
+use crate::session::{self, REST, SMALL_READ, Socket};
 
 mod wire;
 
@@ -48,9 +48,6 @@ const MAX_PIECES: usize = MAX_IN_FLIGHT / MIN_CHARGE + 1;
 /// Memory asked for at a time for reading.
 const CHUNK: usize = 256 << 10;
 
-/// A read of fewer bytes leaves the receiver time to rest.
-const SMALL_READ: usize = 64 << 10;
-
 /// Small reads in quick succession after which there is load.
 const BUSY_READS: u32 = 8;
 
@@ -59,9 +56,6 @@ const BUSY_GAP: Duration = Duration::from_millis(4);
 
 /// What a rest must bring for there to be load (bytes): a few thousand short transactions a second are none.
 const WORTH_A_REST: usize = 8 << 10;
-
-/// Rest between small reads under load.
-const REST: Duration = Duration::from_millis(1);
 
 /// The server hears from us at least this often.
 const STATUS_INTERVAL: Duration = Duration::from_secs(10);
@@ -251,18 +245,19 @@ impl Task {
     /// Takes the whole messages off the input, answering the server where it asks.
     async fn take_ready(&mut self) -> Result<Bytes, End> {
         let mut scan = wire::scan(&self.input)?;
-        while let (0, Some(_)) = (scan.length, scan.other) {
+        while let (0, Some(_)) = (scan.copy.length, scan.copy.other) {
             self.other_message()?;
             scan = wire::scan(&self.input)?;
         }
-        let ready = self.input.split_to(scan.length).freeze();
+        let ready = self.input.split_to(scan.copy.length).freeze();
         self.link.received = self.link.received.max(scan.received);
         if scan.reply_requested {
             self.link.send_status().await?;
         }
         // A long message gets all its memory at once; small ones share a chunk.
-        if self.input.capacity() - self.input.len() < scan.missing.max(SMALL_READ) {
-            self.input.reserve(scan.missing.max(CHUNK));
+        let missing = scan.copy.missing;
+        if self.input.capacity() - self.input.len() < missing.max(SMALL_READ) {
+            self.input.reserve(missing.max(CHUNK));
         }
         Ok(ready)
     }
@@ -293,7 +288,7 @@ async fn read(socket: &mut Box<dyn Socket>, input: &mut BytesMut, pace: &mut Pac
         // Not a timer's: the runtime would be woken by what arrives.
         std::thread::sleep(REST);
     }
-    let count = session::read_all(socket, input).await?;
+    let count = session::read_available(socket, input).await?;
     pace.note(count, rested, Instant::now());
     Ok(())
 }

@@ -269,11 +269,12 @@ impl<'a> Worker<'a> {
 
     /// Not for long while a commit waits for its time, so that it is not late.
     fn patience(&self) -> Duration {
-        let changes_hands = || self.control.handover().is_some_and(Handover::under_way);
         match self.member {
             Member::Assigned => Duration::ZERO,
-            Member::Positioned if changes_hands() => HANDOVER_POLL,
-            Member::Positioned => self.due_in.min(POLL),
+            Member::Positioned => {
+                let changes_hands = self.control.handover().is_some_and(Handover::under_way);
+                self.due_in.min(if changes_hands { HANDOVER_POLL } else { POLL })
+            }
             Member::Waiting => POLL,
         }
     }

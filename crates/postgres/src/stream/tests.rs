@@ -1,9 +1,8 @@
-use tokio::io::{DuplexStream, duplex};
+use tokio::io::{AsyncReadExt, DuplexStream, duplex};
 
-use super::wire::{COPY_DATA, scan};
-use tokio::io::AsyncReadExt;
-
+use super::wire::scan;
 use super::*;
+use crate::session::COPY_DATA;
 
 fn copy_data(content: &[u8]) -> Vec<u8> {
     let mut out = vec![COPY_DATA];
@@ -32,13 +31,9 @@ impl Server {
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (socket, client) = duplex(1 << 16);
         let streaming = Streaming { socket: Box::new(client), input: BytesMut::new(), server: "test".into() };
-        let stream = ReplicationStream::spawn(
-            crate::session::runtime().unwrap(),
-            Lsn(from),
-            streaming,
-            Some(patience),
-        )
-        .unwrap();
+        let stream =
+            ReplicationStream::spawn(session::runtime().unwrap(), Lsn(from), streaming, Some(patience))
+                .unwrap();
         (Server { runtime, socket }, stream)
     }
 
@@ -216,11 +211,14 @@ fn no_bytes_make_the_scan_panic() {
             let mut bytes = whole[..cut].to_vec();
             bytes[at] ^= 0xff;
             if let Ok(scan) = scan(&bytes) {
-                assert!(scan.length <= bytes.len());
+                assert!(scan.copy.length <= bytes.len());
             }
         }
     }
     let result = scan(&whole).unwrap();
-    assert_eq!((result.length, result.other, result.received), (whole.len() - 5, Some(b'c'), Lsn(2)));
+    assert_eq!(
+        (result.copy.length, result.copy.other, result.received),
+        (whole.len() - 5, Some(b'c'), Lsn(2))
+    );
     assert!(result.reply_requested);
 }

@@ -8,12 +8,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytes::{BufMut, BytesMut};
 use change::Lsn;
 
-use crate::session::MAX_MESSAGE;
+use crate::session::{COPY_DATA, CopyScan, message_length, scan_copy};
 
 /// 2000-01-01 in microseconds since the Unix epoch.
 const POSTGRES_EPOCH_US: u64 = 946_684_800_000_000;
 
-pub(super) const COPY_DATA: u8 = b'd';
 const XLOG_DATA: u8 = b'w';
 const KEEPALIVE: u8 = b'k';
 
@@ -36,8 +35,7 @@ pub(crate) enum Frame<'a> {
 pub(super) fn frames(bytes: &[u8]) -> impl Iterator<Item = Frame<'_>> {
     let mut rest = bytes;
     std::iter::from_fn(move || {
-        let length = 1 + u32::from_be_bytes(*rest.get(1..)?.first_chunk::<4>()?) as usize;
-        let (message, after) = rest.split_at_checked(length)?;
+        let (message, after) = rest.split_at_checked(message_length(rest)?)?;
         rest = after;
         frame(message.get(5..)?).ok()
     })
@@ -57,45 +55,26 @@ pub(super) fn status(output: &mut BytesMut, received: Lsn, flushed: Lsn) {
 }
 
 /// What stands in a buffer.
-#[derive(PartialEq, Eq, Debug, Default)]
 pub(super) struct Scan {
-    /// Bytes of whole CopyData messages at its front.
-    pub(super) length: usize,
-    /// Bytes that the message after them still lacks.
-    pub(super) missing: usize,
-    /// Tag of the whole message after them that is no CopyData.
-    pub(super) other: Option<u8>,
-    /// Highest LSN that they show as received.
+    pub(super) copy: CopyScan,
+    /// Highest LSN that its messages show as received.
     pub(super) received: Lsn,
     pub(super) reply_requested: bool,
 }
 
 pub(super) fn scan(input: &[u8]) -> io::Result<Scan> {
-    let mut scan = Scan::default();
-    loop {
-        let rest = &input[scan.length..];
-        let Some(length) = rest.get(1..).and_then(|rest| rest.first_chunk::<4>()) else { return Ok(scan) };
-        let length = 1 + u32::from_be_bytes(*length) as usize;
-        if !(5..=MAX_MESSAGE).contains(&length) {
-            return Err(invalid(format!("a message of {length} bytes")));
-        }
-        if rest.len() < length {
-            scan.missing = length - rest.len();
-            return Ok(scan);
-        }
-        if rest[0] != COPY_DATA {
-            scan.other = Some(rest[0]);
-            return Ok(scan);
-        }
-        match frame(&rest[5..length])? {
-            Frame::Data { lsn, .. } => scan.received = scan.received.max(lsn),
-            Frame::Keepalive { wal_end, reply_requested } => {
-                scan.received = scan.received.max(wal_end);
-                scan.reply_requested |= reply_requested;
+    let (mut received, mut reply_requested) = (Lsn::ZERO, false);
+    let copy = scan_copy(input, 0, |content| {
+        match frame(content)? {
+            Frame::Data { lsn, .. } => received = received.max(lsn),
+            Frame::Keepalive { wal_end, reply_requested: requested } => {
+                received = received.max(wal_end);
+                reply_requested |= requested;
             }
         }
-        scan.length += length;
-    }
+        Ok(())
+    })?;
+    Ok(Scan { copy, received, reply_requested })
 }
 
 /// Reads a CopyData's content.
