@@ -21,7 +21,7 @@ const WRITERS: u32 = 4;
 /// A row that is not visible after so long never will be.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How often a store is asked.
-const REDIS_LOOK: Duration = Duration::from_micros(500);
+const REDIS_LOOK: Duration = Duration::from_millis(1);
 const SEARCH_LOOK: Duration = Duration::from_millis(20);
 /// What comes before is not measured: a new JVM compiles the broker meanwhile.
 const WARM_UP: Duration = Duration::from_secs(120);

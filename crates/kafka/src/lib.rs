@@ -9,7 +9,8 @@
 //! a consumer group. [`ensure_topics`] and [`SetupWriter`] make a new log, [`read_ledger`] and [`RangeReader`] look
 //! at one without taking part in anything.
 //!
-//! *Invariants:* one `transactional.id` per log, so that opening a publisher fences every older one (h03, h10).
+//! *Invariants:* one writer per log: opening a publisher fences every older one, in both of its `transactional.id`s
+//! (h03, h10). They take turns, and a transaction's records follow only when the last one's commit was answered.
 //! Whoever reads, reads committed records only. Nothing here creates a topic but [`ensure_topics`].
 //!
 //! The log and its ledger are written by [`wire`], and the log is read by it, which tells why; the rest is librdkafka's, on

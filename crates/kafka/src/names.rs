@@ -49,9 +49,10 @@ impl Names {
         format!("millrace.{}", self.pipeline)
     }
 
-    /// What makes a publisher the only one: `millrace.mailbox.1`.
-    pub fn transactional_id(&self) -> String {
-        self.log()
+    /// What makes a publisher the only one, in the order in which it takes hold of them: `millrace.mailbox.1` and
+    /// `millrace.mailbox.1.turn`.
+    pub fn transactional_ids(&self) -> [String; 2] {
+        [self.log(), format!("{}.turn", self.log())]
     }
 
     /// The consumer group of a worker: `millrace.mailbox.counters`, with `.NAME` for a further instance.
@@ -80,7 +81,7 @@ mod tests {
         assert_eq!(names.log(), "millrace.mailbox.1");
         assert_eq!(names.ledger(), "millrace.mailbox.1.ledger");
         assert_eq!(names.generations(), "millrace.mailbox");
-        assert_eq!(names.transactional_id(), "millrace.mailbox.1");
+        assert_eq!(names.transactional_ids(), ["millrace.mailbox.1", "millrace.mailbox.1.turn"]);
         assert_eq!(names.group("counters", None), "millrace.mailbox.counters");
         assert_eq!(names.group("counters", Some("b")), "millrace.mailbox.counters.b");
         for pipeline in ["", "1a", "A", "a-b", "a.b", "_a", "é", &"a".repeat(33)] {

@@ -22,7 +22,7 @@ use crate::wire::batch::{Batch, Compression, ProducerId};
 use crate::wire::broker::WireError;
 use crate::wire::cluster::{Coordinator, patiently};
 use crate::wire::outbox::Outbox;
-use crate::{Connection, KafkaError};
+use crate::{Connection, KafkaError, Names};
 
 /// How long a clean stop tries to abort what is open; a new producer does it anyway.
 const ABORT_LIMIT: Duration = Duration::from_secs(1);
@@ -50,6 +50,43 @@ pub(crate) struct Producer {
     /// The topics that the coordinator knows the open transaction to write into.
     topics: Vec<StrBytes>,
     opened: Option<Instant>,
+}
+
+/// A log's two producers, of which each writes a transaction in its turn. A broker begins no transaction of a producer before
+/// the last one has ended in all its topics, which takes about as long as a small transaction itself; of another producer it
+/// does.
+///
+/// The next one's records are sent only when the commit of the last one was answered: from there on nothing can undo it.
+/// So what is aborted has nothing behind it.
+pub(crate) struct Turns {
+    producers: [Producer; 2],
+    turn: usize,
+}
+
+impl Turns {
+    /// Fences every older writer of the log. Of two that start at once, one has the first producer in the end, with which
+    /// every writer begins: the other writes nothing.
+    pub(crate) fn start(connection: &Connection, names: &Names) -> Result<Self, KafkaError> {
+        let [first, second] = names.transactional_ids();
+        let producers = [Producer::start(connection, &first)?, Producer::start(connection, &second)?];
+        Ok(Turns { producers, turn: 0 })
+    }
+
+    /// The producer whose turn it is.
+    pub(crate) fn producer(&mut self) -> &mut Producer {
+        &mut self.producers[self.turn]
+    }
+
+    /// Has the other write the next transaction.
+    pub(crate) fn pass(&mut self) {
+        self.turn = 1 - self.turn;
+    }
+
+    /// Only the first of them.
+    pub(crate) fn into_first(self) -> Producer {
+        let [first, _] = self.producers;
+        first
+    }
 }
 
 impl Producer {

@@ -4,7 +4,7 @@ use change::{LedgerEntry, Progress, RecordBatch};
 use relay::{Ledger, PublishError, Publisher};
 
 use crate::ledger::require_topics;
-use crate::producer::Producer;
+use crate::producer::{Producer, Turns};
 use crate::wire::batch::{Batch, Record};
 use crate::{Connection, KafkaError, Names, ReadUntil, read_ledger};
 
@@ -20,11 +20,13 @@ pub struct KafkaPublisher {
     names: Names,
     log: String,
     ledger: String,
-    producer: Option<Producer>,
+    producers: Option<Turns>,
     /// Offset after the log's last committed data record.
     log_end: i64,
-    /// Offset that the first record of the open transaction is expected to have, and how many were sent.
+    /// Offset that the open transaction's first record has if every transaction before it has ended in the log, whether the
+    /// last is expected to end behind this one's records instead, and how many of them were sent.
     first: i64,
+    overlap: bool,
     sent: i64,
     /// The last records of the open transaction, which may go to the broker together with the ledger's.
     held: Option<Batch>,
@@ -40,9 +42,10 @@ impl KafkaPublisher {
             names,
             log,
             ledger,
-            producer: None,
+            producers: None,
             log_end: 0,
             first: 0,
+            overlap: false,
             sent: 0,
             held: None,
             scratch: Vec::new(),
@@ -53,14 +56,14 @@ impl KafkaPublisher {
     pub fn send(&mut self, records: &RecordBatch, count: usize) -> Result<(), PublishError> {
         self.append_all(records, count)?;
         if let Some(batch) = self.held.take() {
-            opened(&mut self.producer)?.send([(&self.log, batch)])?;
+            opened(&mut self.producers)?.send([(&self.log, batch)])?;
         }
         Ok(())
     }
 
     /// Adds the records to the batch that is held, and sends it whenever it is full.
     fn append_all(&mut self, records: &RecordBatch, count: usize) -> Result<(), KafkaError> {
-        let producer = opened(&mut self.producer)?;
+        let producer = opened(&mut self.producers)?;
         producer.begin(&[&self.log, &self.ledger])?;
         let mut batch = self.held.take().unwrap_or_else(|| producer.batch());
         for record in records.iter().take(count) {
@@ -80,10 +83,11 @@ impl KafkaPublisher {
     }
 
     fn commit_all(&mut self, entries: &[LedgerEntry], progress: &mut Progress) -> Result<(), KafkaError> {
-        let producer = opened(&mut self.producer)?;
+        let producer = opened(&mut self.producers)?;
         producer.begin(&[&self.ledger])?;
         // The records' offsets are known before they are delivered, and looked at afterwards: the last progress counts.
-        progress.log_end = if self.sent > 0 { self.first + self.sent } else { self.log_end };
+        let end = self.first + self.sent;
+        progress.log_end = if self.sent > 0 { end - i64::from(self.overlap) } else { self.log_end };
         let mut batch = producer.batch();
         for entry in entries {
             add_entry(&mut batch, entry);
@@ -107,34 +111,38 @@ impl KafkaPublisher {
         }
         producer.commit()?;
         if self.sent > 0 {
-            // The transaction's end takes an offset.
-            (self.first, self.sent) = (log_end + 1, 0);
+            self.overlap = log_end + 1 == end;
+            // The transaction's end takes an offset, and that of the last one where it comes behind.
+            (self.first, self.sent) = (log_end + 1 + i64::from(self.overlap), 0);
         }
         self.log_end = log_end;
+        if let Some(producers) = &mut self.producers {
+            producers.pass();
+        }
         Ok(())
     }
 }
 
 impl Publisher for KafkaPublisher {
     fn open(&mut self) -> Result<Ledger, PublishError> {
-        (self.producer, self.held) = (None, None);
+        (self.producers, self.held) = (None, None);
         require_topics(&self.connection, &self.names)?;
-        let producer = Producer::start(&self.connection, &self.names.transactional_id())?;
+        let producers = Turns::start(&self.connection, &self.names)?;
         let ledger = read_ledger(&self.connection, &self.names, ReadUntil::TrueEnd)?;
         let header_end = i64::from(ledger.log.is_some());
         self.log_end = ledger.progress.as_ref().map_or(header_end, |progress| progress.log_end);
-        (self.first, self.sent) = (ledger.log_end, 0);
-        self.producer = Some(producer);
+        (self.first, self.overlap, self.sent) = (ledger.log_end, false, 0);
+        self.producers = Some(producers);
         Ok(ledger)
     }
 
     fn begin(&mut self) -> Result<(), PublishError> {
         // The ledger's record comes with the commit; the coordinator is told of both at once.
-        Ok(opened(&mut self.producer)?.begin(&[&self.log, &self.ledger])?)
+        Ok(opened(&mut self.producers)?.begin(&[&self.log, &self.ledger])?)
     }
 
     fn ready(&mut self) -> bool {
-        self.producer.as_mut().is_none_or(Producer::ready)
+        opened(&mut self.producers).map_or(true, Producer::ready)
     }
 
     fn append(&mut self, records: &RecordBatch, count: usize) -> Result<(), PublishError> {
@@ -146,8 +154,10 @@ impl Publisher for KafkaPublisher {
     }
 }
 
-fn opened(producer: &mut Option<Producer>) -> Result<&mut Producer, KafkaError> {
-    producer.as_mut().ok_or_else(|| KafkaError::Unavailable("the publisher is not open".into()))
+/// The producer whose turn it is.
+fn opened(producers: &mut Option<Turns>) -> Result<&mut Producer, KafkaError> {
+    let producers = producers.as_mut().map(Turns::producer);
+    producers.ok_or_else(|| KafkaError::Unavailable("the publisher is not open".into()))
 }
 
 /// Adds a ledger record.

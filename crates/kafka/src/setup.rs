@@ -5,7 +5,7 @@ use relay::Ledger;
 
 use crate::generations::{self, Generations};
 use crate::ledger::require_topics;
-use crate::producer::Producer;
+use crate::producer::{Producer, Turns};
 use crate::publisher::{add_entry, add_now};
 use crate::{Connection, KafkaError, Names, ReadUntil, read_ledger};
 
@@ -32,7 +32,7 @@ impl SetupWriter {
     /// Fences every other writer of this log, and reads its ledger to the true end.
     pub fn open(connection: &Connection, names: &Names) -> Result<(Self, Ledger), KafkaError> {
         require_topics(connection, names)?;
-        let producer = Producer::start(connection, &names.transactional_id())?;
+        let producer = Turns::start(connection, names)?.into_first();
         let ledger = read_ledger(connection, names, ReadUntil::TrueEnd)?;
         let writer = SetupWriter { names: names.clone(), producer, named: ledger.log.is_some() };
         Ok((writer, ledger))

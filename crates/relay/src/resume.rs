@@ -190,11 +190,11 @@ pub(crate) fn split_differs(commit_lsn: Lsn, ordinal: u64) -> Refusal {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use change::Timeline;
 
-    fn progress() -> Progress {
+    pub(crate) fn progress() -> Progress {
         Progress {
             log: "a".into(),
             generation: 1,

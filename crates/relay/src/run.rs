@@ -36,11 +36,14 @@ pub struct Limits {
     pub commit_bytes: usize,
     /// A Kafka transaction is committed at this age, even inside a source transaction.
     pub commit_interval: Duration,
-    /// After a Kafka transaction of so many bytes there is load, and the next takes `busy_interval` at least: many small ones
-    /// would cost the brokers more than the changes in them.
+    /// A Kafka transaction is committed so long after the last at the soonest: what comes meanwhile joins it, and a broker
+    /// that has less to do is the quicker with it.
+    pub pause: Duration,
+    /// The same after a Kafka transaction of `busy_bytes` and more, when there is load: many small ones would cost the brokers
+    /// more than the changes in them.
+    pub busy_pause: Duration,
+    /// See [`busy_pause`](Self::busy_pause).
     pub busy_bytes: usize,
-    /// See [`busy_bytes`](Self::busy_bytes).
-    pub busy_interval: Duration,
     /// When nothing for us happens, the log's LSN follows the server's at this interval.
     pub idle_interval: Duration,
     /// The heartbeat table is written at this interval.
@@ -59,8 +62,9 @@ impl Default for Limits {
             send_bytes: 128 << 10,
             commit_bytes: 32 << 20,
             commit_interval: Duration::from_secs(1),
+            pause: Duration::from_millis(3),
+            busy_pause: Duration::from_millis(20),
             busy_bytes: 128 << 10,
-            busy_interval: Duration::from_millis(20),
             idle_interval: Duration::from_millis(100),
             heartbeat_interval: Duration::from_secs(60),
             stand_by_interval: Duration::from_millis(500),
@@ -288,10 +292,8 @@ impl<'a> Relay<'a> {
     fn patience(&self, ready: bool) -> Duration {
         if self.may_pause() {
             Duration::ZERO
-        } else if let Some(since) = self.waiting_since
-            && !self.assembler.mid_transaction()
-        {
-            if ready { self.held().saturating_sub(self.since(since)) } else { JOIN }
+        } else if self.waiting_since.is_some() && !self.assembler.mid_transaction() {
+            if ready { self.pause_left() } else { JOIN }
         } else if self.behind() {
             self.limits.idle_interval.saturating_sub(self.since(self.committed_at))
         } else {
@@ -304,8 +306,8 @@ impl<'a> Relay<'a> {
         let whole = !self.assembler.mid_transaction();
         match self.waiting_since {
             Some(since) => {
-                let age = self.since(since);
-                (whole && !arrived && ready && age >= self.held()) || age >= self.limits.commit_interval
+                (whole && !arrived && ready && self.pause_left().is_zero())
+                    || self.since(since) >= self.limits.commit_interval
             }
             None => {
                 whole
@@ -316,9 +318,10 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// How long a Kafka transaction takes at least.
-    fn held(&self) -> Duration {
-        if self.busy { self.limits.busy_interval } else { Duration::ZERO }
+    /// Until a Kafka transaction may be committed.
+    fn pause_left(&self) -> Duration {
+        let pause = if self.busy { self.limits.busy_pause } else { self.limits.pause };
+        pause.saturating_sub(self.since(self.committed_at))
     }
 
     /// Whether the ledger's LSN is behind what was assembled.
@@ -415,5 +418,49 @@ impl<'a> Relay<'a> {
             source.acknowledge(confirmed)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::resume::tests::progress;
+
+    struct At(Cell<i64>);
+
+    impl Clock for At {
+        fn now_us(&self) -> i64 {
+            self.0.get()
+        }
+
+        fn sleep(&self, _duration: Duration) {}
+    }
+
+    #[test]
+    fn a_kafka_transaction_waits_for_the_pause_after_the_last() {
+        let limits = Limits { busy_bytes: 1000, ..Limits::default() };
+        let clock = At(Cell::new(0));
+        let encoder = Encoder::new("mailbox", "postgres");
+        let mut relay = Relay::new(encoder, progress(), &Ledger::default(), &clock, &limits);
+        for (busy, pause) in [(false, limits.pause), (true, limits.busy_pause)] {
+            relay.busy = busy;
+            relay.committed_at = clock.now_us();
+            let end = relay.committed_at + pause.as_micros() as i64;
+            // The first record comes late in the pause.
+            clock.0.set(end - 1);
+            relay.waiting_since = Some(clock.now_us());
+            assert!(!relay.due(false, true));
+            assert_eq!(relay.patience(true), Duration::from_micros(1));
+            assert_eq!(relay.patience(false), JOIN, "looks whether the transaction has begun");
+            clock.0.set(end);
+            assert!(relay.due(false, true));
+            assert!(!relay.due(true, true), "more comes");
+            assert!(!relay.due(false, false), "it has not begun");
+            assert_eq!(relay.patience(true), Duration::ZERO);
+            clock.0.set(relay.waiting_since.unwrap() + limits.commit_interval.as_micros() as i64);
+            assert!(relay.due(true, false), "at this age whatever happens");
+        }
     }
 }

@@ -141,7 +141,8 @@ impl World {
             commit_bytes: rng.random_range(1..20_000),
             commit_interval: Duration::from_micros(rng.random_range(100..5_000)),
             busy_bytes: rng.random_range(1..10_000),
-            busy_interval: Duration::from_micros(rng.random_range(0..400)),
+            pause: Duration::from_micros(rng.random_range(0..100)),
+            busy_pause: Duration::from_micros(rng.random_range(0..400)),
             idle_interval: Duration::from_micros(200),
             heartbeat_interval: Duration::from_millis(1),
             ..Limits::default()
