@@ -18,7 +18,7 @@ const TRANSACTION_BYTES: usize = 32 << 20;
 const RECORDS_MAX: usize = 200_000;
 
 /// Records with which a broker is warmed up, and their bytes.
-const WARM_UP: (u64, usize) = (2_000_000, 1_000);
+const WARM_UP: (u64, usize) = (6_000_000, 1_000);
 
 /// Produces `changes` records to `topic` as they stand in the log of a reader.
 pub(crate) fn run(kafka: &Kafka, log: &str, topic: &str, round: u32, changes: u64) -> Result<Sample> {

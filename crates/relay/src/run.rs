@@ -68,7 +68,7 @@ impl Default for Limits {
             idle_interval: Duration::from_millis(100),
             heartbeat_interval: Duration::from_secs(60),
             stand_by_interval: Duration::from_millis(500),
-            round_bytes: 32 << 20,
+            round_bytes: 64 << 20,
             snapshot_rate: None,
         }
     }
