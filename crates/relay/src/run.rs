@@ -329,8 +329,9 @@ impl<'a> Relay<'a> {
         self.assembler.reach().end_lsn > self.progress.end_lsn
     }
 
+    /// Long, where the clock was set back meanwhile: nothing may wait until it has come there again.
     pub(crate) fn since(&self, past_us: i64) -> Duration {
-        Duration::from_micros(u64::try_from(self.clock.now_us() - past_us).unwrap_or(0))
+        u64::try_from(self.clock.now_us() - past_us).map_or(Duration::MAX, Duration::from_micros)
     }
 
     /// Sends the so many bytes that are ready, if they are enough.
@@ -462,5 +463,10 @@ mod tests {
             clock.0.set(relay.waiting_since.unwrap() + limits.commit_interval.as_micros() as i64);
             assert!(relay.due(true, false), "at this age whatever happens");
         }
+        // The clock is set back.
+        relay.committed_at = clock.now_us();
+        relay.waiting_since = Some(clock.now_us());
+        clock.0.set(clock.now_us() - 3_600_000_000);
+        assert!(relay.due(false, true), "nothing waits for an hour");
     }
 }
