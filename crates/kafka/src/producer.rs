@@ -77,9 +77,11 @@ impl Turns {
         &mut self.producers[self.turn]
     }
 
-    /// Has the other write the next transaction.
-    pub(crate) fn pass(&mut self) {
+    /// Commits its transaction, of which every record is settled. The other writes the next.
+    pub(crate) fn commit(&mut self) -> Result<(), KafkaError> {
+        self.producer().commit()?;
         self.turn = 1 - self.turn;
+        Ok(())
     }
 
     /// Only the first of them.

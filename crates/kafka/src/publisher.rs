@@ -4,7 +4,7 @@ use change::{LedgerEntry, Progress, RecordBatch};
 use relay::{Ledger, PublishError, Publisher};
 
 use crate::ledger::require_topics;
-use crate::producer::{Producer, Turns};
+use crate::producer::Turns;
 use crate::wire::batch::{Batch, Record};
 use crate::{Connection, KafkaError, Names, ReadUntil, read_ledger};
 
@@ -56,14 +56,14 @@ impl KafkaPublisher {
     pub fn send(&mut self, records: &RecordBatch, count: usize) -> Result<(), PublishError> {
         self.append_all(records, count)?;
         if let Some(batch) = self.held.take() {
-            opened(&mut self.producers)?.send([(&self.log, batch)])?;
+            opened(&mut self.producers)?.producer().send([(&self.log, batch)])?;
         }
         Ok(())
     }
 
     /// Adds the records to the batch that is held, and sends it whenever it is full.
     fn append_all(&mut self, records: &RecordBatch, count: usize) -> Result<(), KafkaError> {
-        let producer = opened(&mut self.producers)?;
+        let producer = opened(&mut self.producers)?.producer();
         producer.begin(&[&self.log, &self.ledger])?;
         let mut batch = self.held.take().unwrap_or_else(|| producer.batch());
         for record in records.iter().take(count) {
@@ -83,7 +83,8 @@ impl KafkaPublisher {
     }
 
     fn commit_all(&mut self, entries: &[LedgerEntry], progress: &mut Progress) -> Result<(), KafkaError> {
-        let producer = opened(&mut self.producers)?;
+        let turns = opened(&mut self.producers)?;
+        let producer = turns.producer();
         producer.begin(&[&self.ledger])?;
         // The records' offsets are known before they are delivered, and looked at afterwards: the last progress counts.
         let end = self.first + self.sent;
@@ -109,16 +110,13 @@ impl KafkaPublisher {
             producer.send([(&self.ledger, batch)])?;
             producer.settle()?;
         }
-        producer.commit()?;
+        turns.commit()?;
         if self.sent > 0 {
             self.overlap = log_end + 1 == end;
             // The transaction's end takes an offset, and that of the last one where it comes behind.
             (self.first, self.sent) = (log_end + 1 + i64::from(self.overlap), 0);
         }
         self.log_end = log_end;
-        if let Some(producers) = &mut self.producers {
-            producers.pass();
-        }
         Ok(())
     }
 }
@@ -138,11 +136,11 @@ impl Publisher for KafkaPublisher {
 
     fn begin(&mut self) -> Result<(), PublishError> {
         // The ledger's record comes with the commit; the coordinator is told of both at once.
-        Ok(opened(&mut self.producers)?.begin(&[&self.log, &self.ledger])?)
+        Ok(opened(&mut self.producers)?.producer().begin(&[&self.log, &self.ledger])?)
     }
 
     fn ready(&mut self) -> bool {
-        opened(&mut self.producers).map_or(true, Producer::ready)
+        self.producers.as_mut().is_none_or(|turns| turns.producer().ready())
     }
 
     fn append(&mut self, records: &RecordBatch, count: usize) -> Result<(), PublishError> {
@@ -154,10 +152,8 @@ impl Publisher for KafkaPublisher {
     }
 }
 
-/// The producer whose turn it is.
-fn opened(producers: &mut Option<Turns>) -> Result<&mut Producer, KafkaError> {
-    let producers = producers.as_mut().map(Turns::producer);
-    producers.ok_or_else(|| KafkaError::Unavailable("the publisher is not open".into()))
+fn opened(producers: &mut Option<Turns>) -> Result<&mut Turns, KafkaError> {
+    producers.as_mut().ok_or_else(|| KafkaError::Unavailable("the publisher is not open".into()))
 }
 
 /// Adds a ledger record.
