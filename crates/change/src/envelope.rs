@@ -397,7 +397,7 @@ fn source_tail(schema: &str, table: &str) -> Vec<u8> {
 
 fn meta(stamp: &ChangeStamp, schema: Option<SchemaRef>) -> RecordMeta {
     let timestamp_ms = stamp.commit_time_us.div_euclid(1000);
-    RecordMeta { position: stamp.position, xid: stamp.xid, schema, timestamp_ms, commit: None }
+    RecordMeta { position: stamp.position, xid: stamp.xid, schema, timestamp_ms, commit: None, anew: false }
 }
 
 impl RelationEncoder {

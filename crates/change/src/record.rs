@@ -9,7 +9,8 @@ use crate::{Lsn, Position, SchemaRef, json};
 pub mod header {
     /// The change's [`Position`](crate::Position), and what else there is of the three that follow:
     /// `0/16B3748:t:5 xid=745 schema=16384/3 commit=0/16B37A0`. On every record but the log's first. One header, because
-    /// Kafka's client allocates for each of every record, where it is written and where it is read.
+    /// Kafka's client allocates for each of every record, where it is written and where it is read. A `t` of a transaction
+    /// after which the table is read anew has ` anew=1` as well.
     pub const POSITION: &str = "millrace.position";
     /// The source transaction's top-level xid, 32 bits, decimal. On records of transactions. A header of its own in older
     /// logs, as the two that follow.
@@ -39,6 +40,8 @@ pub struct RecordMeta {
     pub timestamp_ms: i64,
     /// End LSN, on the last record of a unit.
     pub commit: Option<Lsn>,
+    /// Whether the table is read anew from here on.
+    pub anew: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -115,6 +118,11 @@ impl RecordBatch {
         }
     }
 
+    /// Marks the last record as one after which its table is read anew.
+    pub fn mark_anew(&mut self) {
+        self.entries.iter_mut().last().into_iter().for_each(|last| last.meta.anew = true);
+    }
+
     /// Forgets every record but the last `count`, which may still become the end of their unit.
     pub fn keep_last(&mut self, count: usize) {
         let drop = self.entries.len().saturating_sub(count);
@@ -171,6 +179,9 @@ impl RecordRef<'_> {
             scratch.extend_from_slice(b" commit=");
             commit.append_to(scratch);
         }
+        if self.meta.anew {
+            scratch.extend_from_slice(b" anew=1");
+        }
         visit(header::POSITION, scratch);
         if !self.unchanged.is_empty() {
             visit(header::UNCHANGED, self.unchanged);
@@ -207,6 +218,8 @@ pub struct Headers<'a> {
     pub schema: Option<SchemaRef>,
     /// See [`header::COMMIT`].
     pub commit: Option<Lsn>,
+    /// See [`header::POSITION`].
+    pub anew: bool,
     /// See [`header::LOG`].
     pub log: Option<&'a str>,
     /// See [`header::UNCHANGED`]; empty for none.
@@ -244,6 +257,7 @@ impl<'a> Headers<'a> {
                 ("xid", xid) => self.xid = Some(xid.parse().ok()?),
                 ("schema", schema) => self.schema = Some(schema.parse().ok()?),
                 ("commit", commit) => self.commit = Some(commit.parse().ok()?),
+                ("anew", "1") => self.anew = true,
                 _ => return None,
             }
         }
@@ -268,13 +282,13 @@ mod tests {
         #[test]
         fn headers_come_back(
             lsn: u64, ordinal: u64, kind in 0..3_usize,
-            xid: Option<u32>, schema: Option<(u32, u32)>, commit: Option<u64>,
+            xid: Option<u32>, schema: Option<(u32, u32)>, commit: Option<u64>, anew: bool,
         ) {
             let kind = [Kind::Message, Kind::Round, Kind::Transaction][kind];
             let position = Position { lsn: Lsn(lsn), kind, ordinal };
             let schema = schema.map(|(relation, version)| SchemaRef { relation, version });
             let commit = commit.map(Lsn);
-            let meta = RecordMeta { position, xid, schema, timestamp_ms: 0, commit };
+            let meta = RecordMeta { position, xid, schema, timestamp_ms: 0, commit, anew };
             let record = RecordRef { key: b"", value: b"", unchanged: b"[]", previous_key: b"{}", meta };
             let mut all = Vec::new();
             record.headers(&mut Vec::new(), |name, value| all.push((name, value.to_vec())));
@@ -284,7 +298,7 @@ mod tests {
             }
             let unchanged = record.unchanged;
             let expected = Headers {
-                position: Some(position), xid, schema, commit, log: None, unchanged, previous_key: b"{}",
+                position: Some(position), xid, schema, commit, anew, log: None, unchanged, previous_key: b"{}",
             };
             prop_assert_eq!(read, expected);
         }
@@ -305,7 +319,13 @@ mod tests {
 
     #[test]
     fn what_a_later_version_may_add_is_refused() {
-        for value in [&b"0/16B3748:t:5 more=1"[..], b"0/16B3748:t:5 xid", b"0/16B3748:t:5 ", b"xid=745"] {
+        for value in [
+            &b"0/16B3748:t:5 more=1"[..],
+            b"0/16B3748:t:5 anew=0",
+            b"0/16B3748:t:5 xid",
+            b"0/16B3748:t:5 ",
+            b"xid=745",
+        ] {
             assert!(read(&[("millrace.position", value)]).is_err(), "{}", String::from_utf8_lossy(value));
         }
     }

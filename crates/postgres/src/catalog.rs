@@ -362,9 +362,22 @@ FROM pg_catalog.pg_class c
 LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
 WHERE c.oid = $1 GROUP BY c.relfilenode";
 
-pub(crate) async fn storage(client: &Client, relation: u32) -> Result<Storage, tokio_postgres::Error> {
-    let row = client.query_one(STORAGE, &[&relation]).await?;
-    Ok(Storage { file: row.try_get(0)?, columns: row.try_get(1)? })
+/// `None` where there is no such table.
+pub(crate) async fn storage(
+    client: &Client,
+    relation: u32,
+) -> Result<Option<Storage>, tokio_postgres::Error> {
+    let row = client.query_opt(STORAGE, &[&relation]).await?;
+    row.map(|row| Ok(Storage { file: row.try_get(0)?, columns: row.try_get(1)? })).transpose()
+}
+
+/// Whether somebody holds the lock on the table without which its rows cannot be rewritten. A transaction keeps its locks until
+/// others see it, so that a statement after this one sees every rewrite that was committed, unless this is so.
+pub(crate) async fn locked_out(client: &Client, relation: u32) -> Result<bool, tokio_postgres::Error> {
+    let locks = "SELECT EXISTS (SELECT FROM pg_catalog.pg_locks
+                 WHERE locktype = 'relation' AND relation = $1 AND mode = 'AccessExclusiveLock' AND granted
+                     AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()))";
+    client.query_one(locks, &[&relation]).await?.try_get(0)
 }
 
 async fn resolve(

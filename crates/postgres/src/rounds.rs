@@ -392,7 +392,7 @@ async fn describe(
     if let Err(schemas) = found.map_err(|e| at(&e))? {
         return Ok(Err(keys::hidden(&schema.full_name(), &schemas)));
     }
-    let storage = catalog::storage(leader, table.relation).await.map_err(|e| at(&e))?;
+    let storage = catalog::storage(leader, table.relation).await.map_err(|e| at(&e))?.ok_or_else(gone)?;
     let key = KeySql::of(leader, &schema).await.map_err(|e| at(&e))?;
     Ok(Ok(Described { schema, storage, key }))
 }

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use change::{Key, Lsn, NEW_LOG, Refusal, Snapshot, Timeline, Tuple};
+use change::{Key, Lsn, NEW_LOG, Refusal, Snapshot, Storage, Timeline, Tuple};
 use pgoutput::Message;
 use relay::{
     Confirmed, Heartbeat, PublishedTable, ReadRequest, RelayError, Round, RoundEvent, RowChange, Source,
@@ -401,6 +401,14 @@ impl Source for PostgresSource {
 
     fn published(&mut self) -> Result<Vec<PublishedTable>, SourceError> {
         self.query(rounds::published(&self.client, &self.options.publication))
+    }
+
+    fn rewritten(&mut self, relation: u32, xid: u32, before: Storage) -> Result<Option<bool>, SourceError> {
+        if !self.visible()?.saw(xid) && self.query(catalog::locked_out(&self.client, relation))? {
+            return Ok(None);
+        }
+        let storage = self.query(catalog::storage(&self.client, relation))?;
+        Ok(Some(storage.is_some_and(|now| now.rewritten(before))))
     }
 
     fn visible(&mut self) -> Result<Snapshot, SourceError> {

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use change::{
     ChangeStamp, Clock, Encoder, Key, Kind, LedgerEntry, Lsn, NEW_LOG, Op, Position, RecordBatch, Refusal,
-    RelationEncoder, RowImages, SchemaRef, Snapshot, Split, TableSchema, Tuple,
+    RelationEncoder, RowImages, SchemaRef, Snapshot, Split, Storage, TableSchema, Tuple,
 };
 use xxhash_rust::xxh3::Xxh3;
 
@@ -68,6 +68,8 @@ struct OpenTransaction {
     held: Option<(u64, u64)>,
     /// The same of the one before: where a split would be.
     released: Option<(u64, u64)>,
+    /// Tables that were described in it, and of which it is known whether they were rewritten.
+    compared: BTreeSet<u32>,
 }
 
 #[derive(Debug)]
@@ -330,6 +332,7 @@ impl Assembler {
             records: 0,
             held: None,
             released,
+            compared: BTreeSet::new(),
         });
         Ok(())
     }
@@ -404,9 +407,31 @@ impl Assembler {
         Ok(self.encoder.relation(at, schema))
     }
 
+    /// The table of which this event tells, which may have been rewritten by the open transaction, whose xid is given, or
+    /// by one before it; and where its rows were.
+    pub(crate) fn to_compare(&self, event: &WalEvent<'_>) -> Option<(u32, u32, Storage)> {
+        let WalEvent::Relation { schema: TableSchema { relation, .. }, .. } = event else { return None };
+        let open = self.open.as_ref().filter(|open| open.plan != Plan::Skip);
+        let open = open.filter(|open| !open.compared.contains(relation))?;
+        Some((*relation, open.xid, self.reading.storage(*relation)?))
+    }
+
+    /// What [`to_compare`](Self::to_compare) asked for.
+    pub(crate) fn compared(&mut self, relation: u32, rewritten: bool) {
+        if let Some(open) = &mut self.open {
+            open.compared.insert(relation);
+        }
+        if rewritten {
+            self.reading.begin_again(relation, self.ordinal());
+        }
+    }
+
     /// Whether it is known what becomes of the event. It is not where only Postgres can compare a row's key with the key
-    /// up to which its table was read.
+    /// up to which its table was read, or tell whether the table was rewritten.
     pub(crate) fn decided(&self, event: &WalEvent<'_>) -> bool {
+        if self.to_compare(event).is_some() {
+            return false;
+        }
         self.questions(event).is_none_or(|(relation, known, keys)| {
             keys.iter().all(|key| self.reading.decided(relation, &known.key_order, key))
         })
@@ -443,6 +468,10 @@ impl Assembler {
         let mut halves = halves(&known.encoder, change);
         let count = halves.iter().flatten().count() as u64;
         if self.reading.active() && !self.reading.settled(relation) && self.is_new() {
+            if self.reading.ends(relation, self.ordinal()) {
+                self.reading.left_out(relation, self.xid());
+                return self.end_rows(lsn, &[relation], count, || digest(relation, change), clock);
+            }
             self.judge(relation, &mut halves)?;
         }
         let records = halves.iter().flatten().count() as u64;
@@ -519,26 +548,43 @@ impl Assembler {
         let mut families = BTreeSet::new();
         for relation in relations {
             let known = self.relations.get(relation).ok_or_else(|| unknown_relation(*relation))?;
-            if self.reading.has_others(*relation, relations) {
-                // What ends its rows would end theirs.
-                if self.is_new() {
-                    self.reading.begin_again(*relation, self.ordinal());
-                    self.reading.left_out(*relation, self.xid());
-                }
-            } else if families.insert(known.schema.family()) {
+            if families.insert(known.schema.family()) {
                 ended.push(*relation);
+            }
+            if self.is_new() && self.reading.has_others(*relation, relations) {
+                // What ends its rows ends theirs.
+                self.reading.begin_again(*relation, self.ordinal());
+                self.reading.left_out(*relation, self.xid());
             }
         }
         if self.reading.active() && self.is_new() {
-            let xid = self.xid();
-            relations.iter().for_each(|relation| self.reading.truncated(*relation, xid));
+            let (xid, ordinal) = (self.xid(), self.ordinal());
+            for relation in relations {
+                self.reading.ends(*relation, ordinal);
+                self.reading.truncated(*relation, xid);
+            }
         }
-        let counts = (relations.len() as u64, ended.len() as u64);
+        self.end_rows(lsn, &ended, relations.len() as u64, digest, clock)
+    }
+
+    /// The open transaction's next change, which has `count` events, ends the rows of these tables in the log.
+    fn end_rows(
+        &mut self,
+        lsn: Lsn,
+        relations: &[u32],
+        count: u64,
+        digest: impl FnOnce() -> u64,
+        clock: &dyn Clock,
+    ) -> Result<(), RelayError> {
+        let counts = (count, relations.len() as u64);
         let Some(mut stamp) = self.change(lsn, counts, digest, clock)? else { return Ok(()) };
-        for relation in ended {
-            self.number(&mut stamp, relation)?;
-            let known = self.relations.get(&relation).ok_or_else(|| unknown_relation(relation))?;
+        for relation in relations {
+            self.number(&mut stamp, *relation)?;
+            let known = self.relations.get(relation).ok_or_else(|| unknown_relation(*relation))?;
             self.encoder.truncate(&mut self.batch, &known.encoder, &stamp);
+            if self.reading.begins_again(*relation) {
+                self.batch.mark_anew();
+            }
         }
         Ok(())
     }

@@ -1,4 +1,5 @@
-//! Events that wait for Postgres to compare keys (h26) or for a round, and everything behind them.
+//! Events that wait for Postgres to compare keys (h26) or to tell of a rewrite (h30), or for a round, and everything behind
+//! them.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -60,6 +61,11 @@ impl Deferred {
         });
     }
 
+    /// The first of them.
+    pub(crate) fn first(&self) -> Option<WalEvent<'_>> {
+        self.events.front().and_then(Event::view)
+    }
+
     /// The keys of what waits, by table, as far as the tables stay as they are.
     pub(crate) fn keys(
         &self,
@@ -84,7 +90,7 @@ impl Deferred {
         mut take: impl FnMut(WalEvent<'_>) -> Result<bool, E>,
     ) -> Result<bool, E> {
         let waited = self.events.len();
-        while let Some(event) = self.events.front().and_then(Event::view) {
+        while let Some(event) = self.first() {
             if !take(event)? {
                 break;
             }

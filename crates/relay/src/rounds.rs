@@ -64,7 +64,7 @@ impl Relay<'_> {
         control: &dyn Control,
     ) -> Result<(), RelayError> {
         let stale: BTreeSet<&str> = self.assembler.reading.stale().map(|table| table.name.as_str()).collect();
-        if !stale.is_empty() {
+        if !stale.is_empty() && self.assembler.between() {
             stale.into_iter().for_each(|table| control.reads_anew(table));
             // Its transaction id is above all that were given out before, and a snapshot after it tells of them all.
             self.beat(source, self.progress.beat.0)?;
@@ -251,6 +251,38 @@ impl Relay<'_> {
         Ok((round?, pieces))
     }
 
+    /// Waits until it is known whether the table that comes first was rewritten, by which the changes that follow are of rows
+    /// that the log does not have. False when told to stop meanwhile.
+    fn compare_storage(
+        &mut self,
+        source: &mut dyn Source,
+        publisher: &mut dyn Publisher,
+        control: &dyn Control,
+    ) -> Result<bool, RelayError> {
+        let first = self.deferred.first();
+        let Some((relation, xid, before)) = first.and_then(|event| self.assembler.to_compare(&event)) else {
+            return Ok(true);
+        };
+        let begun_us = self.clock.now_us();
+        let mut told = false;
+        loop {
+            if let Some(rewritten) = source.rewritten(relation, xid, before)? {
+                self.assembler.compared(relation, rewritten);
+                return Ok(true);
+            }
+            if control.stop() {
+                return Ok(false);
+            }
+            if self.since(begun_us) >= PROBE && !std::mem::replace(&mut told, true) {
+                if self.waiting_since.is_some() {
+                    self.commit(publisher, control)?;
+                }
+                control.rewrite_waits();
+            }
+            self.clock.sleep(PROBE_INTERVAL);
+        }
+    }
+
     /// Has Postgres compare the keys that only it can compare, and takes in the events that waited, up to the next pause.
     pub(crate) fn decide(
         &mut self,
@@ -260,6 +292,9 @@ impl Relay<'_> {
     ) -> Result<(), RelayError> {
         self.paused = false;
         while !self.deferred.is_empty() {
+            if !self.compare_storage(source, publisher, control)? {
+                return Ok(());
+            }
             let mut answers = Answers::new();
             // Older answers would hide keys that the new ones must have.
             self.assembler.reading.answered(Answers::new());

@@ -107,6 +107,9 @@ pub trait Control {
         let _ = reason;
     }
 
+    /// The stream waits for a transaction that holds a lock under which a table may be rewritten, and that is not visible.
+    fn rewrite_waits(&self) {}
+
     /// The snapshot has come to one of [`STAGES`]; where tests end the process.
     fn reached(&self, stage: &str) {
         let _ = stage;
@@ -190,7 +193,7 @@ pub(crate) struct Relay<'a> {
     pub(crate) clock: &'a dyn Clock,
     pub(crate) limits: &'a Limits,
     pub(crate) assembler: Assembler,
-    /// Events that wait for Postgres to compare keys, or for a round.
+    /// Events that wait for Postgres to compare keys or to tell of a rewrite, or for a round.
     pub(crate) deferred: Deferred,
     /// Whether what comes now waits for a round.
     pub(crate) paused: bool,
@@ -244,7 +247,7 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// Takes in one event of the source, or has it wait behind one whose key only Postgres can compare, or for a round.
+    /// Takes in one event of the source, or has it wait behind one that only Postgres can decide on, or for a round.
     fn take_or_defer(
         &mut self,
         event: WalEvent<'_>,

@@ -45,7 +45,8 @@
 //! A table can *begin again*: it was rewritten (h30), or its key is another one, so that what the log holds of it counts
 //! no more. Its rows are ended there by a `t`, and it is read from its beginning. What was streamed of it until then is
 //! dead by that `t`, so the next round must see it: it waits for every transaction that had begun by then, a heartbeat's
-//! being the last of them ([`Reading::end_stale`]).
+//! being the last of them ([`Reading::end_stale`]). Where a transaction that is being streamed is the cause, its next change
+//! of the table becomes a `t` as well, which is marked, for no store may be shown after it ([`Reading::ends`]).
 //!
 //! *Invariant:* a decision depends on nothing but what the ledger holds and the stream says; so a restart, which
 //! replays the stream from the ledger's end, decides alike. Therefore what an open transaction does to this state is
@@ -91,7 +92,10 @@ pub(crate) type Answers = HashMap<(u32, Key, Key), Ordering>;
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Effect {
     Owe(u32, Key),
+    /// The log's rows of the table are still to be ended.
     BeginAgain(u32),
+    /// They were ended, with that change.
+    Ended(u32),
 }
 
 /// The state of the snapshot: what the ledger holds of it, and what the stream has changed since.
@@ -381,8 +385,33 @@ impl Reading {
         }
     }
 
-    fn begins_again(&self, relation: u32) -> bool {
-        !self.ahead.is_empty() && self.ahead.contains_key(&Effect::BeginAgain(relation))
+    /// Whether it does so with the open transaction.
+    pub(crate) fn begins_again(&self, relation: u32) -> bool {
+        let ahead = |effect| self.ahead.contains_key(&effect);
+        !self.ahead.is_empty() && (ahead(Effect::BeginAgain(relation)) || ahead(Effect::Ended(relation)))
+    }
+
+    /// Whether the open transaction's change of this ordinal is to end the table's rows in the log, instead of what it does:
+    /// the first after the table began again is.
+    pub(crate) fn ends(&mut self, relation: u32, ordinal: u64) -> bool {
+        if self.ahead.is_empty() || !self.ahead.contains_key(&Effect::BeginAgain(relation)) {
+            return false;
+        }
+        let family = self.tables.get(&relation).map_or(relation, |table| table.family(relation));
+        let relations: Vec<u32> = self.family(family).map(|(relation, _)| relation).collect();
+        for relation in relations {
+            if self.ahead.remove(&Effect::BeginAgain(relation)).is_some() {
+                self.ahead.insert(Effect::Ended(relation), ordinal);
+            }
+        }
+        true
+    }
+
+    /// Where the table's rows were when they were read, if a rewrite is to be told by it: the log holds some.
+    pub(crate) fn storage(&self, relation: u32) -> Option<Storage> {
+        let table =
+            self.tables.get(&relation).filter(|table| begun(table) && !self.begins_again(relation))?;
+        table.storage
     }
 
     fn owes_ahead(&self, relation: u32, key: &Key) -> bool {
@@ -459,8 +488,10 @@ impl Reading {
         let relations: Vec<u32> =
             self.family(family).filter(|(_, table)| begun(table)).map(|(relation, _)| relation).collect();
         for relation in relations {
-            self.ahead.entry(Effect::BeginAgain(relation)).or_insert(ordinal);
-            self.active = true;
+            if !self.begins_again(relation) {
+                self.ahead.insert(Effect::BeginAgain(relation), ordinal);
+                self.active = true;
+            }
         }
     }
 
@@ -481,7 +512,8 @@ impl Reading {
                         self.changed.insert(relation);
                     }
                 }
-                Effect::BeginAgain(relation) => {
+                // What its siblings had until then is ended once more, where it is told what the next round must see.
+                Effect::BeginAgain(relation) | Effect::Ended(relation) => {
                     self.reads_anew(relation, Read::Nothing);
                     self.tables.entry(relation).and_modify(|table| table.stale = true);
                 }

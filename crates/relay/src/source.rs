@@ -226,6 +226,10 @@ pub trait Source {
     /// The tables that the publication has now.
     fn published(&mut self) -> Result<Vec<PublishedTable>, SourceError>;
 
+    /// Whether the table's rows are others than those of `before` (h30), after what the committed transaction `xid` did to
+    /// it; `None` while that cannot be told, because the transaction is not visible yet. Of a table that is gone: no.
+    fn rewritten(&mut self, relation: u32, xid: u32, before: Storage) -> Result<Option<bool>, SourceError>;
+
     /// What is visible now.
     fn visible(&mut self) -> Result<Snapshot, SourceError>;
 

@@ -117,6 +117,7 @@ struct Entry {
     xid: Option<u32>,
     schema: Option<SchemaRef>,
     commit: Option<Lsn>,
+    anew: bool,
     log: bool,
     key: Range<usize>,
     value: Range<usize>,
@@ -139,6 +140,8 @@ pub struct LogRecord<'a> {
     pub schema: Option<SchemaRef>,
     /// End LSN, on the last record of a unit.
     pub commit: Option<Lsn>,
+    /// Whether the table is read anew from here on.
+    pub anew: bool,
     /// JSON key.
     pub key: &'a [u8],
     /// JSON envelope.
@@ -229,6 +232,7 @@ impl LogBatch {
             xid: read.xid,
             schema: read.schema,
             commit: read.commit,
+            anew: read.anew,
             log: read.log.is_some(),
             key,
             value,
@@ -252,6 +256,7 @@ impl LogBatch {
             xid: entry.xid,
             schema: entry.schema,
             commit: entry.commit,
+            anew: entry.anew,
             key: &self.bytes[entry.key.clone()],
             value: &self.bytes[entry.value.clone()],
             unchanged: &self.bytes[entry.unchanged.clone()],

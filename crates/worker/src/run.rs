@@ -384,7 +384,7 @@ impl<'a> Worker<'a> {
         let Some(position) = record.position else { return Ok(()) };
         let event = Event::decode(record.value)
             .map_err(|error| WorkerError::Poison { offset, reason: error.to_string() })?;
-        if position.kind == Kind::Round {
+        if position.kind == Kind::Round || record.anew {
             self.restarted = Some(offset);
             self.ready_at = None;
         }

@@ -367,6 +367,12 @@ impl Control for Watch<'_> {
         tracing::warn!("{table} is read anew: it was rewritten, or has another key, or was put back");
     }
 
+    fn rewrite_waits(&self) {
+        let reason = "a committed transaction that may have rewritten a table is not visible: it waits for a synchronous \
+                      standby (synchronous_standby_names), or another one holds the lock";
+        tracing::warn!(reason, "the stream waits");
+    }
+
     fn reached(&self, stage: &str) {
         failpoint::reached(stage);
     }

@@ -176,12 +176,13 @@ fn columns(table: &str) -> Vec<&'static str> {
         "t_toast" => vec!["id", "v", "n"],
         "t_index" => vec!["pk", "id", "v"],
         "points" => vec!["owner", "part", "amount"],
+        "emails" => vec!["id", "size"],
         _ => vec!["id", "v"],
     }
 }
 
 /// Replays the log from its beginning, as any other program could. Panics when a row is born twice, or changes or dies
-/// without a birth.
+/// without a birth, or from values that it never had.
 pub(crate) fn replay(kafka: &Kafka) -> BTreeMap<String, Vec<String>> {
     let printed = kafka.tool(
         "org.apache.kafka.tools.consumer.ConsoleConsumer",
@@ -234,6 +235,7 @@ pub(crate) fn replay(kafka: &Kafka) -> BTreeMap<String, Vec<String>> {
                 let living = table.get_mut(&before).filter(|rows| !rows.is_empty());
                 let old =
                     living.unwrap_or_else(|| panic!("changed without a birth: {line}")).pop().expect("a row");
+                assert_was(&value["before"], &old, line);
                 let mut row = value["after"].clone();
                 if headers.contains("millrace.unchanged:") {
                     fill(&mut row, &old);
@@ -245,6 +247,7 @@ pub(crate) fn replay(kafka: &Kafka) -> BTreeMap<String, Vec<String>> {
                 let living = table.get_mut(&before).filter(|rows| !rows.is_empty());
                 let old =
                     living.unwrap_or_else(|| panic!("died without a birth: {line}")).pop().expect("a row");
+                assert_was(&value["before"], &old, line);
                 buried.insert((name, key.to_owned()), old);
             }
             "t" => table.clear(),
@@ -261,6 +264,14 @@ pub(crate) fn replay(kafka: &Kafka) -> BTreeMap<String, Vec<String>> {
         (name.clone(), lines)
     };
     tables.into_iter().map(sorted).collect()
+}
+
+/// What an event says of the row before it is what the log had of it (h30).
+fn assert_was(before: &Value, row: &Value, line: &str) {
+    for (name, value) in before.as_object().into_iter().flatten() {
+        let told = !value.is_null() && value != UNAVAILABLE;
+        assert!(!told || row[name] == *value, "{name} was {}: {line}", row[name]);
+    }
 }
 
 /// Puts the old values where a new row has none.
@@ -591,6 +602,41 @@ fn h30_a_rewritten_table_is_read_anew() {
         soon("the table is read anew", || restarts(&pipeline) > before);
         pipeline.assert_stores_equal();
     }
+}
+
+/// A commit that waits for a standby is in the stream long before anybody sees that it rewrote a table.
+#[test]
+fn h30_what_is_changed_with_a_rewrite_waits_until_the_rewrite_is_visible() {
+    let mut pipeline = Pipeline::running();
+    pipeline.postgres.sql(
+        "app",
+        "INSERT INTO emails SELECT g, g % 7, 'inbox', 'me', 's', 'b', false, g, '2026-01-01 10:00Z'
+         FROM generate_series(1, 500) g",
+    );
+    pipeline.assert_stores_equal();
+    pipeline.postgres.sql("app", "ALTER SYSTEM SET synchronous_standby_names = 'missing'");
+    pipeline.postgres.reload();
+    let config = pipeline.postgres.session_config("app");
+    let waiting = std::thread::spawn(move || {
+        let session = Session::connect(&config).expect("a session");
+        session.sql(
+            "BEGIN; UPDATE emails SET size = size + 1 WHERE id % 2 = 0;
+             ALTER TABLE emails ALTER size TYPE integer USING size * 1000;
+             UPDATE emails SET size = size + 1; DELETE FROM emails WHERE id % 10 = 0; COMMIT",
+        )
+    });
+    let waits = |pipeline: &Pipeline| pipeline.log("reader").matches("the stream waits").count();
+    soon("the stream waits", || waits(&pipeline) == 1);
+    pipeline.restart(Role::Reader);
+    soon("the stream waits again", || waits(&pipeline) == 2);
+    pipeline.postgres.sql("app", "ALTER SYSTEM RESET synchronous_standby_names");
+    pipeline.postgres.reload();
+    waiting.join().expect("its commit ends");
+    pipeline.assert_stores_equal();
+    assert!(pipeline.log("reader").contains("public.emails is read anew"));
+    let counters = pipeline.log("counters");
+    assert!(!counters.contains("cannot be right"), "{counters}");
+    assert_eq!(replay(&pipeline.kafka)["emails"], rows(&pipeline.postgres, "emails"));
 }
 
 /// Partitions that are configured one by one, and the tables of an inheritance tree: rows go from one to the other, one

@@ -25,11 +25,12 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// Whether a snapshot's round made it.
-    fn is_of_round(&self) -> bool {
+    /// Where it stands, if it tells that a table is read anew: a snapshot's round made it, or it is marked so.
+    fn reads_anew(&self) -> Option<Lsn> {
         let mut headers = Headers::default();
         self.headers.iter().for_each(|(name, value)| headers.read(name, value).expect("our headers"));
-        headers.position.is_some_and(|position| position.kind == Kind::Round)
+        let position = headers.position?;
+        (headers.anew || position.kind == Kind::Round).then_some(position.lsn)
     }
 }
 
@@ -53,6 +54,8 @@ pub(crate) struct Broker {
     group: Option<GroupOffset>,
     /// Where the log is complete, by table, as far as the ledger says.
     complete: BTreeMap<u32, Vec<Complete>>,
+    /// Where the last round stands.
+    read: Lsn,
 }
 
 /// Where the log holds a table whole: from this offset and LSN on, up to the record with which it is read anew.
@@ -60,6 +63,8 @@ pub(crate) struct Broker {
 struct Complete {
     from: (i64, Lsn),
     until: Option<i64>,
+    /// Not before this LSN it was read.
+    read: Lsn,
 }
 
 impl Broker {
@@ -76,6 +81,7 @@ impl Broker {
             epoch: 0,
             group: None,
             complete: BTreeMap::new(),
+            read: Lsn::ZERO,
         }
     }
 
@@ -98,8 +104,9 @@ impl Broker {
         for (offset, slot) in self.slots.iter_mut().enumerate().rev() {
             match slot {
                 Slot::Open(record) => {
-                    if record.is_of_round() {
+                    if let Some(lsn) = record.reads_anew() {
                         read_anew = Some(offset as i64);
+                        self.read = self.read.max(lsn);
                     }
                     *slot = Slot::Committed(record.clone());
                 }
@@ -115,18 +122,18 @@ impl Broker {
             for table in self.read_ledger().tables.into_keys() {
                 let known = self.complete.entry(table).or_default();
                 if known.last().is_none_or(|last| last.until.is_some()) {
-                    known.push(Complete { from: (log_end, end_lsn), until: None });
+                    known.push(Complete { from: (log_end, end_lsn), until: None, read: self.read });
                 }
             }
         }
     }
 
-    /// Whether a store that stands here has all of a table.
-    pub(crate) fn complete_at(&self, table: u32, offset: i64, lsn: Lsn) -> bool {
-        let here = |known: &Complete| {
+    /// Not before which LSN the table was read of which a store that stands here has all.
+    pub(crate) fn complete_at(&self, table: u32, offset: i64, lsn: Lsn) -> Option<Lsn> {
+        let here = |known: &&Complete| {
             known.from.0 <= offset && known.from.1 <= lsn && known.until.is_none_or(|until| offset <= until)
         };
-        self.complete.get(&table).is_some_and(|known| known.iter().any(here))
+        self.complete.get(&table)?.iter().find(here).map(|known| known.read)
     }
 
     /// Whether the log holds a table whole to its end.

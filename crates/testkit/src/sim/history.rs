@@ -16,6 +16,9 @@ pub(crate) type Tables = BTreeMap<(u32, i64), String>;
 /// published later, has the default identity, a key that only the server can compare, and values stored out of line.
 pub(crate) const TABLES: [u32; 2] = [16384, 16385];
 
+/// What each rewrite appends to a value.
+pub(crate) const REWRITTEN: char = '~';
+
 /// One row's change.
 #[derive(Clone, Debug)]
 pub(crate) enum RowEdit {
@@ -40,7 +43,7 @@ pub(crate) enum RowEdit {
     Message,
     /// The second table enters the publication.
     Publish,
-    /// ALTER TABLE ... ALTER COLUMN TYPE of the first table, with a rewrite that happens to keep its values.
+    /// ALTER TABLE ... ALTER COLUMN TYPE of the first table, which appends [`REWRITTEN`] to its values.
     Retype,
 }
 
@@ -95,7 +98,13 @@ impl RowEdit {
             }
             RowEdit::Delete { table, id, .. } => drop(tables.remove(&(*table, *id))),
             RowEdit::Truncate { tables: truncated } => tables.retain(|(t, _), _| !truncated.contains(t)),
-            RowEdit::Message | RowEdit::Publish | RowEdit::Retype => {}
+            RowEdit::Retype => {
+                tables
+                    .iter_mut()
+                    .filter(|((t, _), _)| *t == TABLES[0])
+                    .for_each(|(_, value)| value.push(REWRITTEN));
+            }
+            RowEdit::Message | RowEdit::Publish => {}
         }
     }
 }
@@ -236,6 +245,17 @@ impl History {
         self.published && !self.entries.iter().any(unseen)
     }
 
+    /// Whether the first table was rewritten by a transaction that committed between these LSNs.
+    pub(crate) fn rewritten(&self, from: Lsn, to: Lsn) -> bool {
+        let rewrites = |entry: &Entry| match entry {
+            Entry::Transaction { commit_lsn, edits, .. } => {
+                (from..to).contains(commit_lsn) && edits.iter().any(|edit| matches!(edit, RowEdit::Retype))
+            }
+            _ => false,
+        };
+        self.entries.iter().any(rewrites)
+    }
+
     /// Where a table's rows are, as others see it.
     pub(crate) fn storage(&self, table: u32) -> Storage {
         let mut storage = Storage { file: 1, columns: 1 };
@@ -252,6 +272,11 @@ impl History {
             }
         }
         storage
+    }
+
+    /// Whether this transaction is not visible, and holds a lock that keeps readers out.
+    pub(crate) fn locks_out(&self, xid: u32) -> bool {
+        self.invisible.get(&xid).is_some_and(|held| held.contains(&(TABLES[0], None)))
     }
 
     /// A transaction of nobody's table, over and visible.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use change::{Datum, Key, Lsn, Read, Snapshot, Timeline, TupleBuf};
+use change::{Datum, Key, Lsn, Read, Snapshot, Storage, Timeline, TupleBuf};
 use relay::{
     Confirmed, Heartbeat, PublishedTable, ReadRequest, RelayError, Round, RoundEvent, RowChange, Source,
     SourceError, SourceState, TABLES_CHANGED, WalEvent,
@@ -209,6 +209,12 @@ impl Source for SimSource {
             storage: server.history.storage(*relation),
         };
         Ok(TABLES[..count].iter().map(table).collect())
+    }
+
+    fn rewritten(&mut self, relation: u32, xid: u32, before: Storage) -> Result<Option<bool>, SourceError> {
+        self.fail()?;
+        let history = &self.server.borrow().history;
+        Ok((!history.locks_out(xid)).then(|| history.storage(relation).rewritten(before)))
     }
 
     fn visible(&mut self) -> Result<Snapshot, SourceError> {

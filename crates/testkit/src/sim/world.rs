@@ -10,7 +10,7 @@ use relay::{Limits, PublishError, RelayError, SourceError};
 use worker::{Checkpoint, Handover, Role, Sink, Worker, WorkerError};
 
 use super::broker::{Broker, SimFeed, SimPublisher, first_progress};
-use super::history::{History, TABLES, Tables};
+use super::history::{History, REWRITTEN, TABLES, Tables};
 use super::reader::{Server, SimSource};
 use super::store::{Parts, SimSink, id_of, row};
 
@@ -331,13 +331,19 @@ impl World {
                 Op::Update => {
                     let (id, value) = row(event.after);
                     let known = rows.get_mut(&(table, id)).expect("changed without a birth");
+                    if table == TABLES[0] {
+                        assert_eq!(row(event.before), (id, known.clone()), "changed from what it never was");
+                    }
                     if headers.unchanged.is_empty() {
                         *known = value;
                     }
                 }
                 Op::Delete => {
-                    let id = row(event.before).0;
+                    let (id, before) = row(event.before);
                     let value = rows.remove(&(table, id)).expect("died without a birth");
+                    if table == TABLES[0] {
+                        assert_eq!(before, value, "died as what it never was");
+                    }
                     buried.insert((table, id), value);
                 }
                 Op::Truncate => rows.retain(|(t, _), _| *t != table),
@@ -369,9 +375,15 @@ fn published(history: &History, tables: &Tables, table: u32) -> BTreeMap<i64, St
 fn check_prefix(history: &History, broker: &Broker, parts: &Parts) {
     for (part, table) in parts.iter().zip(TABLES) {
         let Some(Checkpoint { next_offset, lsn, ready, .. }) = part.checkpoint else { continue };
-        if broker.complete_at(table, next_offset, lsn) {
-            let expected = published(history, history.at(lsn), table);
-            assert_eq!(part.rows, expected, "table {table} at {lsn}");
+        if let Some(read) = broker.complete_at(table, next_offset, lsn) {
+            let mut expected = published(history, history.at(lsn), table);
+            let mut found = part.rows.clone();
+            if table == TABLES[0] && history.rewritten(read, lsn) {
+                // No change of a row has told of it yet.
+                let stem = |value: &mut String| value.truncate(value.trim_end_matches(REWRITTEN).len());
+                expected.values_mut().chain(found.values_mut()).for_each(stem);
+            }
+            assert_eq!(found, expected, "table {table} at {lsn}");
         } else {
             // The second table's store is as complete as can be before that table is published.
             assert!(!ready || table == TABLES[1], "ready before all is read, at offset {next_offset}");
