@@ -501,8 +501,10 @@ impl Reading {
         if self.ahead.is_empty() {
             return;
         }
-        let ahead = std::mem::take(&mut self.ahead);
-        let (settled, ahead) = ahead.into_iter().partition(|(_, at)| until.is_none_or(|until| *at <= until));
+        // What is still to be ended is so with a change behind the split.
+        let ended = |effect: &Effect| !matches!(effect, Effect::BeginAgain(_));
+        let settles = |(effect, at): &(Effect, u64)| until.is_none_or(|until| *at <= until && ended(effect));
+        let (settled, ahead) = std::mem::take(&mut self.ahead).into_iter().partition(settles);
         self.ahead = ahead;
         for effect in BTreeMap::into_keys(settled) {
             match effect {
@@ -672,6 +674,26 @@ mod tests {
         let table = &reading.tables[&7];
         assert_eq!((&table.read, table.stale, table.root), (&Read::Nothing, true, None));
         assert_eq!(reading.tables[&8].read, Read::Removed);
+    }
+
+    /// The rest of a split transaction must still find that the table's rows are to be ended.
+    #[test]
+    fn h30_a_table_that_begins_again_reaches_the_ledger_with_the_change_that_ends_it() {
+        let table = TableProgress::new("public.t".into(), 1, Read::All);
+        let mut reading = Reading::new(&Ledger { tables: [(7, table)].into(), ..Ledger::default() });
+        reading.begin_again(7, 3);
+        reading.settle(Some(5));
+        assert_eq!(
+            reading.tables[&7].read,
+            Read::All,
+            "the log ends before the change that will end the rows"
+        );
+        assert!(reading.ends(7, 6) && !reading.ends(7, 7), "the first change ends them, and no other");
+        reading.settle(Some(5));
+        assert_eq!(reading.tables[&7].read, Read::All);
+        assert_eq!(reading.judge(7, &KeyOrder::default(), None, 700), Some(Verdict::LeaveOut));
+        reading.settle(Some(6));
+        assert_eq!(reading.tables[&7].read, Read::Nothing);
     }
 
     /// The change that is held back comes again after a kill, and must be judged as before.
