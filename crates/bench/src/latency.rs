@@ -14,7 +14,8 @@ use testkit::services::Postgres;
 use crate::Options;
 use crate::backlog::DATABASE;
 use crate::sides;
-use crate::stack::Stack;
+use crate::sides::Side;
+use crate::stack::{Stack, Worker};
 
 /// Connections that write.
 const WRITERS: u32 = 4;
@@ -35,32 +36,41 @@ pub(crate) struct Latency {
 }
 
 pub(crate) fn run(options: &Options) -> Result<Vec<Latency>> {
-    let stack = Stack::start("steady", |_, _| Ok(()))?;
+    let sides = options.sides();
+    let of = [(Side::Counters, Worker::Counters), (Side::Search, Worker::Search)];
+    let workers = of.iter().filter(|(side, _)| sides.contains(side)).map(|(_, worker)| *worker);
+    let workers: Vec<Worker> = workers.collect();
+    let stack = Stack::start("steady", &workers, |_, _| Ok(()))?;
     let rows = options.rows;
     eprintln!("{rows} transactions, {} a second", options.rate);
     let consumer = sides::consumer(&stack.kafka, "millrace.steady.1")?;
-    let mut connection = stack.redis.connect();
     let url = format!("http://127.0.0.1:{}/indexes/emails/documents?limit=0", stack.search);
     thread::scope(|scope| {
         let in_kafka = scope.spawn(|| watch(rows, Duration::ZERO, records(&consumer)));
-        let in_redis = scope.spawn(|| {
-            watch(rows, REDIS_LOOK, || {
-                Ok(redis::cmd("GET").arg("total").query::<Option<u64>>(&mut connection)?.unwrap_or(0))
-            })
-        });
-        let in_search = scope.spawn(|| {
-            watch(rows, SEARCH_LOOK, || {
-                let page: Value = ureq::get(&url).call()?.body_mut().read_json()?;
-                page["total"].as_u64().context("the page has a total")
-            })
-        });
+        let mut seen = vec![("Kafka", in_kafka)];
+        seen.extend(workers.iter().map(|worker| match worker {
+            Worker::Counters => {
+                let mut connection = stack.redis.connect();
+                let count = move || {
+                    let total = redis::cmd("GET").arg("total").query::<Option<u64>>(&mut connection)?;
+                    Ok(total.unwrap_or(0))
+                };
+                ("Redis", scope.spawn(move || watch(rows, REDIS_LOOK, count)))
+            }
+            Worker::Search => {
+                let count = || {
+                    let page: Value = ureq::get(&url).call()?.body_mut().read_json()?;
+                    page["total"].as_u64().context("the page has a total")
+                };
+                ("search", scope.spawn(move || watch(rows, SEARCH_LOOK, count)))
+            }
+        }));
         let commits = write(&stack.postgres, rows, options.rate);
-        let seen = [("Kafka", in_kafka), ("Redis", in_redis), ("search", in_search)];
-        let latencies = seen.map(|(place, watched)| {
+        let latencies = seen.into_iter().map(|(place, watched)| {
             let sights = watched.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             sights.with_context(|| place).and_then(|sights| latency(place, &commits, &sights))
         });
-        latencies.into_iter().collect()
+        latencies.collect()
     })
 }
 

@@ -53,6 +53,7 @@ struct Options {
 impl Options {
     fn sides(&self) -> Vec<Side> {
         let fit = match self.shape {
+            Shape::Steady => vec![Side::Reader, Side::Counters, Side::Search],
             Shape::Stores => vec![Side::Consumer, Side::Redis, Side::Counters, Side::Tantivy, Side::Search],
             _ => vec![Side::Limit, Side::Again, Side::Reader, Side::Producer, Side::Debezium],
         };

@@ -1,5 +1,6 @@
-//! All of Millrace's processes and their servers, running.
+//! Millrace's processes and their servers, running.
 
+use std::iter;
 use std::process::{Command, Stdio};
 
 use anyhow::{Result, ensure};
@@ -9,9 +10,25 @@ use testkit::services::{Kafka, Postgres, Process, Redis, free_port};
 use crate::backlog::{self, DATABASE};
 use crate::sides::{COUNTERS, INDEXES, own_program};
 
+/// A process that keeps a store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Worker {
+    Counters,
+    Search,
+}
+
+impl Worker {
+    fn role(self) -> &'static str {
+        match self {
+            Worker::Counters => "counters",
+            Worker::Search => "search",
+        }
+    }
+}
+
 pub(crate) struct Stack {
     /// By role. They end before their servers do, as fields are dropped in this order.
-    pub(crate) processes: [(&'static str, Process); 3],
+    pub(crate) processes: Vec<(&'static str, Process)>,
     pub(crate) postgres: Postgres,
     pub(crate) kafka: Kafka,
     pub(crate) redis: Redis,
@@ -22,9 +39,10 @@ pub(crate) struct Stack {
 
 impl Stack {
     /// Makes the table, has `prepare` do what comes before the pipeline is set up, and returns when the stores are
-    /// complete.
+    /// complete: those of the `workers`.
     pub(crate) fn start(
         pipeline: &str,
+        workers: &[Worker],
         prepare: impl FnOnce(&Postgres, &Kafka) -> Result<()>,
     ) -> Result<Stack> {
         let (postgres, kafka, redis) = (Postgres::start(), Kafka::tuned(), Redis::start());
@@ -33,15 +51,21 @@ impl Stack {
         prepare(&postgres, &kafka)?;
         let (directory, search) = (tempfile::tempdir()?, free_port());
         let config = directory.path().join("millrace.toml");
-        let text = format!(
+        let mut text = format!(
             "pipeline = \"{pipeline}\"\n[postgres]\nurl = \"{}\"\ntables = [\"public.emails\"]\n\
-             [kafka]\nbootstrap = \"{}\"\n[redis]\nurl = \"{}\"\n{COUNTERS}\
-             [search]\ndirectory = \"{}\"\nlisten = \"127.0.0.1:{search}\"\n{INDEXES}",
+             [kafka]\nbootstrap = \"{}\"\n",
             postgres.url(DATABASE),
-            kafka.bootstrap(),
-            redis.url(),
-            directory.path().join("search").display()
+            kafka.bootstrap()
         );
+        for worker in workers {
+            text += &match worker {
+                Worker::Counters => format!("[redis]\nurl = \"{}\"\n{COUNTERS}", redis.url()),
+                Worker::Search => format!(
+                    "[search]\ndirectory = \"{}\"\nlisten = \"127.0.0.1:{search}\"\n{INDEXES}",
+                    directory.path().join("search").display()
+                ),
+            };
+        }
         std::fs::write(&config, text)?;
         let millrace = |arguments: &[&str]| {
             let mut command = Command::new(own_program());
@@ -49,8 +73,9 @@ impl Stack {
             command
         };
         ensure!(millrace(&["setup"]).status()?.success(), "millrace setup");
-        let processes = ["reader", "counters", "search"]
-            .map(|role| (role, Process::spawn(millrace(&[role]).stderr(Stdio::null()))));
+        let roles = iter::once("reader").chain(workers.iter().map(|worker| worker.role()));
+        let spawn = |role| (role, Process::spawn(millrace(&[role]).stderr(Stdio::null())));
+        let processes = roles.map(spawn).collect();
         ensure!(millrace(&["wait", "--timeout", "90s"]).status()?.success(), "millrace wait");
         Ok(Stack { processes, postgres, kafka, redis, search, _directory: directory })
     }
