@@ -8,7 +8,8 @@ use anyhow::{Result, ensure};
 use crate::backlog::{self, Shape};
 use crate::measure::{Watched, peak_kib};
 use crate::producer;
-use crate::stack::{Stack, Worker};
+use crate::sides::Side;
+use crate::stack::Stack;
 
 /// Rows in the stores.
 const ROWS: u64 = 10_000;
@@ -26,7 +27,7 @@ pub(crate) struct Rest {
 }
 
 pub(crate) fn run() -> Result<Vec<Rest>> {
-    let stack = Stack::start("idle", &[Worker::Counters, Worker::Search], |postgres, kafka| {
+    let stack = Stack::start("idle", &[Side::Counters, Side::Search], |postgres, kafka| {
         backlog::fill(postgres, Shape::Snapshot, ROWS);
         producer::warm_up(kafka)
     })?;

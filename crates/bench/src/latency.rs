@@ -13,9 +13,8 @@ use testkit::services::Postgres;
 
 use crate::Options;
 use crate::backlog::DATABASE;
-use crate::sides;
-use crate::sides::Side;
-use crate::stack::{Stack, Worker};
+use crate::sides::{self, Side};
+use crate::stack::Stack;
 
 /// Connections that write.
 const WRITERS: u32 = 4;
@@ -37,10 +36,9 @@ pub(crate) struct Latency {
 
 pub(crate) fn run(options: &Options) -> Result<Vec<Latency>> {
     let sides = options.sides();
-    let of = [(Side::Counters, Worker::Counters), (Side::Search, Worker::Search)];
-    let workers = of.iter().filter(|(side, _)| sides.contains(side)).map(|(_, worker)| *worker);
-    let workers: Vec<Worker> = workers.collect();
-    let stack = Stack::start("steady", &workers, |_, _| Ok(()))?;
+    let fits = |side: &Side| matches!(side, Side::Reader | Side::Counters | Side::Search);
+    ensure!(sides.iter().all(fits), "`steady` measures reader, counters and search: no other --sides");
+    let stack = Stack::start("steady", &sides, |_, _| Ok(()))?;
     let rows = options.rows;
     eprintln!("{rows} transactions, {} a second", options.rate);
     let consumer = sides::consumer(&stack.kafka, "millrace.steady.1")?;
@@ -48,23 +46,20 @@ pub(crate) fn run(options: &Options) -> Result<Vec<Latency>> {
     thread::scope(|scope| {
         let in_kafka = scope.spawn(|| watch(rows, Duration::ZERO, records(&consumer)));
         let mut seen = vec![("Kafka", in_kafka)];
-        seen.extend(workers.iter().map(|worker| match worker {
-            Worker::Counters => {
-                let mut connection = stack.redis.connect();
-                let count = move || {
-                    let total = redis::cmd("GET").arg("total").query::<Option<u64>>(&mut connection)?;
-                    Ok(total.unwrap_or(0))
-                };
-                ("Redis", scope.spawn(move || watch(rows, REDIS_LOOK, count)))
-            }
-            Worker::Search => {
-                let count = || {
-                    let page: Value = ureq::get(&url).call()?.body_mut().read_json()?;
-                    page["total"].as_u64().context("the page has a total")
-                };
-                ("search", scope.spawn(move || watch(rows, SEARCH_LOOK, count)))
-            }
-        }));
+        if sides.contains(&Side::Counters) {
+            let mut connection = stack.redis.connect();
+            let count = move || {
+                Ok(redis::cmd("GET").arg("total").query::<Option<u64>>(&mut connection)?.unwrap_or(0))
+            };
+            seen.push(("Redis", scope.spawn(move || watch(rows, REDIS_LOOK, count))));
+        }
+        if sides.contains(&Side::Search) {
+            let count = || {
+                let page: Value = ureq::get(&url).call()?.body_mut().read_json()?;
+                page["total"].as_u64().context("the page has a total")
+            };
+            seen.push(("search", scope.spawn(move || watch(rows, SEARCH_LOOK, count))));
+        }
         let commits = write(&stack.postgres, rows, options.rate);
         let latencies = seen.into_iter().map(|(place, watched)| {
             let sights = watched.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));

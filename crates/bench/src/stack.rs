@@ -1,6 +1,5 @@
 //! Millrace's processes and their servers, running.
 
-use std::iter;
 use std::process::{Command, Stdio};
 
 use anyhow::{Result, ensure};
@@ -8,23 +7,7 @@ use tempfile::TempDir;
 use testkit::services::{Kafka, Postgres, Process, Redis, free_port};
 
 use crate::backlog::{self, DATABASE};
-use crate::sides::{COUNTERS, INDEXES, own_program};
-
-/// A process that keeps a store.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Worker {
-    Counters,
-    Search,
-}
-
-impl Worker {
-    fn role(self) -> &'static str {
-        match self {
-            Worker::Counters => "counters",
-            Worker::Search => "search",
-        }
-    }
-}
+use crate::sides::{COUNTERS, INDEXES, Side, own_program};
 
 pub(crate) struct Stack {
     /// By role. They end before their servers do, as fields are dropped in this order.
@@ -39,10 +22,10 @@ pub(crate) struct Stack {
 
 impl Stack {
     /// Makes the table, has `prepare` do what comes before the pipeline is set up, and returns when the stores are
-    /// complete: those of the `workers`.
+    /// complete. The counters' and the search worker are among the processes where they are among the `sides`.
     pub(crate) fn start(
         pipeline: &str,
-        workers: &[Worker],
+        sides: &[Side],
         prepare: impl FnOnce(&Postgres, &Kafka) -> Result<()>,
     ) -> Result<Stack> {
         let (postgres, kafka, redis) = (Postgres::start(), Kafka::tuned(), Redis::start());
@@ -57,14 +40,18 @@ impl Stack {
             postgres.url(DATABASE),
             kafka.bootstrap()
         );
-        for worker in workers {
-            text += &match worker {
-                Worker::Counters => format!("[redis]\nurl = \"{}\"\n{COUNTERS}", redis.url()),
-                Worker::Search => format!(
-                    "[search]\ndirectory = \"{}\"\nlisten = \"127.0.0.1:{search}\"\n{INDEXES}",
-                    directory.path().join("search").display()
-                ),
-            };
+        let mut roles = vec!["reader"];
+        if sides.contains(&Side::Counters) {
+            text += &format!("[redis]\nurl = \"{}\"\n{COUNTERS}", redis.url());
+            roles.push("counters");
+        }
+        if sides.contains(&Side::Search) {
+            let directory = directory.path().join("search");
+            text += &format!(
+                "[search]\ndirectory = \"{}\"\nlisten = \"127.0.0.1:{search}\"\n{INDEXES}",
+                directory.display()
+            );
+            roles.push("search");
         }
         std::fs::write(&config, text)?;
         let millrace = |arguments: &[&str]| {
@@ -73,9 +60,8 @@ impl Stack {
             command
         };
         ensure!(millrace(&["setup"]).status()?.success(), "millrace setup");
-        let roles = iter::once("reader").chain(workers.iter().map(|worker| worker.role()));
         let spawn = |role| (role, Process::spawn(millrace(&[role]).stderr(Stdio::null())));
-        let processes = roles.map(spawn).collect();
+        let processes = roles.into_iter().map(spawn).collect();
         ensure!(millrace(&["wait", "--timeout", "90s"]).status()?.success(), "millrace wait");
         Ok(Stack { processes, postgres, kafka, redis, search, _directory: directory })
     }

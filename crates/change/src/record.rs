@@ -120,7 +120,9 @@ impl RecordBatch {
 
     /// Marks the last record as one after which its table is read anew.
     pub fn mark_anew(&mut self) {
-        self.entries.iter_mut().last().into_iter().for_each(|last| last.meta.anew = true);
+        if let Some(last) = self.entries.last_mut() {
+            last.meta.anew = true;
+        }
     }
 
     /// Forgets every record but the last `count`, which may still become the end of their unit.

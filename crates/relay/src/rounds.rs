@@ -17,7 +17,7 @@ const UNSEEN_MAX: usize = 1_000;
 const PROBE: Duration = Duration::from_secs(1);
 /// Between two looks at what is visible.
 const PROBE_INTERVAL: Duration = Duration::from_millis(5);
-/// Between two looks whether a change of the publication is visible.
+/// Between two looks whether a change of the publication, or a rewrite that takes long to be seen, is visible.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// After a round that could not be read the stream goes on for so long: doubled from the first to the last.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
@@ -279,7 +279,8 @@ impl Relay<'_> {
                 }
                 control.rewrite_waits();
             }
-            self.clock.sleep(PROBE_INTERVAL);
+            // A standby may be missing for hours.
+            self.clock.sleep(if told { LOOK_INTERVAL } else { PROBE_INTERVAL });
         }
     }
 

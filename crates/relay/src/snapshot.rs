@@ -312,6 +312,11 @@ impl Reading {
             .filter(move |(relation, table)| table.family(*relation) == family && table.read != Read::Removed)
     }
 
+    /// The table, and those that are the same one in the log.
+    fn relatives(&self, relation: u32) -> impl Iterator<Item = (u32, &TableProgress)> {
+        self.family(self.tables.get(&relation).map_or(relation, |table| table.family(relation)))
+    }
+
     /// Whether the table is one of a partitioned one.
     pub(crate) fn is_partition(&self, relation: u32) -> bool {
         self.tables.get(&relation).is_some_and(|table| table.root.is_some() && table.read != Read::Removed)
@@ -397,8 +402,7 @@ impl Reading {
         if self.ahead.is_empty() || !self.ahead.contains_key(&Effect::BeginAgain(relation)) {
             return false;
         }
-        let family = self.tables.get(&relation).map_or(relation, |table| table.family(relation));
-        let relations: Vec<u32> = self.family(family).map(|(relation, _)| relation).collect();
+        let relations: Vec<u32> = self.relatives(relation).map(|(relation, _)| relation).collect();
         for relation in relations {
             if self.ahead.remove(&Effect::BeginAgain(relation)).is_some() {
                 self.ahead.insert(Effect::Ended(relation), ordinal);
@@ -484,9 +488,11 @@ impl Reading {
     /// The table begins again, with the open transaction's change of this ordinal. What ends its rows ends those of its
     /// siblings.
     pub(crate) fn begin_again(&mut self, relation: u32, ordinal: u64) {
-        let family = self.tables.get(&relation).map_or(relation, |table| table.family(relation));
-        let relations: Vec<u32> =
-            self.family(family).filter(|(_, table)| begun(table)).map(|(relation, _)| relation).collect();
+        let relations: Vec<u32> = self
+            .relatives(relation)
+            .filter(|(_, table)| begun(table))
+            .map(|(relation, _)| relation)
+            .collect();
         for relation in relations {
             if !self.begins_again(relation) {
                 self.ahead.insert(Effect::BeginAgain(relation), ordinal);
