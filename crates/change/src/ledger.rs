@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Lsn, Position, SchemaRef, Snapshot, TableSchema};
+use crate::{Description, Lsn, Position, SchemaRef, Snapshot, Storage, TableSchema};
 
 /// The format written by this version.
 const FORMAT: u32 = 1;
@@ -126,9 +126,16 @@ pub struct TableProgress {
     /// Whether the log holds rows of it that count no more: a `t` will end them before its next round.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub stale: bool,
-    /// Where its rows were when it was last looked at.
-    #[serde(default)]
+    /// Where its rows were when it was last looked at, as an older version wrote it, which kept no more than that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<Storage>,
+    /// What its rows meant when it was last looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<Description>,
+    /// `pg_publication.xmin` when it was last looked at: another one tells that the publication was altered since. 0
+    /// before it is known.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub publication_xmin: u32,
     /// Rows read so far.
     pub rows: u64,
     /// Bytes of their values.
@@ -152,6 +159,8 @@ impl TableProgress {
             owed: BTreeSet::new(),
             stale: false,
             storage: None,
+            description: None,
+            publication_xmin: 0,
             rows: 0,
             bytes: 0,
             estimated_rows: -1,
@@ -162,6 +171,27 @@ impl TableProgress {
     /// Which table it is in the log, given its relation; see [`TableSchema::family`].
     pub fn family(&self, relation: u32) -> u32 {
         self.root.unwrap_or(relation)
+    }
+
+    /// Why the rows that the log holds do not mean any more what they meant; `None` if they still do.
+    pub fn breaks(&self, now: &Description) -> Option<String> {
+        match (&self.description, self.storage) {
+            (Some(before), _) => now.breaks(before),
+            (None, Some(before)) if now.storage.rewritten(before) => {
+                Some("its rows were rewritten".to_owned())
+            }
+            (None, _) => None,
+        }
+    }
+
+    /// Takes note of what its rows mean. Returns whether that is new.
+    pub fn describe(&mut self, now: &Description) -> bool {
+        let known = self.description.as_ref() == Some(now);
+        if !known {
+            self.description = Some(now.clone());
+            self.storage = None;
+        }
+        !known
     }
 
     /// The tables as they are named: of partitions their sum.
@@ -200,22 +230,8 @@ impl TableProgress {
     }
 }
 
-/// What tells that a table's rows were rewritten, perhaps with other values, of which no row event tells (h30). Such a
-/// rewrite changes both; VACUUM FULL and TRUNCATE change the file alone, SET STATISTICS the columns. (VACUUM FULL after ADD
-/// COLUMN ... DEFAULT changes both for nothing.)
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Storage {
-    /// Of the file, and of the columns whose default older rows lack.
-    pub file: i64,
-    /// Of the columns' definitions.
-    pub columns: i64,
-}
-
-impl Storage {
-    /// Whether the rows are others than those that were there `before`.
-    pub fn rewritten(self, before: Storage) -> bool {
-        self.file != before.file && self.columns != before.columns
-    }
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// Where a source transaction was split between two Kafka transactions.

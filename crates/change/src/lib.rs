@@ -6,6 +6,7 @@
 //!
 //! *Invariant:* no I/O, no clock, no async, no client library. Everything is a function of its arguments.
 
+mod description;
 mod envelope;
 mod event;
 mod json;
@@ -20,11 +21,12 @@ mod schema;
 mod snapshot;
 mod tuple;
 
+pub use description::{ColumnDescription, Description, Storage, TypeDescription};
 pub use envelope::{ChangeStamp, Encoder, EnvelopeError, Op, RelationEncoder, RowImages, UNAVAILABLE};
 pub use event::{Columns, Event, Field, fields, key_fields};
 pub use ledger::{
     Key, LedgerEntry, LedgerError, Piece, Progress, Read, SlotIntent, SlotState, SnapshotProgress, Split,
-    Storage, TableProgress, Timeline, Window,
+    TableProgress, Timeline, Window,
 };
 pub use lsn::{Lsn, ParseLsnError};
 pub use position::{Kind, ParsePositionError, Position};

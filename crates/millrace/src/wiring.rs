@@ -94,9 +94,19 @@ impl Process {
             slot: pipeline.slot(generation),
             publication: pipeline.publication(),
             tables: self.config.postgres.tables.iter().map(table).collect(),
+            queried: self.queried(),
             role: self.source()?.user().to_owned(),
             keyless_bytes: self.config.snapshot.keyless_bytes,
         })
+    }
+
+    /// The tables that a counter or an index names.
+    fn queried(&self) -> Vec<Table> {
+        let table = |schema: &str, name: &str| Table { schema: schema.to_owned(), name: name.to_owned() };
+        let counters = self.config.counters.iter().map(|counter| counter.definition.table());
+        let indexes = self.config.search.iter().flat_map(|search| &search.indexes);
+        let indexes = indexes.map(|index| (index.schema.as_str(), index.table.as_str()));
+        counters.chain(indexes).map(|(schema, name)| table(schema, name)).collect()
     }
 
     /// The workers that are configured.

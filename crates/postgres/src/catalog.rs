@@ -8,15 +8,15 @@
 use std::future::Future;
 use std::time::Duration;
 
-use change::{Collation, Column, ReplicaIdentity, Storage, TableSchema};
-use relay::SourceError;
+use change::{Collation, Column, Description, ReplicaIdentity, TableSchema};
+use relay::{Announced, SourceError};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Row};
 
 use crate::config::{ChannelBinding, Config, ConfigError, Host, Target};
 use crate::error::ConnectionError;
 use crate::plan::Table;
-use crate::session::{attempts, session_options};
+use crate::session::{NEWER_SETTINGS, attempts, session_options};
 use crate::tls::Tls;
 
 /// Resolves columns given as parallel arrays ($2 names, $3 types, $4 type modifiers) of relation $1, whose key is the
@@ -37,11 +37,11 @@ SELECT b.type,
        c.collname::text,
        c.collisdeterministic,
        c.collprovider::text,
-       coalesce(to_jsonb(c) ->> 'colllocale', to_jsonb(c) ->> 'colliculocale', c.collcollate::text),
-       coalesce(to_jsonb(d) ->> 'datlocprovider', 'c'),
-       CASE WHEN coalesce(to_jsonb(d) ->> 'datlocprovider', 'c') = 'c' THEN d.datcollate::text
-            ELSE coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale') END,
-       array_position((p.indkey::int2[])[0:p.indnkeyatts - 1], a.attnum),
+       coalesce(pg_catalog.to_jsonb(c) ->> 'colllocale', pg_catalog.to_jsonb(c) ->> 'colliculocale', c.collcollate::text),
+       coalesce(pg_catalog.to_jsonb(d) ->> 'datlocprovider', 'c'),
+       CASE WHEN coalesce(pg_catalog.to_jsonb(d) ->> 'datlocprovider', 'c') = 'c' THEN d.datcollate::text
+            ELSE coalesce(pg_catalog.to_jsonb(d) ->> 'datlocale', pg_catalog.to_jsonb(d) ->> 'daticulocale') END,
+       pg_catalog.array_position((p.indkey::int2[])[0:p.indnkeyatts - 1], a.attnum),
        pg_catalog.pg_encoding_to_char(d.encoding) = 'UTF8',
        a.attname IS NULL
 FROM given g
@@ -162,7 +162,12 @@ pub(crate) async fn connect_to(target: &Target) -> Result<Client, ConnectionErro
                         tracing::debug!(server, %error, "connection ended");
                     }
                 });
-                return Ok(client);
+                let set = client.batch_execute(NEWER_SETTINGS);
+                match tokio::time::timeout(target.connect_timeout, set).await {
+                    Ok(Ok(())) => return Ok(client),
+                    Ok(Err(error)) => last = ConnectionError::from_client(target, &error),
+                    Err(_) => last = timed_out(target),
+                }
             }
             Ok(Err(error)) => last = ConnectionError::from_client(target, &error),
             Err(_) => last = timed_out(target),
@@ -321,27 +326,27 @@ pub(crate) async fn name_by_root(
     Ok(())
 }
 
-/// What a Relation message says, with what the catalog adds to it; and whether the catalog does not know it like that any
-/// more.
+/// What the stream says of a table, with what the catalog adds to it; and whether the catalog does not know it like that
+/// any more.
 pub(crate) async fn complete(
     client: &Client,
     publication: &str,
-    relation: &pgoutput::Relation<'_>,
+    announced: &Announced,
 ) -> Result<(TableSchema, bool), tokio_postgres::Error> {
-    let columns = relation.columns.iter().map(|column| Bare {
-        name: column.name.to_owned(),
+    let Announced { relation, schema, table, identity, columns } = announced;
+    let columns = columns.iter().map(|column| Bare {
+        name: column.name.clone(),
         type_oid: column.type_oid,
-        modifier: column.type_modifier,
+        modifier: column.modifier,
         key: column.key,
     });
-    let (columns, outdated) = resolve(client, relation.oid, relation.identity, columns.collect()).await?;
-    let schema = if relation.namespace.is_empty() { "pg_catalog" } else { relation.namespace };
+    let (columns, outdated) = resolve(client, *relation, *identity, columns.collect()).await?;
     let mut table = TableSchema {
-        relation: relation.oid,
+        relation: *relation,
         root: None,
-        schema: schema.to_owned(),
-        table: relation.name.to_owned(),
-        identity: relation.identity,
+        schema: schema.clone(),
+        table: table.clone(),
+        identity: *identity,
         columns,
     };
     name_by_root(client, publication, &mut table).await?;
@@ -353,22 +358,91 @@ pub(crate) fn locked(state: &SqlState) -> bool {
     matches!(state, &SqlState::LOCK_NOT_AVAILABLE | &SqlState::T_R_DEADLOCK_DETECTED)
 }
 
-/// Where a table's rows are: see [`Storage`]. All from one statement's snapshot, or half of a change would show.
-pub(crate) const STORAGE: &str = "
-SELECT pg_catalog.hashtextextended(c.relfilenode || ':' ||
-           coalesce(string_agg(a.attnum::text, ',' ORDER BY a.attnum) FILTER (WHERE a.atthasmissing), ''), 0),
-       pg_catalog.hashtextextended(coalesce(string_agg(a.attnum || ':' || a.xmin, ',' ORDER BY a.attnum), ''), 0)
+/// What the rows of table $1 mean, as JSON: see [`Description`]. All from one statement's snapshot, or half of a change would
+/// show.
+pub(crate) const DESCRIPTION: &str = "
+SELECT pg_catalog.json_build_object(
+    'storage', pg_catalog.json_build_object('file', a.file, 'columns', a.columns),
+    'schema', n.nspname, 'table', c.relname, 'persistence', c.relpersistence,
+    'parents', (SELECT coalesce(json_agg(i.inhparent::int8 ORDER BY i.inhparent), '[]')
+                FROM pg_catalog.pg_inherits i WHERE i.inhrelid = c.oid),
+    'children', (SELECT coalesce(json_agg(i.inhrelid::int8 ORDER BY i.inhrelid), '[]')
+                 FROM pg_catalog.pg_inherits i WHERE i.inhparent = c.oid AND c.relkind <> 'p'),
+    'key', (SELECT coalesce(json_agg(k.number ORDER BY k.place), '[]')
+            FROM pg_catalog.pg_index i
+            CROSS JOIN LATERAL pg_catalog.unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) WITH ORDINALITY k (number, place)
+            WHERE i.indrelid = c.oid AND CASE c.relreplident WHEN 'i' THEN i.indisreplident WHEN 'n' THEN false
+                                         ELSE i.indisprimary AND i.indimmediate END),
+    'columns', a.described,
+    'types', (TYPES))::text
 FROM pg_catalog.pg_class c
-LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
-WHERE c.oid = $1 GROUP BY c.relfilenode";
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+CROSS JOIN LATERAL (
+    SELECT pg_catalog.hashtextextended(c.relfilenode || ':' ||
+               coalesce(string_agg(a.attnum::text, ',' ORDER BY a.attnum) FILTER (WHERE a.atthasmissing), ''), 0),
+           pg_catalog.hashtextextended(coalesce(string_agg(a.attnum || ':' || a.xmin, ',' ORDER BY a.attnum), ''), 0),
+           coalesce(json_agg(pg_catalog.json_build_object(
+               'number', a.attnum, 'name', a.attname, 'modifier', a.atttypmod, 'collation', a.attcollation::int8,
+               'generated', a.attgenerated <> '', 'type', CASE WHEN t.typtype <> 'd' THEN t.oid ELSE (
+                   WITH RECURSIVE below (oid) AS (
+                       SELECT t.typbasetype
+                       UNION ALL SELECT d.typbasetype FROM below JOIN pg_catalog.pg_type d ON d.oid = below.oid AND d.typtype = 'd')
+                   SELECT below.oid FROM below JOIN pg_catalog.pg_type b ON b.oid = below.oid WHERE b.typtype <> 'd')
+               END::int8) ORDER BY a.attnum) FILTER (WHERE NOT a.attisdropped), '[]')
+    FROM pg_catalog.pg_attribute a LEFT JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+    WHERE a.attrelid = c.oid AND a.attnum > 0
+) a (file, columns, described)
+WHERE c.oid = $1";
+
+/// The enums and composite types of which table $1 is made, as JSON.
+const TYPES: &str = "
+WITH RECURSIVE reached (oid) AS (
+    SELECT a.atttypid FROM pg_catalog.pg_attribute a
+    WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND a.atttypid >= 16384
+    UNION
+    SELECT part.oid FROM reached r JOIN pg_catalog.pg_type t ON t.oid = r.oid
+    CROSS JOIN LATERAL (
+        SELECT t.typbasetype WHERE t.typtype = 'd'
+        UNION ALL SELECT t.typelem WHERE t.typelem <> 0 AND t.typtype = 'b'
+        UNION ALL SELECT g.rngsubtype FROM pg_catalog.pg_range g WHERE t.oid IN (g.rngtypid, g.rngmultitypid)
+        UNION ALL SELECT p.atttypid FROM pg_catalog.pg_attribute p
+                  WHERE p.attrelid = t.typrelid AND t.typtype = 'c' AND p.attnum > 0 AND NOT p.attisdropped
+    ) part (oid)
+)
+SELECT coalesce(json_agg(pg_catalog.json_build_object(
+    'oid', t.oid::int8,
+    'labels', (SELECT coalesce(json_agg(pg_catalog.json_build_array(e.oid::int8, e.enumlabel) ORDER BY e.oid), '[]')
+               FROM pg_catalog.pg_enum e WHERE e.enumtypid = t.oid),
+    'attributes', (SELECT coalesce(json_agg(pg_catalog.json_build_array(p.attnum, p.atttypid::int8) ORDER BY p.attnum), '[]')
+                   FROM pg_catalog.pg_attribute p
+                   WHERE p.attrelid = t.typrelid AND p.attnum > 0 AND NOT p.attisdropped)) ORDER BY t.oid), '[]')
+FROM reached r JOIN pg_catalog.pg_type t ON t.oid = r.oid WHERE t.typtype IN ('e', 'c')";
+
+/// [`DESCRIPTION`] of the relation that an SQL expression names.
+pub(crate) fn description_of(relation: &str) -> String {
+    DESCRIPTION.replace("TYPES", TYPES).replace("$1", relation)
+}
+
+/// The types of each of the tables $1, in their order; see [`TYPES`].
+pub(crate) fn types_of_tables() -> String {
+    let types = TYPES.replace("$1", "g.relation");
+    format!(
+        "SELECT ({types})::text FROM pg_catalog.unnest($1::oid[]) WITH ORDINALITY g (relation, place) ORDER BY place"
+    )
+}
 
 /// `None` where there is no such table.
-pub(crate) async fn storage(
+pub(crate) async fn description(
     client: &Client,
     relation: u32,
-) -> Result<Option<Storage>, tokio_postgres::Error> {
-    let row = client.query_opt(STORAGE, &[&relation]).await?;
-    row.map(|row| Ok(Storage { file: row.try_get(0)?, columns: row.try_get(1)? })).transpose()
+) -> Result<Option<String>, tokio_postgres::Error> {
+    let row = client.query_opt(&description_of("$1"), &[&relation]).await?;
+    row.map(|row| row.try_get(0)).transpose()
+}
+
+pub(crate) fn parse_description(json: &str) -> Result<Description, SourceError> {
+    serde_json::from_str(json)
+        .map_err(|error| SourceError::Unavailable(format!("a table's description cannot be read: {error}")))
 }
 
 /// Whether somebody holds the lock on the table without which its rows cannot be rewritten. A transaction keeps its locks until
@@ -376,7 +450,7 @@ pub(crate) async fn storage(
 pub(crate) async fn locked_out(client: &Client, relation: u32) -> Result<bool, tokio_postgres::Error> {
     let locks = "SELECT EXISTS (SELECT FROM pg_catalog.pg_locks
                  WHERE locktype = 'relation' AND relation = $1 AND mode = 'AccessExclusiveLock' AND granted
-                     AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()))";
+                     AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()))";
     client.query_one(locks, &[&relation]).await?.try_get(0)
 }
 

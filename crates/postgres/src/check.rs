@@ -9,6 +9,7 @@ use tokio_postgres::{Client, Error, Row};
 use crate::catalog::{self, Hidden};
 use crate::keys;
 use crate::plan::{Plan, Table, quote, quote_literal};
+use crate::publication::{self, Publication};
 
 /// The oldest server that works, as `server_version_num` has it.
 const OLDEST_SERVER: i32 = 140_000;
@@ -72,17 +73,17 @@ impl Finding {
 
 /// The server's settings and the running role. `slot` is the pipeline's: where it stands, it needs no free place.
 pub async fn server(client: &Client, slot: &str) -> Result<Vec<Finding>, Error> {
-    const SETTINGS: &str = "SELECT current_setting('server_version_num')::int AS version,
-        current_setting('server_version') AS version_name, pg_is_in_recovery() AS standby,
-        current_setting('wal_level') AS wal_level, current_setting('fsync') = 'on' AS fsync,
-        current_setting('server_encoding') AS encoding,
-        current_setting('max_replication_slots')::int AS slots_max,
-        (SELECT count(*)::int FROM pg_replication_slots WHERE slot_name <> $1) AS slots_used,
-        current_setting('max_wal_senders')::int AS senders_max,
-        (SELECT count(*)::int FROM pg_stat_replication WHERE pid NOT IN
-            (SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1 AND active_pid IS NOT NULL)) AS senders_used,
-        (SELECT setting::bigint FROM pg_settings WHERE name = 'max_slot_wal_keep_size') AS keep_mb,
-        (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_sender_timeout') AS sender_timeout_ms";
+    const SETTINGS: &str = "SELECT pg_catalog.current_setting('server_version_num')::int AS version,
+        pg_catalog.current_setting('server_version') AS version_name, pg_catalog.pg_is_in_recovery() AS standby,
+        pg_catalog.current_setting('wal_level') AS wal_level, pg_catalog.current_setting('fsync') = 'on' AS fsync,
+        pg_catalog.current_setting('server_encoding') AS encoding,
+        pg_catalog.current_setting('max_replication_slots')::int AS slots_max,
+        (SELECT count(*)::int FROM pg_catalog.pg_replication_slots WHERE slot_name <> $1) AS slots_used,
+        pg_catalog.current_setting('max_wal_senders')::int AS senders_max,
+        (SELECT count(*)::int FROM pg_catalog.pg_stat_replication WHERE pid NOT IN
+            (SELECT active_pid FROM pg_catalog.pg_replication_slots WHERE slot_name = $1 AND active_pid IS NOT NULL)) AS senders_used,
+        (SELECT setting::bigint FROM pg_catalog.pg_settings WHERE name = 'max_slot_wal_keep_size') AS keep_mb,
+        (SELECT setting::bigint FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout') AS sender_timeout_ms";
     let row = client.query_one(SETTINGS, &[&slot]).await?;
     let mut findings = settings(&row);
     findings.push(role(client).await?);
@@ -166,9 +167,9 @@ fn sender_timeout(timeout_ms: i64) -> Finding {
 /// Managed servers give the right to replicate by membership instead of the attribute.
 async fn role(client: &Client) -> Result<Finding, Error> {
     const ROLE: &str = "SELECT rolname AS name, rolsuper OR rolreplication OR EXISTS (
-            SELECT FROM pg_roles managed WHERE managed.rolname IN ('rds_replication', 'cloudsqlsuperuser')
-                AND pg_has_role(r.oid, managed.oid, 'MEMBER')) AS replicates
-        FROM pg_roles r WHERE rolname = current_user";
+            SELECT FROM pg_catalog.pg_roles managed WHERE managed.rolname IN ('rds_replication', 'cloudsqlsuperuser')
+                AND pg_catalog.pg_has_role(r.oid, managed.oid, 'MEMBER')) AS replicates
+        FROM pg_catalog.pg_roles r WHERE rolname = current_user";
     let row = client.query_one(ROLE, &[]).await?;
     let name: String = row.get("name");
     Ok(Finding::check(
@@ -207,7 +208,7 @@ async fn partitioned(
     };
     let mut findings = Vec::new();
     let partitions = partitions(client, oid).await?;
-    let version = "SELECT current_setting('server_version_num')::int";
+    let version = "SELECT pg_catalog.current_setting('server_version_num')::int";
     if client.query_one(version, &[]).await?.get::<_, i32>(0) < ATTACHED_IS_STREAMED {
         let names: Vec<String> = partitions.iter().map(|(_, partition)| format!("\"{partition}\"")).collect();
         findings.push(Finding::wrong(
@@ -265,17 +266,17 @@ async fn partitioned(
 
 async fn one_table(client: &Client, table: &Table) -> Result<Finding, Error> {
     const TABLE: &str = "SELECT c.oid, c.relkind::text AS kind, c.relpersistence::text AS persistence,
-            c.relreplident::text AS identity, has_table_privilege(c.oid, 'SELECT') AS readable,
-            row_security_active(c.oid) AS hides,
-            EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate) AS primary_key,
-            (SELECT min(a.attname) FROM pg_index i
-             JOIN pg_attribute a ON a.attrelid = c.oid AND a.attgenerated <> ''
+            c.relreplident::text AS identity, pg_catalog.has_table_privilege(c.oid, 'SELECT') AS readable,
+            pg_catalog.row_security_active(c.oid) AS hides,
+            EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate) AS primary_key,
+            (SELECT min(a.attname) FROM pg_catalog.pg_index i
+             JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attgenerated <> ''
                  AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])
              WHERE i.indrelid = c.oid AND CASE c.relreplident WHEN 'i' THEN i.indisreplident
                                                ELSE i.indisprimary AND i.indimmediate END)::text AS generated_key,
-            (SELECT min(a.attname) FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attgenerated <> '')::text AS generated,
-            current_setting('server_version_num')::int AS version, current_user::text AS role
-        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2";
+            (SELECT min(a.attname) FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attgenerated <> '')::text AS generated,
+            pg_catalog.current_setting('server_version_num')::int AS version, current_user::text AS role
+        FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2";
     let Some(row) = client.query_opt(TABLE, &[&table.schema, &table.name]).await? else {
         return Ok(Finding::wrong(
             format!("table {table} does not exist"),
@@ -317,6 +318,28 @@ async fn one_table(client: &Client, table: &Table) -> Result<Finding, Error> {
         return wrong(what, format!("ALTER ROLE {role} BYPASSRLS;"));
     }
     Ok(Finding::good(format!("table {table} can be streamed")))
+}
+
+/// Tables of a store's query that have children by inheritance: the query sees the children's rows as well, and in the log
+/// each table is by itself.
+pub async fn inheritance(client: &Client, queried: &[Table]) -> Result<Vec<Finding>, Error> {
+    const CHILDREN: &str = "SELECT string_agg(i.inhrelid::regclass::text, ', ' ORDER BY i.inhrelid)
+        FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class c ON c.oid = i.inhparent AND c.relkind = 'r'
+        JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2";
+    let mut findings = Vec::new();
+    for table in queried {
+        let row = client.query_one(CHILDREN, &[&table.schema, &table.name]).await?;
+        let Some(children) = row.try_get::<_, Option<String>>(0)? else { continue };
+        findings.push(Finding::wrong(
+            format!("table {table} has children by inheritance ({children}), whose rows a query of it sees as well"),
+            format!(
+                "let the store name each child, a table of its own; or ALTER TABLE ... NO INHERIT {}; partitions of a \
+                 partitioned table are no such children",
+                table.quoted()
+            ),
+        ));
+    }
+    Ok(findings)
 }
 
 /// What is wrong with the old rows that a table's updates and deletes would bring, and the remedy.
@@ -365,15 +388,15 @@ fn identity(row: &Row, sql: &str) -> Option<(String, String)> {
 /// The tables that hold a partitioned table's rows.
 async fn partitions(client: &Client, root: u32) -> Result<Vec<(u32, Table)>, Error> {
     const LEAVES: &str =
-        "SELECT c.oid, n.nspname::text, c.relname::text FROM pg_partition_tree($1::oid::regclass) t
-        JOIN pg_class c ON c.oid = t.relid JOIN pg_namespace n ON n.oid = c.relnamespace
+        "SELECT c.oid, n.nspname::text, c.relname::text FROM pg_catalog.pg_partition_tree($1::oid::regclass) t
+        JOIN pg_catalog.pg_class c ON c.oid = t.relid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
         WHERE t.isleaf AND c.relkind <> 'p' ORDER BY 2, 3";
     let leaves = client.query(LEAVES, &[&root]).await?;
     Ok(leaves.iter().map(|row| (row.get(0), Table { schema: row.get(1), name: row.get(2) })).collect())
 }
 
 async fn readable(client: &Client, table: &Table) -> Result<bool, Error> {
-    const READABLE: &str = "SELECT has_schema_privilege($1, 'USAGE') AND has_table_privilege($2, 'SELECT')";
+    const READABLE: &str = "SELECT pg_catalog.has_schema_privilege($1, 'USAGE') AND pg_catalog.has_table_privilege($2, 'SELECT')";
     Ok(client.query_one(READABLE, &[&table.schema, &table.quoted()]).await?.get(0))
 }
 
@@ -386,91 +409,13 @@ async fn key_operators(client: &Client, table: u32) -> Result<Vec<Hidden>, Error
 }
 
 async fn schema_usable(client: &Client, schema: &str) -> Result<bool, Error> {
-    let row = client.query_one("SELECT has_schema_privilege($1, 'USAGE')", &[&schema]).await?;
+    let row = client.query_one("SELECT pg_catalog.has_schema_privilege($1, 'USAGE')", &[&schema]).await?;
     Ok(row.get(0))
 }
 
-/// The publication as it is.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Publication {
-    /// Tables of the plan that it lacks.
-    pub missing: Vec<Table>,
-    /// Tables that it has and the plan has not, as SQL.
-    pub surplus: Vec<String>,
-    /// Everything else that is wrong with it.
-    pub findings: Vec<Finding>,
-}
-
-/// Compares the publication with the plan, by object ids and not by names (h29); `None` when there is none.
+/// Compares the publication with the plan; `None` when there is none.
 pub async fn publication(client: &Client, plan: &Plan) -> Result<Option<Publication>, Error> {
-    const PUBLICATION: &str = "SELECT oid, puballtables AS everything, pubviaroot AS via_root,
-            pubinsert AND pubupdate AND pubdelete AND pubtruncate AS all_changes,
-            coalesce(to_jsonb(p)->>'pubgencols', 'n') <> 'n' AS generated
-        FROM pg_publication p WHERE pubname = $1";
-    let Some(row) = client.query_opt(PUBLICATION, &[&plan.publication]).await? else { return Ok(None) };
-    let name = quote(&plan.publication);
-    let mut found = Publication::default();
-    let mut wrong = |what: String, remedy: String| found.findings.push(Finding::wrong(what, remedy));
-    if row.get("everything") {
-        let remedy = format!("DROP PUBLICATION {name}; then run `millrace setup`");
-        wrong(format!("publication {} is FOR ALL TABLES", plan.publication), remedy);
-        return Ok(Some(found));
-    }
-    if !row.get::<_, bool>("all_changes") {
-        let remedy = format!("ALTER PUBLICATION {name} SET (publish = 'insert, update, delete, truncate');");
-        wrong(format!("publication {} leaves out some kind of change", plan.publication), remedy);
-    }
-    if row.get("via_root") {
-        let remedy = format!("ALTER PUBLICATION {name} SET (publish_via_partition_root = false);");
-        wrong(format!("publication {} publishes by partition root", plan.publication), remedy);
-    }
-    if row.get("generated") {
-        let remedy = format!("ALTER PUBLICATION {name} SET (publish_generated_columns = none);");
-        wrong(
-            format!(
-                "publication {} publishes generated columns, which a snapshot does not read",
-                plan.publication
-            ),
-            remedy,
-        );
-    }
-    members(client, plan, row.get("oid"), &mut found).await?;
-    Ok(Some(found))
-}
-
-async fn members(
-    client: &Client,
-    plan: &Plan,
-    publication: u32,
-    found: &mut Publication,
-) -> Result<(), Error> {
-    let mut wanted = Vec::new();
-    for table in &plan.tables {
-        wanted.push((table, table.oid(client).await?));
-    }
-    // Before Postgres 15 there are neither row filters nor column lists, nor the columns that hold them.
-    const MEMBERS: &str = "SELECT r.prrelid AS oid, r.prrelid::regclass::text AS name,
-            to_jsonb(r)->>'prqual' IS NOT NULL AS filtered, to_jsonb(r)->>'prattrs' IS NOT NULL AS cut
-        FROM pg_publication_rel r WHERE r.prpubid = $1 ORDER BY 2";
-    let name = quote(&plan.publication);
-    let mut present = Vec::new();
-    for row in client.query(MEMBERS, &[&publication]).await? {
-        let (oid, table): (u32, String) = (row.get("oid"), row.get("name"));
-        present.push(oid);
-        if !wanted.iter().any(|(_, wanted)| *wanted == Some(oid)) {
-            found.surplus.push(table);
-        } else if row.get("filtered") || row.get("cut") {
-            found.findings.push(Finding::wrong(
-                format!("publication {} holds back rows or columns of {table}", plan.publication),
-                format!("take the WHERE clause or column list of {table} away: ALTER PUBLICATION {name} SET TABLE ...;"),
-            ));
-        }
-    }
-    let missing = |(table, oid): &(&Table, Option<u32>)| {
-        oid.is_none_or(|o| !present.contains(&o)).then(|| (*table).clone())
-    };
-    found.missing = wanted.iter().filter_map(missing).collect();
-    Ok(())
+    publication::judge(client, &plan.publication, &plan.tables).await
 }
 
 /// The slot as it is.
@@ -486,8 +431,8 @@ pub struct Slot {
 pub async fn slot(client: &Client, name: &str) -> Result<Option<Slot>, Error> {
     const SLOT: &str = "SELECT active, temporary, coalesce(plugin, '')::text AS plugin, two_phase,
             coalesce(wal_status, '') AS wal_status,
-            coalesce(database, '')::text AS database, current_database()::text AS here
-        FROM pg_replication_slots WHERE slot_name = $1";
+            coalesce(database, '')::text AS database, pg_catalog.current_database()::text AS here
+        FROM pg_catalog.pg_replication_slots WHERE slot_name = $1";
     let Some(row) = client.query_opt(SLOT, &[&name]).await? else { return Ok(None) };
     let drop = format!("SELECT pg_drop_replication_slot({}); then run `millrace setup`", quote_literal(name));
     let (plugin, database): (String, String) = (row.get("plugin"), row.get("database"));
@@ -527,11 +472,11 @@ pub struct Size {
 
 /// How much a table holds; nothing where it does not exist.
 pub async fn size(client: &Client, table: &Table) -> Result<Size, Error> {
-    const SIZE: &str = "SELECT coalesce(sum(greatest(l.reltuples, 0)), 0)::int8, coalesce(sum(pg_table_size(l.oid)), 0)::int8,
-            coalesce(max(pg_table_size(l.oid)) FILTER (WHERE l.relreplident = 'f' AND NOT EXISTS (
-                SELECT FROM pg_index i WHERE i.indrelid = l.oid AND i.indisprimary AND i.indimmediate)), 0)::int8
-        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-        JOIN pg_class l ON l.oid = c.oid OR l.oid IN (SELECT t.relid FROM pg_partition_tree(c.oid) t)
+    const SIZE: &str = "SELECT coalesce(sum(greatest(l.reltuples, 0)), 0)::int8, coalesce(sum(pg_catalog.pg_table_size(l.oid)), 0)::int8,
+            coalesce(max(pg_catalog.pg_table_size(l.oid)) FILTER (WHERE l.relreplident = 'f' AND NOT EXISTS (
+                SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = l.oid AND i.indisprimary AND i.indimmediate)), 0)::int8
+        FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+        JOIN pg_catalog.pg_class l ON l.oid = c.oid OR l.oid IN (SELECT t.relid FROM pg_catalog.pg_partition_tree(c.oid) t)
         WHERE n.nspname = $1 AND c.relname = $2";
     let row = client.query_one(SIZE, &[&table.schema, &table.name]).await?;
     let number = |place| row.get::<_, i64>(place).unsigned_abs();
@@ -564,10 +509,10 @@ pub async fn too_large(client: &Client, plan: &Plan, tables: &[Table]) -> Result
 
 /// Whether the heartbeat table stands and the running role may use it.
 pub async fn heartbeat(client: &Client, plan: &Plan) -> Result<Finding, Error> {
-    const TABLE: &str = "SELECT has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT')
-            AND has_table_privilege(c.oid, 'UPDATE')
-            AND has_schema_privilege(n.oid, 'USAGE') AS usable, current_user::text AS role
-        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    const TABLE: &str = "SELECT pg_catalog.has_table_privilege(c.oid, 'SELECT') AND pg_catalog.has_table_privilege(c.oid, 'INSERT')
+            AND pg_catalog.has_table_privilege(c.oid, 'UPDATE')
+            AND pg_catalog.has_schema_privilege(n.oid, 'USAGE') AS usable, current_user::text AS role
+        FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
         WHERE n.nspname = 'millrace' AND c.relname = 'heartbeat' AND c.relkind = 'r'";
     let missing =
         |what: &str| Finding::wrong(what, "run `millrace setup`, or apply migrations/002_heartbeat.sql");

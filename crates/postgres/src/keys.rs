@@ -20,7 +20,7 @@ use crate::plan::{quote, quote_literal};
 const COLUMNS: &str = "
 SELECT pg_catalog.format_type(a.atttypid, -1),
        pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.collname)
-FROM unnest($2::text[]) WITH ORDINALITY AS g (name, place)
+FROM pg_catalog.unnest($2::text[]) WITH ORDINALITY AS g (name, place)
 JOIN pg_catalog.pg_attribute a ON a.attrelid = $1 AND a.attname = g.name
 LEFT JOIN pg_catalog.pg_collation c ON c.oid = a.attcollation
 LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.collnamespace

@@ -28,12 +28,14 @@ mod keys;
 mod passfile;
 pub mod plan;
 mod preconditions;
+pub mod publication;
 mod rounds;
 mod session;
 pub mod setup;
 pub mod source;
 mod stream;
 pub mod tls;
+mod types;
 
 pub use config::Config;
 pub use connection::ReplicationConnection;

@@ -58,6 +58,8 @@ pub struct Plan {
     pub publication: String,
     /// What it streams.
     pub tables: Vec<Table>,
+    /// Those tables that a store's query names.
+    pub queried: Vec<Table>,
     /// The role that runs it.
     pub role: String,
     /// Size up to which a table without a key is read in one piece.

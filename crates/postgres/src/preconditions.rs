@@ -1,7 +1,7 @@
-//! What must hold of slot and publication before a reader may stream, and the refusal when it does not.
+//! What must hold of the slot before a reader may stream, and the refusal when it does not.
 //!
-//! Going on with a slot that skipped something, or a publication that leaves something out, would lose changes in
-//! silence; so everything here is read from the catalog, judged by a plain function, and refused with the remedy.
+//! Going on with a slot that skipped something would lose changes in silence; so everything here is read from the catalog,
+//! judged by a plain function, and refused with the remedy.
 
 use change::{Lsn, NEW_LOG, Refusal};
 use tokio_postgres::{Client, Error, Row};
@@ -9,23 +9,9 @@ use tokio_postgres::{Client, Error, Row};
 const SLOT: &str = "
 SELECT s.slot_type, s.plugin::text, s.database::text, pg_catalog.current_database()::text, s.temporary, s.active,
        s.confirmed_flush_lsn::text, s.wal_status,
-       coalesce((to_jsonb(s) ->> 'two_phase')::boolean, false),
-       to_jsonb(s) ->> 'invalidation_reason'
+       coalesce((pg_catalog.to_jsonb(s) ->> 'two_phase')::boolean, false),
+       pg_catalog.to_jsonb(s) ->> 'invalidation_reason'
 FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = $1";
-
-const PUBLICATION: &str = "
-SELECT p.puballtables, p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate
-FROM pg_catalog.pg_publication p WHERE p.pubname = $1";
-
-/// For each table ($2 schemas, $3 names): whether it exists, and whether publication $1 lists its oid.
-const TABLES: &str = "
-SELECT g.schema || '.' || g.name, r.oid IS NOT NULL,
-       EXISTS (SELECT FROM pg_catalog.pg_publication_rel pr
-               JOIN pg_catalog.pg_publication p ON p.oid = pr.prpubid
-               WHERE p.pubname = $1 AND pr.prrelid = r.oid)
-FROM unnest($2::text[], $3::text[]) AS g (schema, name)
-LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = g.schema
-LEFT JOIN pg_catalog.pg_class r ON r.relnamespace = n.oid AND r.relname = g.name AND r.relkind IN ('r', 'p')";
 
 /// A row of `pg_replication_slots`.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -101,44 +87,6 @@ pub(crate) fn usable(name: &str, slot: Option<&Slot>) -> Result<Lsn, Refusal> {
         None => refused("has no confirmed_flush_lsn: it was not completely made, or was invalidated".into()),
         Some(lsn) => Ok(lsn),
     }
-}
-
-/// Compares the publication with the configured tables, by oid: a table that was dropped and made again under its
-/// name is another table.
-pub(crate) async fn publication(
-    client: &Client,
-    publication: &str,
-    tables: &[String],
-) -> Result<Result<(), Refusal>, Error> {
-    let remedy = "run `millrace setup`";
-    let Some(row) = client.query_opt(PUBLICATION, &[&publication]).await? else {
-        return Ok(Err(Refusal::new(format!("publication \"{publication}\" does not exist"), remedy)));
-    };
-    let (all_tables, all_changes): (bool, bool) = (row.try_get(0)?, row.try_get(1)?);
-    if !all_changes {
-        let what = format!("publication \"{publication}\" does not publish all kinds of changes");
-        let remedy = format!(
-            "ALTER PUBLICATION \"{publication}\" SET (publish = 'insert, update, delete, truncate'); what was not \
-             published meanwhile is lost to this log: {NEW_LOG}"
-        );
-        return Ok(Err(Refusal::new(what, remedy)));
-    }
-    let split = |table: &String| match table.split_once('.') {
-        Some((schema, name)) => (schema.to_owned(), name.to_owned()),
-        None => ("public".to_owned(), table.clone()),
-    };
-    let (schemas, names): (Vec<String>, Vec<String>) = tables.iter().map(split).unzip();
-    for row in client.query(TABLES, &[&publication, &schemas, &names]).await? {
-        let (table, exists, listed): (String, bool, bool) =
-            (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-        let what = match (exists, listed || all_tables) {
-            (true, true) => continue,
-            (true, false) => format!("table {table} is not in publication \"{publication}\""),
-            (false, _) => format!("table {table} does not exist"),
-        };
-        return Ok(Err(Refusal::new(what, remedy)));
-    }
-    Ok(Ok(()))
 }
 
 #[cfg(test)]

@@ -10,8 +10,8 @@ use std::collections::HashMap;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use change::{Key, Lsn, Read, Snapshot, Storage, TableSchema};
-use relay::{PublishedTable, ReadRequest, RelayError, Round, RoundEvent, SourceError};
+use change::{Description, Key, Lsn, Read, Snapshot, TableSchema};
+use relay::{ReadRequest, RelayError, Round, RoundEvent, SourceError};
 use tokio::runtime::Handle;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error};
@@ -43,37 +43,6 @@ const ROWS_MAX: u64 = 1_000_000;
 /// A round ends after so many times the bytes that it should have.
 const OVERRUN: u64 = 2;
 
-/// A partitioned table comes with its partitions, which are tables without a row in the publication: what tells one
-/// attachment from another is who made it, all the way up.
-const PUBLISHED: &str = "
-WITH member AS (
-    SELECT p.oid AS publication, g.relid
-    FROM pg_catalog.pg_publication p JOIN LATERAL pg_catalog.pg_get_publication_tables(p.pubname) g ON true
-    WHERE p.pubname = $1
-    UNION
-    SELECT p.oid, r.prrelid
-    FROM pg_catalog.pg_publication p
-    JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid
-    JOIN pg_catalog.pg_class c ON c.oid = r.prrelid AND c.relkind = 'p'
-    WHERE p.pubname = $1
-)
-SELECT m.relid, n.nspname || '.' || c.relname,
-       CASE WHEN root.oid IS NULL OR root.oid = m.relid THEN coalesce(r.oid, m.publication)
-            ELSE (1 + (pg_catalog.hashtextextended(
-                (SELECT string_agg(i.xmin::text, ',' ORDER BY a.place)
-                 FROM pg_catalog.pg_partition_ancestors(m.relid) WITH ORDINALITY a (relid, place)
-                 JOIN pg_catalog.pg_inherits i ON i.inhrelid = a.relid), r.oid::int8) & 1073741823))::oid
-       END,
-       own.reltuples::int8, s.file, s.columns, root.oid
-FROM member m
-JOIN pg_catalog.pg_class own ON own.oid = m.relid
-LEFT JOIN LATERAL (ROOT) root ON true
-JOIN pg_catalog.pg_class c ON c.oid = coalesce(root.oid, m.relid)
-JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-LEFT JOIN pg_catalog.pg_publication_rel r ON r.prpubid = m.publication AND r.prrelid = c.oid
-JOIN LATERAL (STORAGE) s (file, columns) ON true
-ORDER BY m.relid";
-
 /// Connections for rounds, and what earlier rounds have taught.
 pub(crate) struct Rounds {
     runtime: Handle,
@@ -99,25 +68,6 @@ struct Table {
     relation: u32,
     /// `ONLY "public"."emails"`
     sql: String,
-}
-
-/// The tables that the publication has.
-pub(crate) async fn published(client: &Client, publication: &str) -> Result<Vec<PublishedTable>, Error> {
-    let storage = catalog::STORAGE.replace("$1", "m.relid");
-    let root = catalog::ROOT.replace("$1", "m.relid").replace("$2", "$1");
-    let query = PUBLISHED.replace("STORAGE", &storage).replace("ROOT", &root);
-    let rows = client.query(&query, &[&publication]).await?;
-    let table = |row: &tokio_postgres::Row| {
-        Ok(PublishedTable {
-            relation: row.try_get(0)?,
-            name: row.try_get(1)?,
-            publication: row.try_get(2)?,
-            estimated_rows: row.try_get(3)?,
-            storage: Storage { file: row.try_get(4)?, columns: row.try_get(5)? },
-            root: row.try_get(6)?,
-        })
-    };
-    rows.iter().map(table).collect()
 }
 
 /// What is visible to a statement that begins now.
@@ -314,10 +264,8 @@ pub(crate) fn read(
                 Ok(now) => now,
                 Err(reason) => return Ok(Round::NotNow(reason)),
             };
-            let begun = request.after.is_some() || !request.keys.is_empty();
-            let rewritten = request.storage.is_some_and(|before| now.storage.rewritten(before));
-            if begun && (rewritten || now.schema.key_signature() != request.key) {
-                return Ok(Round::Rekeyed(request.relation));
+            if let Some(why) = breaks(request, &now) {
+                return Ok(Round::Broken(request.relation, why));
             }
             described.push(now);
         }
@@ -336,6 +284,23 @@ pub(crate) fn read(
         }
         Ok(Round::Taken { snapshot, until })
     })
+}
+
+/// Why what was read of a table before cannot be gone on with.
+fn breaks(request: &ReadRequest, now: &Described) -> Option<String> {
+    if request.after.is_none() && request.keys.is_empty() {
+        return None;
+    }
+    if now.schema.key_signature() != request.key {
+        return Some("its rows have another key".to_owned());
+    }
+    match (&request.description, request.storage) {
+        (Some(before), _) => now.description.breaks(before),
+        (None, Some(before)) if now.description.storage.rewritten(before) => {
+            Some("its rows were rewritten".to_owned())
+        }
+        (None, _) => None,
+    }
 }
 
 /// Does a round's work and ends its transactions, whatever came of it.
@@ -366,7 +331,7 @@ async fn names(client: &Client, requests: &[ReadRequest]) -> Result<Vec<Table>, 
 /// What a table looks like under the round's snapshot.
 struct Described {
     schema: TableSchema,
-    storage: Storage,
+    description: Description,
     key: KeySql,
 }
 
@@ -392,9 +357,16 @@ async fn describe(
     if let Err(schemas) = found.map_err(|e| at(&e))? {
         return Ok(Err(keys::hidden(&schema.full_name(), &schemas)));
     }
-    let storage = catalog::storage(leader, table.relation).await.map_err(|e| at(&e))?.ok_or_else(gone)?;
+    let json = catalog::description(leader, table.relation).await.map_err(|e| at(&e))?.ok_or_else(gone)?;
+    let description = catalog::parse_description(&json)?;
+    if description.persistence == "u" {
+        let sql = plan::Table { schema: description.schema, name: description.table }.quoted();
+        return Ok(Err(format!(
+            "{sql} is unlogged, its changes are not in the WAL: ALTER TABLE {sql} SET LOGGED"
+        )));
+    }
     let key = KeySql::of(leader, &schema).await.map_err(|e| at(&e))?;
-    Ok(Ok(Described { schema, storage, key }))
+    Ok(Ok(Described { schema, description, key }))
 }
 
 /// Where the leader looks for what is named without a schema.
@@ -414,14 +386,14 @@ impl TableReading<'_> {
     fn read(
         &mut self,
         request: &ReadRequest,
-        Described { schema, storage, key }: Described,
+        Described { schema, description, key }: Described,
         deliver: Deliver<'_>,
     ) -> Result<(), RelayError> {
         let places = schema.key_places();
         let columns: Vec<String> = schema.columns.iter().map(|column| quote(&column.name)).collect();
         let select = format!("SELECT {} FROM {}", columns.join(", "), self.table.sql);
         let count = columns.len();
-        deliver(RoundEvent::Table { schema, storage })?;
+        deliver(RoundEvent::Table { schema, description })?;
         if !request.keys.is_empty() && !key.is_empty() {
             let list: Vec<String> = request.keys.iter().map(|one| key.row_of(one)).collect();
             let sql = format!("{select} WHERE {} IN ({})", key.row(), list.join(", "));

@@ -23,9 +23,11 @@ use crate::config::{Host, SslMode, Target, socket};
 use crate::error::{ConnectionError, ServerError};
 use crate::tls::Tls;
 
-/// Settings that every session of Millrace has, so that a value's text depends on the value only and nothing times
-/// out or is hidden silently.
+/// Settings of every session of Millrace, whatever a database or a role presets: a value's text depends on the value
+/// only, nothing times out or is hidden silently, and a name means what it means in `pg_catalog`. An object that
+/// somebody made in `public` or in a temporary schema is never run with our rights.
 pub(crate) const SESSION: &[(&str, &str)] = &[
+    ("search_path", "pg_catalog,pg_temp"),
     ("client_encoding", "UTF8"),
     ("TimeZone", "UTC"),
     ("DateStyle", "ISO"),
@@ -40,7 +42,24 @@ pub(crate) const SESSION: &[(&str, &str)] = &[
     ("row_security", "off"),
     ("standard_conforming_strings", "on"),
     ("synchronous_commit", "on"),
+    ("default_transaction_read_only", "off"),
+    ("default_transaction_isolation", "read committed"),
+    ("default_transaction_deferrable", "off"),
+    ("default_tablespace", ""),
+    ("default_table_access_method", "heap"),
+    ("local_preload_libraries", ""),
+    ("exit_on_error", "off"),
+    ("quote_all_identifiers", "off"),
+    ("transform_null_equals", "off"),
+    ("array_nulls", "on"),
+    // Compiling a catalog query takes seconds, and running it milliseconds.
+    ("jit", "off"),
+    ("lc_monetary", "C"),
 ];
+
+/// Turns off what only newer servers have; naming it at the start of a session would keep older ones from connecting.
+pub(crate) const NEWER_SETTINGS: &str = "SELECT pg_catalog.set_config('transaction_timeout', '0', false)
+    WHERE pg_catalog.current_setting('transaction_timeout', true) IS NOT NULL";
 
 /// How long the server may take for an answer to a command.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -70,7 +89,7 @@ pub(crate) type Rows = Vec<Vec<Option<Bytes>>>;
 pub(crate) fn session_options(target: &Target) -> String {
     let mut options = target.options.clone().unwrap_or_default();
     for (name, value) in SESSION {
-        options.push_str(&format!(" -c {name}={value}"));
+        options.push_str(&format!(" -c {name}={}", value.replace(' ', "\\ ")));
     }
     options
 }
@@ -148,6 +167,7 @@ impl Session {
         let mut session = Session::new(socket, target.to_string());
         session.running.encrypt = encrypt;
         session.log_in(target, replication, end_point).await?;
+        session.command(NEWER_SETTINGS).await?;
         Ok(session)
     }
 

@@ -14,6 +14,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error, IsolationLevel};
 
 use crate::plan::{Plan, Table, quote, quote_literal};
+use crate::publication::Looks;
 use crate::{ConnectionError, ReplicationConnection, catalog, check};
 
 /// How often a table's lock is tried for, each time for [`LOCK_TIMEOUT`]; between two tries writers go on.
@@ -110,13 +111,26 @@ pub fn publication_sql(plan: &Plan, table: &Table, exists: bool) -> Vec<String> 
         format!("SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"),
         format!("LOCK TABLE {locked} IN SHARE ROW EXCLUSIVE MODE"),
         publish,
-        announcement(),
+        announcement("''"),
     ]
 }
 
-/// Tells a running reader, in the stream, that the publication has changed.
-fn announcement() -> String {
-    format!("SELECT pg_logical_emit_message(true, {}, '')", quote_literal(TABLES_CHANGED))
+/// Tells a running reader, in the stream, that the publication has changed; `content` is SQL.
+fn announcement(content: &str) -> String {
+    format!("SELECT pg_catalog.pg_logical_emit_message(true, {}, {content})", quote_literal(TABLES_CHANGED))
+}
+
+/// What of the publication's tables, given as SQL, is about to be taken out; see [`TABLES_CHANGED`].
+fn taken_out(plan: &Plan, tables: &[String]) -> String {
+    let names: Vec<String> =
+        tables.iter().map(|table| format!("{}::regclass", quote_literal(table))).collect();
+    format!(
+        "(SELECT coalesce(string_agg(r.prrelid || '/' || r.oid, ' '), '') FROM pg_catalog.pg_publication_rel r
+          JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
+          WHERE p.pubname = {} AND r.prrelid IN ({}))",
+        quote_literal(&plan.publication),
+        names.join(", ")
+    )
 }
 
 /// Everything but the slot, for a DBA to read or to run. `missing` are the tables that the publication lacks.
@@ -145,7 +159,9 @@ pub fn script(plan: &Plan, missing: &[Table], publication_exists: bool) -> Strin
 pub async fn exclude_others(admin: &Client, plan: &Plan) -> Result<(), SetupError> {
     let doing = "cannot take the lock of setup";
     let key = format!("millrace setup {}", plan.pipeline);
-    let row = admin.query_one("SELECT pg_try_advisory_lock(hashtextextended($1, 0))", &[&key]).await;
+    let row = admin
+        .query_one("SELECT pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended($1, 0))", &[&key])
+        .await;
     if row.map_err(SetupError::at(doing))?.get(0) {
         return Ok(());
     }
@@ -174,9 +190,9 @@ pub async fn make_heartbeat(admin: &mut Client, plan: &Plan) -> Result<(), Setup
 }
 
 async fn role_can_beat(admin: &Client, plan: &Plan) -> Result<bool, Error> {
-    const RIGHTS: &str = "SELECT has_schema_privilege($1, 'millrace', 'USAGE')
-        AND has_table_privilege($1, 'millrace.heartbeat', 'SELECT') AND has_table_privilege($1, 'millrace.heartbeat', 'INSERT')
-        AND has_table_privilege($1, 'millrace.heartbeat', 'UPDATE')";
+    const RIGHTS: &str = "SELECT pg_catalog.has_schema_privilege($1, 'millrace', 'USAGE')
+        AND pg_catalog.has_table_privilege($1, 'millrace.heartbeat', 'SELECT') AND pg_catalog.has_table_privilege($1, 'millrace.heartbeat', 'INSERT')
+        AND pg_catalog.has_table_privilege($1, 'millrace.heartbeat', 'UPDATE')";
     Ok(admin.query_one(RIGHTS, &[&plan.role]).await?.get(0))
 }
 
@@ -227,26 +243,32 @@ pub async fn withdraw(admin: &mut Client, plan: &Plan, tables: &[String]) -> Res
     let doing = format!("cannot take tables out of publication {}", plan.publication);
     let at = || SetupError::at(&doing);
     let transaction = admin.transaction().await.map_err(at())?;
+    let announced = announcement(&taken_out(plan, tables));
     // Without ONLY a parent would take its children along, which are tables of their own.
     let tables: Vec<String> = tables.iter().map(|table| format!("ONLY {table}")).collect();
     let drop = format!("ALTER PUBLICATION {} DROP TABLE {}", quote(&plan.publication), tables.join(", "));
-    for statement in [drop, announcement()] {
+    for statement in [announced, drop] {
         transaction.batch_execute(&statement).await.map_err(at())?;
     }
     transaction.commit().await.map_err(at())
 }
 
-/// The tables that the publication has.
-pub async fn published(admin: &Client, plan: &Plan) -> Result<Vec<PublishedTable>, SetupError> {
-    let published = crate::rounds::published(admin, &plan.publication).await;
-    published.map_err(SetupError::at("cannot read the publication"))
+/// The tables that the publication has, and its `pg_publication.xmin`.
+pub async fn published(admin: &Client, plan: &Plan) -> Result<(Vec<PublishedTable>, u32), SetupError> {
+    let at = || SetupError::at("cannot read the publication");
+    let looks = Looks::prepare(admin).await.map_err(at())?;
+    match looks.look(admin, &plan.publication, &plan.tables).await {
+        Ok(look) => Ok((look.tables, look.publication.map_or(0, |publication| publication.xmin))),
+        Err(SourceError::Refused(refusal)) => Err(refusal.into()),
+        Err(SourceError::Unavailable(what)) => Err(SetupError::Unavailable(what)),
+    }
 }
 
 /// The names of the tables that the publication lists, its own and what others put there.
 pub async fn members(admin: &Client, plan: &Plan) -> Result<Vec<Table>, SetupError> {
-    const MEMBERS: &str = "SELECT n.nspname::text, c.relname::text FROM pg_publication p
-        JOIN pg_publication_rel r ON r.prpubid = p.oid JOIN pg_class c ON c.oid = r.prrelid
-        JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1";
+    const MEMBERS: &str = "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_publication p
+        JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid JOIN pg_catalog.pg_class c ON c.oid = r.prrelid
+        JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1";
     let rows = admin.query(MEMBERS, &[&plan.publication]).await;
     let rows = rows.map_err(SetupError::at("cannot read the publication"))?;
     Ok(rows.iter().map(|row| Table { schema: row.get(0), name: row.get(1) }).collect())
@@ -254,16 +276,14 @@ pub async fn members(admin: &Client, plan: &Plan) -> Result<Vec<Table>, SetupErr
 
 /// The names of this database's slots.
 pub async fn slots(client: &Client) -> Result<Vec<String>, SetupError> {
-    const SLOTS: &str =
-        "SELECT slot_name::text FROM pg_replication_slots WHERE database = current_database()";
+    const SLOTS: &str = "SELECT slot_name::text FROM pg_catalog.pg_replication_slots WHERE database = pg_catalog.current_database()";
     let rows = client.query(SLOTS, &[]).await.map_err(SetupError::at("cannot read the slots"))?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 /// Drops the slot where it exists. Refuses while a reader holds it.
 pub async fn drop_slot(admin: &Client, name: &str) -> Result<(), SetupError> {
-    const DROP: &str =
-        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1";
+    const DROP: &str = "SELECT pg_catalog.pg_drop_replication_slot(slot_name) FROM pg_catalog.pg_replication_slots WHERE slot_name = $1";
     match admin.execute(DROP, &[&name]).await {
         Ok(_) => Ok(()),
         Err(error) if error.code() == Some(&SqlState::OBJECT_IN_USE) => Err(Refusal::new(
@@ -281,19 +301,19 @@ pub async fn remove(admin: &mut Client, plan: &Plan) -> Result<(), SetupError> {
     let at = || SetupError::at(doing);
     let publication = format!("DROP PUBLICATION IF EXISTS {}", quote(&plan.publication));
     admin.batch_execute(&publication).await.map_err(at())?;
-    let exists = "SELECT to_regclass('millrace.heartbeat') IS NOT NULL";
+    let exists = "SELECT pg_catalog.to_regclass('millrace.heartbeat') IS NOT NULL";
     if !admin.query_one(exists, &[]).await.map_err(at())?.get::<_, bool>(0) {
         return Ok(());
     }
     let transaction = admin.transaction().await.map_err(at())?;
     // Of every generation.
-    let delete = "DELETE FROM millrace.heartbeat WHERE split_part(pipeline, '.', 1) = $1";
+    let delete = "DELETE FROM millrace.heartbeat WHERE pg_catalog.split_part(pipeline, '.', 1) = $1";
     transaction.execute(delete, &[&plan.pipeline]).await.map_err(at())?;
     let last = "SELECT NOT EXISTS (SELECT FROM millrace.heartbeat)";
     if transaction.query_one(last, &[]).await.map_err(at())?.get(0) {
         // No CASCADE: whatever else somebody keeps in that schema stays, and so does the schema.
         transaction.batch_execute("DROP TABLE millrace.heartbeat").await.map_err(at())?;
-        let others = "SELECT NOT EXISTS (SELECT FROM pg_class WHERE relnamespace = 'millrace'::regnamespace)";
+        let others = "SELECT NOT EXISTS (SELECT FROM pg_catalog.pg_class WHERE relnamespace = 'millrace'::regnamespace)";
         if transaction.query_one(others, &[]).await.map_err(at())?.get(0) {
             transaction.batch_execute("DROP SCHEMA millrace").await.map_err(at())?;
         }
@@ -324,7 +344,7 @@ pub async fn create_slot(
     plan: &Plan,
 ) -> Result<NewSlot, SetupError> {
     let (timeline, _) = replication.identify_system().await?;
-    let (consistent_point, name) = slot_and_snapshot(replication, plan).await?;
+    let (consistent_point, name) = slot_and_snapshot(replication, admin, plan).await?;
     match look_under(admin, &name).await {
         Ok(snapshot) => Ok(NewSlot { consistent_point, snapshot, timeline }),
         Err(error) => {
@@ -336,18 +356,16 @@ pub async fn create_slot(
 
 async fn slot_and_snapshot(
     replication: &mut ReplicationConnection,
+    admin: &Client,
     plan: &Plan,
 ) -> Result<(Lsn, String), SetupError> {
-    let created = replication.command(&create_slot_command(plan)).await.map_err(|error| match error {
-        ConnectionError::Io { error, .. } if error.kind() == std::io::ErrorKind::TimedOut => {
-            SetupError::Unavailable(
-                "the slot waits for transactions that ran when it was begun; run the same command again when they \
-                 have ended: SELECT pid, xact_start, query FROM pg_stat_activity ORDER BY xact_start"
-                    .into(),
-            )
+    let created = match replication.command(&create_slot_command(plan)).await {
+        Ok(created) => created,
+        Err(ConnectionError::Io { error, .. }) if error.kind() == std::io::ErrorKind::TimedOut => {
+            return Err(SetupError::Unavailable(held_up(admin).await));
         }
-        error => error.into(),
-    })?;
+        Err(error) => return Err(error.into()),
+    };
     let field = |place: usize| std::str::from_utf8(created.first()?.get(place)?.as_ref()?).ok();
     match (field(1).and_then(|lsn| lsn.parse().ok()), field(2)) {
         (Some(consistent_point), Some(snapshot)) => Ok((consistent_point, snapshot.to_owned())),
@@ -355,6 +373,33 @@ async fn slot_and_snapshot(
             "CREATE_REPLICATION_SLOT gave no consistent point and snapshot".into(),
         )),
     }
+}
+
+/// What a new slot waits for: a transaction that ran when it was begun, or one that was prepared and forgotten.
+async fn held_up(admin: &Client) -> String {
+    const PREPARED: &str =
+        "SELECT gid, database::text, prepared::text FROM pg_catalog.pg_prepared_xacts ORDER BY prepared";
+    let prepared = admin.query(PREPARED, &[]).await.unwrap_or_default();
+    let statement = |row: &tokio_postgres::Row| {
+        let (gid, database, since): (String, String, String) = (row.get(0), row.get(1), row.get(2));
+        format!(
+            "in database {}: ROLLBACK PREPARED {}; -- or COMMIT PREPARED; prepared {since}",
+            quote(&database),
+            quote_literal(&gid)
+        )
+    };
+    let statements: Vec<String> = prepared.iter().map(statement).collect();
+    let running = "SELECT pid, xact_start, query FROM pg_stat_activity WHERE backend_xid IS NOT NULL ORDER BY xact_start";
+    if statements.is_empty() {
+        return format!(
+            "the slot waits for transactions that ran when it was begun; run the same command again when they have ended: {running}"
+        );
+    }
+    format!(
+        "the slot waits for transactions that ran when it was begun. Prepared ones end only by hand ({}); running ones: {running}. \
+         Run the same command again when they have ended",
+        statements.join("; ")
+    )
 }
 
 /// What the exported snapshot sees.
@@ -365,7 +410,8 @@ async fn look_under(admin: &mut Client, name: &str) -> Result<Snapshot, SetupErr
     let transaction = transaction.start().await.map_err(at())?;
     let import = format!("SET TRANSACTION SNAPSHOT {}", quote_literal(name));
     transaction.batch_execute(&import).await.map_err(at())?;
-    let row = transaction.query_one("SELECT pg_current_snapshot()::text", &[]).await.map_err(at())?;
+    let row =
+        transaction.query_one("SELECT pg_catalog.pg_current_snapshot()::text", &[]).await.map_err(at())?;
     transaction.rollback().await.map_err(at())?;
     let text: String = row.get(0);
     text.parse().map_err(|error| SetupError::Unavailable(format!("{error}")))

@@ -8,31 +8,35 @@
 //! filtered. What cannot be understood is refused, never skipped.
 
 use std::cmp::Ordering;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use change::{Key, Lsn, NEW_LOG, Refusal, Snapshot, Storage, Timeline, Tuple};
+use change::{Key, Lsn, NEW_LOG, Refusal, Snapshot, Timeline, Tuple};
 use pgoutput::Message;
 use relay::{
-    Confirmed, Heartbeat, PublishedTable, ReadRequest, RelayError, Round, RoundEvent, RowChange, Source,
-    SourceError, SourceState, WalEvent,
+    Announced, AnnouncedColumn, Confirmed, Described, Heartbeat, Publication, ReadRequest, RelayError, Round,
+    RoundEvent, RowChange, Source, SourceError, SourceState, WalEvent,
 };
 use tokio::runtime::{Handle, Runtime};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 
-use crate::catalog;
+use crate::check::Finding;
 use crate::config::{Config, Target};
 use crate::connection::ReplicationConnection;
 use crate::error::ConnectionError;
 use crate::keys;
+use crate::plan::Table;
 use crate::preconditions::{self, Slot};
+use crate::publication::{self, Look, Looks};
 use crate::rounds::{self, Rounds};
 use crate::session;
-use crate::stream::{Frame, ReplicationStream};
+use crate::stream::{Frame, Piece, ReplicationStream};
 use crate::tls::Tls;
+use crate::types::Types;
+use crate::{catalog, check};
 
 /// How long a heartbeat waits for synchronous standbys before its local durability is enough.
 const STANDBY_PATIENCE: Duration = Duration::from_secs(5);
@@ -73,8 +77,10 @@ pub struct SourceOptions {
     pub slot: String,
     /// The publication.
     pub publication: String,
-    /// The configured tables, `schema.table`; each must be in the publication.
-    pub tables: Vec<String>,
+    /// The configured tables; each must be in the publication.
+    pub tables: Vec<Table>,
+    /// Those of them that a store's query names.
+    pub queried: Vec<Table>,
     /// Connections that read a snapshot at a time.
     pub snapshot_connections: usize,
 }
@@ -88,8 +94,14 @@ pub struct PostgresSource {
     /// Logged in and not yet streaming, and what drives it.
     replication: Option<(Runtime, ReplicationConnection)>,
     stream: Option<ReplicationStream>,
-    /// Number of columns of each relation that this session has announced.
-    relations: HashMap<u32, usize>,
+    /// Each relation as this session has announced it last.
+    relations: HashMap<u32, Announced>,
+    /// What is asked of the publication.
+    looks: Looks,
+    /// Tables that an earlier look has found.
+    found: HashSet<u32>,
+    /// The tables whose rows depend on types that can change without a word in the stream.
+    types: Types,
     /// The relations of one TRUNCATE; kept for its memory.
     truncated: Vec<u32>,
     rounds: Rounds,
@@ -100,7 +112,18 @@ impl PostgresSource {
     pub fn connect(runtime: &Handle, config: &Config, options: SourceOptions) -> Result<Self, SourceError> {
         let (client, target) = runtime.block_on(catalog::connect_primary(config))?;
         let tls = Tls::new(&target.ssl).map_err(ConnectionError::from)?;
-        let source = PostgresSource {
+        if runtime.block_on(catalog::in_recovery(&client, &target))? {
+            let what = format!("{target} is a standby; [postgres] url must name the primary");
+            return Err(SourceError::Unavailable(what));
+        }
+        let prepare = async {
+            Ok::<_, tokio_postgres::Error>((Looks::prepare(&client).await?, Types::prepare(&client).await?))
+        };
+        let prepared = runtime.block_on(catalog::answered(&target, async {
+            prepare.await.map_err(|error| ConnectionError::from_client(&target, &error).into())
+        }));
+        let (looks, types) = prepared?;
+        Ok(PostgresSource {
             runtime: runtime.clone(),
             rounds: Rounds::new(runtime, &target, tls),
             target,
@@ -109,13 +132,11 @@ impl PostgresSource {
             replication: None,
             stream: None,
             relations: HashMap::new(),
+            looks,
+            found: HashSet::new(),
+            types,
             truncated: Vec::new(),
-        };
-        if source.runtime.block_on(catalog::in_recovery(&source.client, &source.target))? {
-            let what = format!("{} is a standby; [postgres] url must name the primary", source.target);
-            return Err(SourceError::Unavailable(what));
-        }
-        Ok(source)
+        })
     }
 
     /// Runs a query's future, bounded in time.
@@ -233,6 +254,18 @@ impl PostgresSource {
         }
     }
 
+    /// Looks whether the types have changed of those tables of which a piece of the stream holds rows. Whatever was changed
+    /// before these rows were written was committed before the piece came.
+    fn suspect(&mut self, piece: &Piece) -> Result<(), SourceError> {
+        let touched = self.types.touched(piece.frames());
+        if touched.is_empty() {
+            return Ok(());
+        }
+        let suspects = self.query(self.types.changed(&self.client, &touched))?;
+        self.types.suspect(suspects);
+        Ok(())
+    }
+
     fn take(
         &mut self,
         frame: Frame<'_>,
@@ -245,6 +278,15 @@ impl PostgresSource {
             }
         };
         let message = pgoutput::decode(payload).map_err(|error| misread(lsn, &error.to_string()))?;
+        if let Message::Insert { relation, .. }
+        | Message::Update { relation, .. }
+        | Message::Delete { relation, .. } = message
+            && self.types.suspected(relation)
+            && let Some(announced) = self.relations.get(&relation)
+        {
+            // As the server does when the table itself was altered.
+            deliver(WalEvent::Relation(announced.clone()))?;
+        }
         deliver(match message {
             Message::Insert { relation, new } => {
                 self.check(lsn, relation, new)?;
@@ -274,10 +316,9 @@ impl PostgresSource {
                 WalEvent::Message { lsn, transactional, prefix, content }
             }
             Message::Relation(relation) => {
-                let (schema, outdated) =
-                    self.query(catalog::complete(&self.client, &self.options.publication, &relation))?;
-                self.relations.insert(relation.oid, schema.columns.len());
-                WalEvent::Relation { schema, outdated }
+                let announced = announced(&relation);
+                self.relations.insert(relation.oid, announced.clone());
+                WalEvent::Relation(announced)
             }
             // Types come with their relation; where a change was first made is nobody's concern.
             Message::Type { .. } | Message::Origin { .. } => return Ok(()),
@@ -286,8 +327,8 @@ impl PostgresSource {
 
     /// A row must fit the relation that was announced for it.
     fn check(&self, lsn: Lsn, relation: u32, tuple: Tuple<'_>) -> Result<(), RelayError> {
-        match self.relations.get(&relation) {
-            Some(columns) if *columns == tuple.len() => Ok(()),
+        match self.relations.get(&relation).map(|announced| announced.columns.len()) {
+            Some(columns) if columns == tuple.len() => Ok(()),
             Some(columns) => {
                 let what =
                     format!("a row of {} columns of relation {relation}, which has {columns}", tuple.len());
@@ -296,6 +337,27 @@ impl PostgresSource {
             None => Err(misread(lsn, &format!("a row of relation {relation}, which was not announced"))),
         }
     }
+}
+
+fn announced(relation: &pgoutput::Relation<'_>) -> Announced {
+    let columns = relation.columns.iter().map(|column| AnnouncedColumn {
+        name: column.name.to_owned(),
+        type_oid: column.type_oid,
+        modifier: column.type_modifier,
+        key: column.key,
+    });
+    let schema = if relation.namespace.is_empty() { "pg_catalog" } else { relation.namespace };
+    Announced {
+        relation: relation.oid,
+        schema: schema.to_owned(),
+        table: relation.name.to_owned(),
+        identity: relation.identity,
+        columns: columns.collect(),
+    }
+}
+
+fn no_publication(name: &str) -> Refusal {
+    Refusal::new(format!("publication \"{name}\" does not exist"), "run `millrace setup`")
 }
 
 fn misread(lsn: Lsn, what: &str) -> RelayError {
@@ -361,7 +423,9 @@ impl Source for PostgresSource {
 
     fn start(&mut self, from: Lsn) -> Result<(), SourceError> {
         let options = &self.options;
-        self.query(preconditions::publication(&self.client, &options.publication, &options.tables))??;
+        let name = &options.publication;
+        let judged = self.query(self.looks.judge(&self.client, name, &options.tables))?;
+        judged.ok_or_else(|| no_publication(name))?.demand_tables(name)?;
         let (runtime, mut replication) = self.replication()?;
         let patience = runtime.block_on(replication.wal_sender_timeout())?;
         let (slot, publication) = (&self.options.slot, &self.options.publication);
@@ -389,26 +453,57 @@ impl Source for PostgresSource {
             let Some(piece) = stream.receive(wait).map_err(|error| self.interrupted(error))? else {
                 return Ok(begun.is_some());
             };
+            begun.get_or_insert_with(Instant::now);
+            self.suspect(&piece)?;
             for frame in piece.frames() {
                 self.take(frame, deliver)?;
             }
-            if begun.get_or_insert_with(Instant::now).elapsed() >= POLL_WORK {
+            if begun.is_some_and(|begun| begun.elapsed() >= POLL_WORK) {
                 return Ok(true);
             }
             wait = Duration::ZERO;
         }
     }
 
-    fn published(&mut self) -> Result<Vec<PublishedTable>, SourceError> {
-        self.query(rounds::published(&self.client, &self.options.publication))
+    fn published(&mut self) -> Result<Publication, SourceError> {
+        let name = &self.options.publication;
+        let look = self.looks.look(&self.client, name, &self.options.tables);
+        let look = self.runtime.block_on(catalog::answered(&self.target, look))?;
+        let Look { publication, mut tables, until, settled } = look;
+        let publication = publication.ok_or_else(|| no_publication(name))?;
+        publication.demand_whole()?;
+        let inherited = tables.iter().any(|table| !table.description.children.is_empty());
+        if inherited {
+            let findings = self.query(check::inheritance(&self.client, &self.options.queried))?;
+            if let Some(Finding { what, remedy, .. }) = findings.into_iter().next() {
+                return Err(Refusal::new(what, remedy).into());
+            }
+        }
+        self.runtime.block_on(publication::note_new(&self.client, &mut tables, &mut self.found));
+        Ok(Publication { tables, xmin: publication.xmin, until, settled })
     }
 
-    fn rewritten(&mut self, relation: u32, xid: u32, before: Storage) -> Result<Option<bool>, SourceError> {
-        if !self.visible()?.saw(xid) && self.query(catalog::locked_out(&self.client, relation))? {
+    fn absence(&mut self, relation: u32, name: &str) -> Result<Option<Refusal>, SourceError> {
+        let Some(table) = self.options.tables.iter().find(|table| table.to_string() == name) else {
+            return Ok(None);
+        };
+        let publication = &self.options.publication;
+        self.query(publication::absence(&self.client, publication, relation, table)).map(Some)
+    }
+
+    fn describe(&mut self, announced: &Announced, xid: u32) -> Result<Option<Described>, SourceError> {
+        if !self.visible()?.saw(xid) && self.query(catalog::locked_out(&self.client, announced.relation))? {
             return Ok(None);
         }
-        let storage = self.query(catalog::storage(&self.client, relation))?;
-        Ok(Some(storage.is_some_and(|now| now.rewritten(before))))
+        if self.types.has(announced.relation) && self.query(self.types.held(&self.client))? {
+            return Ok(None);
+        }
+        let described = self.looks.describe(&self.client, &self.options.publication, announced);
+        let described = self.runtime.block_on(catalog::answered(&self.target, described))?;
+        if let Some(published) = &described.published {
+            self.types.note(announced.relation, &published.description.types);
+        }
+        Ok(Some(described))
     }
 
     fn visible(&mut self) -> Result<Snapshot, SourceError> {

@@ -8,18 +8,19 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use change::{
     ChangeStamp, Clock, Encoder, Key, Kind, LedgerEntry, Lsn, NEW_LOG, Op, Position, RecordBatch, Refusal,
-    RelationEncoder, RowImages, SchemaRef, Snapshot, Split, Storage, TableSchema, Tuple,
+    RelationEncoder, RowImages, SchemaRef, Snapshot, Split, TableSchema, Tuple,
 };
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::resume::{Cursor, Plan, split_differs};
 use crate::snapshot::{KeyOrder, Reading, Verdict};
-use crate::{RelayError, RowChange, SourceError, WalEvent};
+use crate::{Announced, Described, RelayError, RowChange, SourceError, WalEvent};
 
 /// Messages whose prefix starts so are Millrace's own and not for the log.
 const OWN_PREFIX: &str = "millrace";
 
-/// The prefix of the message in the transaction that changes the publication.
+/// The prefix of the message in the transaction that changes the publication. Its content lists what is taken out:
+/// `RELATION/ROW` for each table, by the object ids of the table and of its row in `pg_publication_rel`, blanks between.
 pub const TABLES_CHANGED: &str = "millrace.tables";
 
 /// The prefix of the message in the log that tells of a partition of which rows are still to be read.
@@ -42,6 +43,8 @@ pub(crate) struct Reach {
 #[derive(Debug)]
 struct Relation {
     schema: TableSchema,
+    /// Whether the log's ledger has this version of it, or will have it with the next commit.
+    used: bool,
     encoder: RelationEncoder,
     key_order: KeyOrder,
     /// Events of this table in the current transaction, and which transaction that was.
@@ -68,7 +71,7 @@ struct OpenTransaction {
     held: Option<(u64, u64)>,
     /// The same of the one before: where a split would be.
     released: Option<(u64, u64)>,
-    /// Tables that were described in it, and of which it is known whether they were rewritten.
+    /// Tables that were described in it and compared with what the log has of them.
     compared: BTreeSet<u32>,
 }
 
@@ -81,6 +84,8 @@ pub(crate) struct Assembler {
     versions: BTreeMap<u32, (SchemaRef, TableSchema)>,
     new_schemas: Vec<(SchemaRef, TableSchema)>,
     open: Option<OpenTransaction>,
+    /// What the source knows of the table that the next event announces.
+    described: Option<Described>,
     transactions: u64,
     last_commit_lsn: Lsn,
     end_lsn: Lsn,
@@ -108,6 +113,7 @@ impl Assembler {
             versions,
             new_schemas: Vec::new(),
             open: None,
+            described: None,
             transactions: 0,
             last_commit_lsn: reach.end_lsn.max(reach.position.lsn),
             end_lsn: reach.end_lsn,
@@ -124,7 +130,7 @@ impl Assembler {
             WalEvent::Begin { commit_lsn, commit_time_us, xid } => {
                 self.begin(commit_lsn, commit_time_us, xid)?;
             }
-            WalEvent::Relation { schema, outdated } => self.relation(schema, outdated)?,
+            WalEvent::Relation(announced) => self.relation(&announced)?,
             WalEvent::Row { lsn, relation, change } => self.row(lsn, relation, change, clock)?,
             WalEvent::Truncate { lsn, relations } => self.truncate(lsn, relations, clock)?,
             WalEvent::Message { lsn, transactional, prefix, content } => {
@@ -216,7 +222,11 @@ impl Assembler {
     /// What a round's rows of this table are written with. The stream's rows go on under the version that the stream has
     /// come to.
     pub(crate) fn round_table(&mut self, schema: &TableSchema) -> Result<RelationEncoder, RelayError> {
-        let encoder = self.version(schema)?;
+        let (at, new) = self.version(schema)?;
+        if new {
+            self.use_version(at, schema);
+        }
+        let encoder = self.encoder.relation(at, schema);
         let renamed = match self.relations.get(&schema.relation) {
             Some(known) if known.schema.root != schema.root => known.schema.named_as(schema),
             _ => return Ok(encoder),
@@ -248,8 +258,8 @@ impl Assembler {
     }
 
     /// The table begins again: its key cannot be compared any more with that up to which it was read.
-    pub(crate) fn begin_again(&mut self, relation: u32) {
-        self.reading.begin_again(relation, self.ordinal());
+    pub(crate) fn begin_again(&mut self, relation: u32, why: &str) {
+        self.reading.begin_again(relation, self.ordinal(), why);
         if self.open.is_none() {
             self.reading.settle(None);
         }
@@ -291,16 +301,21 @@ impl Assembler {
         }
     }
 
-    /// Tells the stores of tables of which a partition has rows now that are still to be read.
-    fn tell_gaps(&mut self, now_us: i64) {
-        for relation in self.reading.new_gaps() {
-            let Some(known) = self.relations.get(&relation) else { continue };
+    /// Tells the stores of tables of which the log lacks something now that it had or should have.
+    pub(crate) fn tell_gaps(&mut self, now_us: i64) -> bool {
+        let gaps = self.reading.new_gaps();
+        for family in &gaps {
+            let version = self.versions.values().find(|(_, known)| known.family() == *family);
+            // Of a table that was never described the log has no row, and no store knows it.
+            let Some((at, schema)) = version else { continue };
+            let encoder = self.encoder.relation(*at, schema);
             let position = self.begin_round();
             let stamp = self.stamp_of_round(position, now_us);
-            self.encoder.table_message(&mut self.batch, &known.encoder, &stamp, PARTITION_UNREAD);
+            self.encoder.table_message(&mut self.batch, &encoder, &stamp, PARTITION_UNREAD);
             self.position = position;
             self.end_round();
         }
+        !gaps.is_empty()
     }
 
     /// The round has no more rows.
@@ -358,33 +373,59 @@ impl Assembler {
         Ok(())
     }
 
-    fn relation(&mut self, mut schema: TableSchema, outdated: bool) -> Result<(), RelayError> {
+    /// The table of the next event, as the source described it when it was asked for it.
+    fn relation(&mut self, announced: &Announced) -> Result<(), RelayError> {
+        let relation = announced.relation;
+        let described = self.described.take().filter(|described| described.schema.relation == relation);
+        let mut described =
+            described.ok_or_else(|| protocol(format!("relation {relation} was not described")))?;
+        self.name_as_known(&mut described);
+        self.reading.announced(&described, self.xid());
+        let first =
+            self.open.as_mut().is_some_and(|open| open.plan != Plan::Skip && open.compared.insert(relation));
+        if first && let Some(why) = self.reading.compare(&described)? {
+            self.reading.begin_again(relation, self.ordinal(), &why);
+        }
+        self.reading.rekeyed(relation, &described.schema.key_signature(), self.ordinal());
+        self.describe(described.schema)
+    }
+
+    /// A table keeps the name that it has in the log, whatever it is called for a while: its object id is what is published.
+    fn name_as_known(&self, described: &mut Described) {
+        let schema = &mut described.schema;
         let relation = schema.relation;
-        if let Some((_, known)) = self.versions.get(&relation) {
-            if outdated {
-                schema = schema.completed_from(known);
+        match self.versions.get(&relation) {
+            Some((_, known)) => {
+                if described.outdated {
+                    *schema = schema.clone().completed_from(known);
+                }
+                // Whose partition it is was asked now, and it may have been detached since.
+                if schema.root == known.root || (schema.root.is_none() && self.reading.is_partition(relation))
+                {
+                    *schema = schema.named_as(known);
+                }
             }
-            if schema.root.is_none() && self.reading.is_partition(relation) {
-                // Whose it is was asked now, and it may have been detached since.
-                schema = schema.named_as(known);
+            None => {
+                if let Some((namespace, table)) = self.reading.log_name(relation) {
+                    (schema.schema, schema.table) = (namespace, table);
+                }
             }
         }
-        self.reading.announced(&schema, self.xid());
-        self.reading.rekeyed(relation, &schema.key_signature(), self.ordinal());
-        self.describe(schema)
     }
 
     /// What the stream's rows of a table are written with.
     fn describe(&mut self, schema: TableSchema) -> Result<(), RelayError> {
-        let encoder = self.version(&schema)?;
+        let (at, new) = self.version(&schema)?;
+        let encoder = self.encoder.relation(at, &schema);
         let order = self.relations.get(&schema.relation).map_or((0, 0), |known| known.order);
         let key_order = KeyOrder::of(&schema);
-        self.relations.insert(schema.relation, Relation { schema, encoder, key_order, order });
+        self.relations.insert(schema.relation, Relation { schema, used: !new, encoder, key_order, order });
         Ok(())
     }
 
-    /// Writes rows under the table's version that looks like this, which is made when it is not the newest.
-    fn version(&mut self, schema: &TableSchema) -> Result<RelationEncoder, RelayError> {
+    /// The table's version that looks like this, and whether the ledger lacks it. A version reaches the ledger with its first
+    /// record: of a table whose changes are all left out it may be described before much is known of it.
+    fn version(&self, schema: &TableSchema) -> Result<(SchemaRef, bool), RelayError> {
         let relation = schema.relation;
         let name = (&schema.schema, &schema.table);
         let another =
@@ -394,42 +435,53 @@ impl Assembler {
                 format!("{} is another table than the one whose rows the log holds", schema.full_name());
             return Err(Refusal::new(what, NEW_LOG).into());
         }
-        let at = match self.versions.get(&relation) {
-            Some((at, known)) if known == schema => *at,
+        Ok(match self.versions.get(&relation) {
+            Some((at, known)) if known == schema => (*at, false),
             known => {
                 let version = known.map_or(1, |(at, _)| at.version + 1);
-                let at = SchemaRef { relation, version };
-                self.versions.insert(relation, (at, schema.clone()));
-                self.new_schemas.push((at, schema.clone()));
-                at
+                (SchemaRef { relation, version }, true)
             }
-        };
-        Ok(self.encoder.relation(at, schema))
+        })
     }
 
-    /// The table of which this event tells, which may have been rewritten by the open transaction, whose xid is given, or
-    /// by one before it; and where its rows were.
-    pub(crate) fn to_compare(&self, event: &WalEvent<'_>) -> Option<(u32, u32, Storage)> {
-        let WalEvent::Relation { schema: TableSchema { relation, .. }, .. } = event else { return None };
-        let open = self.open.as_ref().filter(|open| open.plan != Plan::Skip);
-        let open = open.filter(|open| !open.compared.contains(relation))?;
-        Some((*relation, open.xid, self.reading.storage(*relation)?))
+    fn use_version(&mut self, at: SchemaRef, schema: &TableSchema) {
+        self.versions.insert(at.relation, (at, schema.clone()));
+        self.new_schemas.push((at, schema.clone()));
     }
 
-    /// What [`to_compare`](Self::to_compare) asked for.
-    pub(crate) fn compared(&mut self, relation: u32, rewritten: bool) {
-        if let Some(open) = &mut self.open {
-            open.compared.insert(relation);
+    /// The first record under a table's version is about to be made.
+    fn use_relation(&mut self, relation: u32) -> Result<(), RelayError> {
+        let known = self.relations.get_mut(&relation).ok_or_else(|| unknown_relation(relation))?;
+        if !std::mem::replace(&mut known.used, true) {
+            let schema = known.schema.clone();
+            // A round may have made the same one since.
+            let (at, new) = self.version(&schema)?;
+            if new {
+                self.use_version(at, &schema);
+            }
+            let encoder = self.encoder.relation(at, &schema);
+            self.relations.entry(relation).and_modify(|known| known.encoder = encoder);
         }
-        if rewritten {
-            self.reading.begin_again(relation, self.ordinal());
+        Ok(())
+    }
+
+    /// The table that this event announces, and the transaction: the source is to describe it.
+    pub(crate) fn to_describe<'e>(&self, event: &'e WalEvent<'_>) -> Option<(&'e Announced, u32)> {
+        match event {
+            WalEvent::Relation(announced) if self.described.is_none() => Some((announced, self.xid())),
+            _ => None,
         }
+    }
+
+    /// What [`to_describe`](Self::to_describe) asked for.
+    pub(crate) fn described(&mut self, described: Described) {
+        self.described = Some(described);
     }
 
     /// Whether it is known what becomes of the event. It is not where only Postgres can compare a row's key with the key
-    /// up to which its table was read, or tell whether the table was rewritten.
+    /// up to which its table was read, or describe the table that it announces.
     pub(crate) fn decided(&self, event: &WalEvent<'_>) -> bool {
-        if self.to_compare(event).is_some() {
+        if self.to_describe(event).is_some() {
             return false;
         }
         self.questions(event).is_none_or(|(relation, known, keys)| {
@@ -478,6 +530,7 @@ impl Assembler {
         let Some(mut stamp) = self.change(lsn, (count, records), || digest(relation, change), clock)? else {
             return Ok(());
         };
+        self.use_relation(relation)?;
         for images in halves.into_iter().flatten() {
             self.number(&mut stamp, relation)?;
             let known = self.relations.get(&relation).ok_or_else(|| unknown_relation(relation))?;
@@ -553,7 +606,7 @@ impl Assembler {
             }
             if self.is_new() && self.reading.has_others(*relation, relations) {
                 // What ends its rows ends theirs.
-                self.reading.begin_again(*relation, self.ordinal());
+                self.reading.begin_again(*relation, self.ordinal(), "a partition was emptied");
                 self.reading.left_out(*relation, self.xid());
             }
         }
@@ -579,6 +632,7 @@ impl Assembler {
         let counts = (count, relations.len() as u64);
         let Some(mut stamp) = self.change(lsn, counts, digest, clock)? else { return Ok(()) };
         for relation in relations {
+            self.use_relation(*relation)?;
             self.number(&mut stamp, *relation)?;
             let known = self.relations.get(relation).ok_or_else(|| unknown_relation(*relation))?;
             self.encoder.truncate(&mut self.batch, &known.encoder, &stamp);
@@ -600,6 +654,11 @@ impl Assembler {
         let own = prefix.starts_with(OWN_PREFIX);
         if prefix == TABLES_CHANGED {
             self.reading.republished([self.xid()]);
+            if self.is_new() {
+                for (relation, publication) in taken_out(content) {
+                    self.reading.withdrawn(relation, publication, self.ordinal());
+                }
+            }
         }
         if transactional {
             let digest = || {
@@ -736,6 +795,15 @@ fn digest(relation: u32, change: RowChange<'_>) -> u64 {
         hash.update(bytes);
     }
     hash.digest()
+}
+
+/// What a message of [`TABLES_CHANGED`] lists.
+fn taken_out(content: &[u8]) -> impl Iterator<Item = (u32, u32)> {
+    let words = std::str::from_utf8(content).unwrap_or_default().split_ascii_whitespace();
+    words.filter_map(|word| {
+        let (relation, publication) = word.split_once('/')?;
+        Some((relation.parse().ok()?, publication.parse().ok()?))
+    })
 }
 
 fn unknown_relation(relation: u32) -> RelayError {

@@ -3,9 +3,9 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use change::{Key, Lsn, TableSchema, Tuple, TupleBuf};
+use change::{Key, Lsn, Tuple, TupleBuf};
 
-use crate::{RowChange, WalEvent};
+use crate::{Announced, RowChange, WalEvent};
 
 /// Events in the stream's order, copied out of its buffers.
 #[derive(Debug, Default)]
@@ -17,7 +17,7 @@ pub(crate) struct Deferred {
 #[derive(Debug)]
 enum Event {
     Begin { commit_lsn: Lsn, commit_time_us: i64, xid: u32 },
-    Relation(TableSchema, bool),
+    Relation(Announced),
     Row { lsn: Lsn, relation: u32, kind: RowKind, old: Option<TupleBuf>, new: Option<TupleBuf> },
     Truncate { lsn: Lsn, relations: Vec<u32> },
     Message { lsn: Lsn, transactional: bool, prefix: String, content: Vec<u8> },
@@ -43,7 +43,7 @@ impl Deferred {
             WalEvent::Begin { commit_lsn, commit_time_us, xid } => {
                 Event::Begin { commit_lsn, commit_time_us, xid }
             }
-            WalEvent::Relation { schema, outdated } => Event::Relation(schema, outdated),
+            WalEvent::Relation(announced) => Event::Relation(announced),
             WalEvent::Row { lsn, relation, change } => {
                 let (kind, old, new) = match change {
                     RowChange::Insert { new } => (RowKind::Insert, None, Some(new)),
@@ -73,7 +73,7 @@ impl Deferred {
     ) -> HashMap<u32, Vec<Key>> {
         let mut keys = HashMap::<u32, Vec<Key>>::new();
         let events = self.events.iter().filter_map(Event::view);
-        let events = events.take_while(|event| !matches!(event, WalEvent::Relation { .. }));
+        let events = events.take_while(|event| !matches!(event, WalEvent::Relation(_)));
         for (relation, key) in events.flat_map(|event| undecided(&event)) {
             keys.entry(relation).or_default().push(key);
         }
@@ -107,9 +107,7 @@ impl Event {
             Event::Begin { commit_lsn, commit_time_us, xid } => {
                 WalEvent::Begin { commit_lsn: *commit_lsn, commit_time_us: *commit_time_us, xid: *xid }
             }
-            Event::Relation(schema, outdated) => {
-                WalEvent::Relation { schema: schema.clone(), outdated: *outdated }
-            }
+            Event::Relation(announced) => WalEvent::Relation(announced.clone()),
             Event::Row { lsn, relation, kind, old, new } => {
                 let (old, new) = (old.as_ref().map(TupleBuf::as_tuple), new.as_ref().map(TupleBuf::as_tuple));
                 let change = match kind {

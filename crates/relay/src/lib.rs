@@ -27,6 +27,6 @@ pub use assemble::TABLES_CHANGED;
 pub use publisher::{Confirmed, Ledger, PublishError, Publisher};
 pub use run::{Control, Limits, RelayError, STAGES, run};
 pub use source::{
-    Heartbeat, PublishedTable, ReadRequest, Round, RoundEvent, RowChange, Source, SourceError, SourceState,
-    WalEvent,
+    Announced, AnnouncedColumn, Described, Heartbeat, Publication, PublishedTable, ReadRequest, Round,
+    RoundEvent, RowChange, Source, SourceError, SourceState, WalEvent,
 };

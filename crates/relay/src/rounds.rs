@@ -1,9 +1,9 @@
 //! When a round of a snapshot is read, and how it gets into the log.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use change::{Key, Read, TableProgress};
+use change::{Key, Lsn, Read, TableProgress};
 
 use crate::run::Relay;
 use crate::snapshot::{Answers, ReadPiece};
@@ -19,6 +19,8 @@ const PROBE: Duration = Duration::from_secs(1);
 const PROBE_INTERVAL: Duration = Duration::from_millis(5);
 /// Between two looks whether a change of the publication, or a rewrite that takes long to be seen, is visible.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// Of the reader's time, one part in so many goes into looks at the catalog while the stream goes on.
+const LOOK_SHARE: u32 = 20;
 /// After a round that could not be read the stream goes on for so long: doubled from the first to the last.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 
@@ -27,15 +29,23 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(500), Duration::fr
 pub(crate) struct Pace {
     next_us: i64,
     back_off: Duration,
-    /// When to look at the publication.
+    /// When to look whether what may have changed the publication is visible.
     look_us: i64,
-    /// Whether to look in any case.
+    /// Whether to look at the publication in any case.
     look_again: bool,
+    /// Where the stream was at the last look, when the next one may be, and whether the last one was sure of what it saw.
+    looked: (Lsn, i64, bool),
 }
 
 impl Default for Pace {
     fn default() -> Self {
-        Pace { next_us: i64::MIN, back_off: BACK_OFF.0, look_us: i64::MIN, look_again: false }
+        Pace {
+            next_us: i64::MIN,
+            back_off: BACK_OFF.0,
+            look_us: i64::MIN,
+            look_again: false,
+            looked: (Lsn::ZERO, i64::MIN, false),
+        }
     }
 }
 
@@ -47,12 +57,84 @@ impl Relay<'_> {
         self.reconcile(source)
     }
 
-    /// Brings what is known in line with what is published: tables may have come or gone.
+    /// Brings what is known in line with the catalog: tables may have come or gone, or may mean something else.
     fn reconcile(&mut self, source: &mut dyn Source) -> Result<(), RelayError> {
-        let published = source.published()?;
+        let begun_us = self.clock.now_us();
+        let at = self.assembler.reach().end_lsn;
+        let publication = source.published()?;
         let between = self.assembler.between();
-        self.assembler.reading.reconcile(&published, between)?;
+        let leaving = self.assembler.reading.next_departure();
+        self.assembler.reading.reconcile(&publication, between)?;
+        if leaving.is_none() && self.assembler.reading.next_departure().is_some() {
+            // On an idle source nothing else would take the stream as far.
+            self.beat(source, self.progress.beat.0)?;
+        }
         self.pace.look_again = !between;
+        let rest = LOOK_INTERVAL.max(self.since(begun_us).saturating_mul(LOOK_SHARE));
+        self.pace.looked =
+            (at, begun_us.saturating_add(rest.as_micros() as i64), publication.settled && between);
+        Ok(())
+    }
+
+    /// Looks at the catalog before an LSN is claimed with which nothing came: what has changed below it without an event
+    /// shows there, and begins again. Returns false where that cannot be told yet.
+    pub(crate) fn may_claim(
+        &mut self,
+        source: &mut dyn Source,
+        publisher: &mut dyn Publisher,
+        control: &dyn Control,
+    ) -> Result<bool, RelayError> {
+        if !self.behind() {
+            return Ok(true);
+        }
+        self.reconcile(source)?;
+        self.after_look(source, publisher, control)?;
+        let settled = self.pace.looked.2;
+        if !settled {
+            // Asked again after another interval.
+            self.committed_at = self.clock.now_us();
+        }
+        Ok(settled)
+    }
+
+    /// What follows from a look, before anything else reaches the log.
+    pub(crate) fn after_look(
+        &mut self,
+        source: &mut dyn Source,
+        publisher: &mut dyn Publisher,
+        control: &dyn Control,
+    ) -> Result<(), RelayError> {
+        if !self.assembler.between() {
+            return Ok(());
+        }
+        let end_lsn = self.assembler.reach().end_lsn;
+        if self.assembler.reading.next_departure().is_some_and(|until| until <= end_lsn) {
+            self.depart(source, publisher, control, end_lsn)?;
+        }
+        if self.assembler.tell_gaps(self.clock.now_us()) {
+            self.commit(publisher, control)?;
+        }
+        self.end_stale(source, publisher, control)
+    }
+
+    /// Tables of which no change can come any more leave the log. One that is configured and was taken away by somebody
+    /// else ends the reader, with all that was committed before in the log.
+    fn depart(
+        &mut self,
+        source: &mut dyn Source,
+        publisher: &mut dyn Publisher,
+        control: &dyn Control,
+        end_lsn: Lsn,
+    ) -> Result<(), RelayError> {
+        let names: BTreeMap<u32, String> = self.assembler.reading.names();
+        for relation in self.assembler.reading.depart(end_lsn) {
+            let Some(name) = names.get(&relation) else { continue };
+            if let Some(refusal) = source.absence(relation, name)? {
+                self.commit(publisher, control)?;
+                return Err(refusal.into());
+            }
+            control.left(name);
+        }
         Ok(())
     }
 
@@ -65,7 +147,11 @@ impl Relay<'_> {
     ) -> Result<(), RelayError> {
         let stale: BTreeSet<&str> = self.assembler.reading.stale().map(|table| table.name.as_str()).collect();
         if !stale.is_empty() && self.assembler.between() {
-            stale.into_iter().for_each(|table| control.reads_anew(table));
+            let stale: Vec<String> = stale.into_iter().map(str::to_owned).collect();
+            for table in stale {
+                let why = self.assembler.reading.take_why(&table).unwrap_or_default();
+                control.reads_anew(&table, &why);
+            }
             // Its transaction id is above all that were given out before, and a snapshot after it tells of them all.
             self.beat(source, self.progress.beat.0)?;
             let visible = source.visible()?;
@@ -80,9 +166,12 @@ impl Relay<'_> {
         self.pace.look_again = true;
     }
 
-    /// Looks at the publication again when the stream told that it had changed, which is before others see it.
+    /// Looks at the publication again: when the stream told that it had changed, which is before others see it; and now
+    /// and then while the stream goes on, for not everything is told there.
     fn look(&mut self, source: &mut dyn Source) -> Result<(), RelayError> {
-        if self.pace.look_again {
+        let (at, next_us, _) = self.pace.looked;
+        let due = || self.clock.now_us() >= next_us && self.assembler.reach().end_lsn > at;
+        if self.pace.look_again || due() {
             return self.reconcile(source);
         }
         if self.assembler.reading.awaits_publication() && self.clock.now_us() >= self.pace.look_us {
@@ -119,7 +208,7 @@ impl Relay<'_> {
             self.assembler.reading.accepts(&snapshot);
         }
         self.look(source)?;
-        self.end_stale(source, publisher, control)?;
+        self.after_look(source, publisher, control)?;
         if !self.may_pause() {
             return Ok(());
         }
@@ -146,7 +235,7 @@ impl Relay<'_> {
                 self.pace.look_again = true;
                 self.give_way(reason, control);
             }
-            (Round::Rekeyed(relation), _) => self.assembler.begin_again(relation),
+            (Round::Broken(relation, why), _) => self.assembler.begin_again(relation, &why),
             (Round::Taken { snapshot, until }, pieces) => {
                 let bytes: u64 = pieces.iter().map(|piece| piece.bytes).sum();
                 control.reached("round.read");
@@ -155,7 +244,7 @@ impl Relay<'_> {
                 self.commit(publisher, control)?;
                 control.reached("round.committed");
                 control.read(&mut self.assembler.reading.tables());
-                self.pace = Pace { look_us: self.pace.look_us, ..Pace::default() };
+                self.pace = Pace { look_us: self.pace.look_us, looked: self.pace.looked, ..Pace::default() };
                 if let Some(rate) = self.limits.snapshot_rate {
                     let earned = u128::from(bytes) * 1_000_000 / u128::from(rate.max(1));
                     self.pace.next_us = begun_us.saturating_add(i64::try_from(earned).unwrap_or(i64::MAX));
@@ -215,13 +304,13 @@ impl Relay<'_> {
             &mut |snapshot| reading.accepts(snapshot),
             &mut |event| {
                 match event {
-                    RoundEvent::Table { schema, storage } => {
+                    RoundEvent::Table { schema, description } => {
                         let relation = schema.relation;
                         let piece = ReadPiece {
                             relation,
                             read: Read::Nothing,
                             key: schema.key_signature(),
-                            storage,
+                            description,
                             rows: 0,
                             bytes: 0,
                         };
@@ -251,23 +340,25 @@ impl Relay<'_> {
         Ok((round?, pieces))
     }
 
-    /// Waits until it is known whether the table that comes first was rewritten, by which the changes that follow are of rows
-    /// that the log does not have. False when told to stop meanwhile.
-    fn compare_storage(
+    /// Has the source describe the table that the first event announces. Waits until the source can: the transaction may
+    /// have altered the table and not be visible yet, and what follows would then be changes of rows that the log does not
+    /// have. Returns false when told to stop meanwhile.
+    fn describe_first(
         &mut self,
         source: &mut dyn Source,
         publisher: &mut dyn Publisher,
         control: &dyn Control,
     ) -> Result<bool, RelayError> {
         let first = self.deferred.first();
-        let Some((relation, xid, before)) = first.and_then(|event| self.assembler.to_compare(&event)) else {
+        let asked = first.as_ref().and_then(|event| self.assembler.to_describe(event));
+        let Some((announced, xid)) = asked.map(|(announced, xid)| (announced.clone(), xid)) else {
             return Ok(true);
         };
         let begun_us = self.clock.now_us();
         let mut told = false;
         loop {
-            if let Some(rewritten) = source.rewritten(relation, xid, before)? {
-                self.assembler.compared(relation, rewritten);
+            if let Some(described) = source.describe(&announced, xid)? {
+                self.assembler.described(described);
                 return Ok(true);
             }
             if control.stop() {
@@ -293,7 +384,7 @@ impl Relay<'_> {
     ) -> Result<(), RelayError> {
         self.paused = false;
         while !self.deferred.is_empty() {
-            if !self.compare_storage(source, publisher, control)? {
+            if !self.describe_first(source, publisher, control)? {
                 return Ok(());
             }
             let mut answers = Answers::new();
@@ -303,7 +394,7 @@ impl Relay<'_> {
                 let bounds: Vec<Key> = self.assembler.reading.bounds(relation).cloned().collect();
                 for bound in bounds {
                     let Some(orderings) = source.compare(relation, &keys, &bound)? else {
-                        self.assembler.begin_again(relation);
+                        self.assembler.begin_again(relation, "its rows have another key");
                         break;
                     };
                     let answer =
@@ -342,6 +433,7 @@ fn request((relation, table): (u32, &TableProgress)) -> ReadRequest {
     ReadRequest {
         relation,
         key: table.key.clone(),
+        description: table.description.clone(),
         storage: table.storage,
         after,
         only_keys,

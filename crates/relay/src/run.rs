@@ -97,8 +97,13 @@ pub trait Control {
         let _ = tables;
     }
 
-    /// This table was rewritten, or has another key, or was put back: its rows end in the log, and are read anew.
-    fn reads_anew(&self, table: &str) {
+    /// This table's rows end in the log, for this reason, and are read anew.
+    fn reads_anew(&self, table: &str, why: &str) {
+        let _ = (table, why);
+    }
+
+    /// This table is not published any more, and all that was committed of it is in the log.
+    fn left(&self, table: &str) {
         let _ = table;
     }
 
@@ -146,7 +151,7 @@ pub fn run(
     let mut relay = Relay::new(encoder, progress, &ledger, clock, limits);
     relay.beat(source, state.heartbeat.beat)?;
     relay.first_look(source)?;
-    relay.end_stale(source, publisher, control)?;
+    relay.after_look(source, publisher, control)?;
     source.start(relay.progress.end_lsn)?;
 
     while !control.stop() {
@@ -158,7 +163,9 @@ pub fn run(
             relay.round(source, publisher, control)?;
             relay.decide(source, publisher, control)?;
         }
-        if relay.due(arrived, publisher.ready()) {
+        if relay.due(arrived, publisher.ready())
+            && (relay.waiting_since.is_some() || relay.may_claim(source, publisher, control)?)
+        {
             relay.commit(publisher, control)?;
         }
         if let Some(confirmed) = relay.confirmed.take() {
@@ -210,7 +217,7 @@ pub(crate) struct Relay<'a> {
     busy: bool,
     /// When the oldest record not yet committed was assembled.
     pub(crate) waiting_since: Option<i64>,
-    committed_at: i64,
+    pub(crate) committed_at: i64,
     beat_at: i64,
     /// The server asked for an acknowledgement.
     reply_requested: bool,
@@ -328,7 +335,7 @@ impl<'a> Relay<'a> {
     }
 
     /// Whether the ledger's LSN is behind what was assembled.
-    fn behind(&self) -> bool {
+    pub(crate) fn behind(&self) -> bool {
         self.assembler.reach().end_lsn > self.progress.end_lsn
     }
 
@@ -415,7 +422,10 @@ impl<'a> Relay<'a> {
         publisher: &mut dyn Publisher,
         control: &dyn Control,
     ) -> Result<(), RelayError> {
-        if !self.assembler.mid_transaction() && (self.waiting_since.is_some() || self.behind()) {
+        if !self.assembler.mid_transaction()
+            && (self.waiting_since.is_some()
+                || (self.behind() && self.may_claim(source, publisher, control)?))
+        {
             self.commit(publisher, control)?;
         }
         if let Some(confirmed) = self.confirmed.take() {

@@ -63,11 +63,11 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use change::{
-    Key, LedgerEntry, Lsn, NEW_LOG, Piece, Read, Refusal, Snapshot, SnapshotProgress, Storage, TableProgress,
-    TableSchema, Window,
+    Description, Key, LedgerEntry, Lsn, NEW_LOG, Piece, Read, Refusal, Snapshot, SnapshotProgress,
+    TableProgress, TableSchema, Window,
 };
 
-use crate::{Ledger, PublishedTable};
+use crate::{Described, Ledger, Publication, PublishedTable};
 
 mod order;
 
@@ -96,6 +96,8 @@ enum Effect {
     BeginAgain(u32),
     /// They were ended, with that change.
     Ended(u32),
+    /// It was taken out of the publication.
+    Withdrawn(u32),
 }
 
 /// The state of the snapshot: what the ledger holds of it, and what the stream has changed since.
@@ -118,8 +120,40 @@ pub(crate) struct Reading {
     dirty: bool,
     /// What Postgres said about keys that only it can compare.
     answers: Answers,
-    /// Partitions of which changes were left out while the log holds rows of others, and whether the log tells so.
+    /// Tables, or partitions, whose log lacks rows or changes that nothing in it shows, and whether a message there tells.
     gaps: BTreeMap<u32, bool>,
+    /// Tables that are not published any more, and the LSN from which on no change of theirs can come.
+    leaving: BTreeMap<u32, Lsn>,
+    /// Why tables begin again, by name, until that is logged.
+    why: BTreeMap<String, String>,
+}
+
+/// Why a table that is published as `found` begins again. Refuses one that has another name than its rows in the log.
+fn why_again(known: &TableProgress, found: &PublishedTable, xmin: u32) -> Result<Option<String>, Refusal> {
+    if known.publication == 0 {
+        return Ok(known.breaks(&found.description));
+    }
+    if known.publication != found.publication {
+        let why = match found.root {
+            None => "it was taken out of the publication and put back",
+            Some(_) => "a partition was attached again, or is published by itself",
+        };
+        return Ok(Some(why.to_owned()));
+    }
+    if known.name != found.name {
+        let what = format!(
+            "table {} has the name {} now, and its rows in the log have the old one",
+            known.name, found.name
+        );
+        let remedy = format!("rename it back, or correct `postgres.tables` and {NEW_LOG}");
+        return Err(Refusal::new(what, remedy));
+    }
+    if known.publication_xmin != 0 && known.publication_xmin != xmin {
+        return Ok(Some(
+            "the publication was altered, and what it left out meanwhile is not known".to_owned(),
+        ));
+    }
+    Ok(known.breaks(&found.description))
 }
 
 /// Whether the log holds rows of the table.
@@ -154,7 +188,7 @@ impl Reading {
 
     /// Whether the log holds every table whole.
     pub(crate) fn complete(&self) -> bool {
-        self.window.is_none() && !self.tables.values().any(TableProgress::pending)
+        self.window.is_none() && self.leaving.is_empty() && !self.tables.values().any(TableProgress::pending)
     }
 
     /// Whether the ledger must be told, however idle the stream is.
@@ -186,6 +220,7 @@ impl Reading {
             self.unseen.clear();
             self.genesis = None;
             self.answers = Answers::new();
+            self.gaps.clear();
         }
     }
 
@@ -194,92 +229,188 @@ impl Reading {
         self.tables.values()
     }
 
-    /// Compares what is published with what is known. Unless the stream stands `between` two transactions only new tables
-    /// are taken in: the rest of a split one goes on as it began.
-    pub(crate) fn reconcile(&mut self, published: &[PublishedTable], between: bool) -> Result<(), Refusal> {
-        if published.is_empty() {
-            // The publication is gone, of which the stream will tell; its tables were not taken out of it.
-            return Ok(());
+    /// Compares what is published with what is known. Unless the stream is `between` two transactions only new tables are
+    /// taken in: the rest of a split one goes on as it began.
+    pub(crate) fn reconcile(&mut self, look: &Publication, between: bool) -> Result<(), Refusal> {
+        for found in &look.tables {
+            self.take_in(found, look.xmin, between)?;
         }
-        for PublishedTable { relation, name, root, publication, estimated_rows, storage } in published {
-            let begin = |stale| TableProgress {
-                root: *root,
-                estimated_rows: *estimated_rows,
-                storage: Some(*storage),
-                stale,
-                ..TableProgress::new(name.clone(), *publication, Read::Nothing)
-            };
-            // What the log held of a partition that was detached has ended with all of its root's rows.
-            let ended = root.is_some() && self.family(root.unwrap_or(*relation)).next().is_some();
-            match self.tables.get_mut(relation) {
-                None => drop(self.tables.insert(*relation, begin(false))),
-                Some(_) if !between => continue,
-                Some(known) if known.read == Read::Removed => *known = begin(!ended),
-                Some(known) if known.publication == 0 => {
-                    name.clone_into(&mut known.name);
-                    known.root = *root;
-                    known.publication = *publication;
-                    known.estimated_rows = *estimated_rows;
-                    known.storage = Some(*storage);
-                }
-                Some(known) if known.publication != *publication && known.root.or(*root).is_some() => {
-                    // A partition was detached and attached again, or is a table of its own now.
-                    *known =
-                        TableProgress { read: known.read.clone(), key: known.key.clone(), ..begin(false) };
-                    self.begin_again(*relation, 0);
-                }
-                Some(known) if known.publication != *publication => {
-                    let what = format!(
-                        "table {name} was taken out of the publication and put back: what changed meanwhile is not in the log"
-                    );
-                    return Err(Refusal::new(what, NEW_LOG));
-                }
-                Some(known) if known.storage != Some(*storage) => {
-                    let before = known.storage.replace(*storage);
-                    if before.is_some_and(|before| storage.rewritten(before)) {
-                        self.begin_again(*relation, 0);
-                    }
-                }
-                Some(_) => continue,
-            }
-            self.changed.insert(*relation);
+        if between {
+            self.note_absent(look);
+            self.settle(None);
         }
-        if !between {
-            self.note_active();
-            return Ok(());
-        }
-        let gone = |relation: &u32| !published.iter().any(|found| found.relation == *relation);
-        // One that only the stream has told of may be published by a transaction that is not visible yet.
-        let looked_at = |table: &TableProgress| table.publication != 0 || self.republished.is_empty();
-        let known = self.tables.iter().filter(|(_, table)| table.read != Read::Removed && looked_at(table));
-        let withdrawn: Vec<u32> = known.map(|(relation, _)| *relation).filter(gone).collect();
-        let mut roots = BTreeSet::new();
-        for relation in withdrawn {
-            let Some(table) = self.tables.get_mut(&relation) else { continue };
-            // A partition was detached or dropped: of its rows no change tells.
-            let partition = table.root.filter(|_| table.read != Read::Nothing);
-            let left = partition.filter(|root| published.iter().any(|found| found.root == Some(*root)));
-            table.stale |= left.is_some();
-            roots.extend(left);
-            self.reads_anew(relation, Read::Removed);
-        }
-        roots.into_iter().for_each(|root| self.begin_again(root, 0));
-        self.settle(None);
         self.note_active();
         Ok(())
     }
 
+    fn take_in(&mut self, found: &PublishedTable, xmin: u32, between: bool) -> Result<(), Refusal> {
+        let PublishedTable { relation, root, publication, estimated_rows, description, .. } = found;
+        let begin = |stale| TableProgress {
+            root: *root,
+            estimated_rows: *estimated_rows,
+            description: Some(description.clone()),
+            publication_xmin: xmin,
+            stale,
+            ..TableProgress::new(found.name.clone(), *publication, Read::Nothing)
+        };
+        // What the log held of a partition that was detached has ended with all of its root's rows.
+        let ended = root.is_some() && self.family(root.unwrap_or(*relation)).next().is_some();
+        let why = match self.tables.get_mut(relation) {
+            None => {
+                self.tables.insert(*relation, begin(false));
+                if found.filled && self.has_others(*relation, &[]) {
+                    self.gaps.entry(*relation).or_insert(false);
+                }
+                None
+            }
+            Some(_) if !between => return Ok(()),
+            Some(known) if known.read == Read::Removed => {
+                *known = begin(!ended);
+                None
+            }
+            Some(known) => {
+                let why = why_again(known, found, xmin)?;
+                let described = known.describe(description);
+                let attached = (known.publication, known.root, known.publication_xmin);
+                if why.is_none() && !described && attached == (*publication, *root, xmin) {
+                    return Ok(());
+                }
+                // A transaction that runs may have lost changes too: the first round waits for it as for those before a `t`.
+                known.stale |= why.is_some() && known.read == Read::Nothing;
+                found.name.clone_into(&mut known.name);
+                known.estimated_rows = *estimated_rows;
+                (known.publication, known.root, known.publication_xmin) = (*publication, *root, xmin);
+                why
+            }
+        };
+        self.changed.insert(*relation);
+        if let Some(why) = why {
+            self.begin_again(*relation, 0, &why);
+        }
+        Ok(())
+    }
+
+    /// Tables that are not published any more. A look is of now and the stream of some time ago: what was committed before
+    /// they went is still to come, up to the LSN that was read after the look. Until then the log lacks what it does not
+    /// know of, and stores are told so.
+    fn note_absent(&mut self, look: &Publication) {
+        let published: BTreeSet<u32> = look.tables.iter().map(|found| found.relation).collect();
+        self.leaving.retain(|relation, _| !published.contains(relation));
+        // One that only the stream has told of may be published by a transaction that is not visible yet.
+        let looked_at = |table: &TableProgress| table.publication != 0 || self.republished.is_empty();
+        let known = self.tables.iter().filter(|(_, table)| table.read != Read::Removed && looked_at(table));
+        let absent: Vec<u32> = known.map(|(relation, _)| *relation).collect();
+        for relation in absent.into_iter().filter(|relation| !published.contains(relation)) {
+            if let Entry::Vacant(leaving) = self.leaving.entry(relation) {
+                leaving.insert(look.until);
+                self.gaps.entry(relation).or_insert(false);
+            }
+        }
+    }
+
+    /// The stream has come to `end_lsn`: tables of which no change can follow leave the log. Returns those that were taken
+    /// away and of which nothing was said in the stream.
+    pub(crate) fn depart(&mut self, end_lsn: Lsn) -> Vec<u32> {
+        let due: Vec<u32> = self
+            .leaving
+            .iter()
+            .filter(|(_, until)| **until <= end_lsn)
+            .map(|(relation, _)| *relation)
+            .collect();
+        let mut unsaid = Vec::new();
+        let mut roots = BTreeSet::new();
+        for relation in &due {
+            let Some(table) = self.tables.get(relation).filter(|table| table.read != Read::Removed) else {
+                continue;
+            };
+            match table.root.filter(|root| root != relation) {
+                None => unsaid.push(*relation),
+                // A partition was detached or dropped: of its rows no change tells.
+                Some(root) if table.read != Read::Nothing && self.stays(root) => drop(roots.insert(root)),
+                Some(_) => {}
+            }
+        }
+        for relation in due {
+            self.leaving.remove(&relation);
+            if let Some(table) = self.tables.get_mut(&relation).filter(|table| table.read != Read::Removed) {
+                table.stale |= table.root.is_some_and(|root| roots.contains(&root));
+                self.reads_anew(relation, Read::Removed);
+            }
+            self.dirty = true;
+        }
+        roots.into_iter().for_each(|root| self.begin_again(root, 0, "a partition was detached or dropped"));
+        self.settle(None);
+        self.note_active();
+        unsaid
+    }
+
+    /// The tables' names.
+    pub(crate) fn names(&self) -> BTreeMap<u32, String> {
+        self.tables.iter().map(|(relation, table)| (*relation, table.name.clone())).collect()
+    }
+
+    fn stays(&self, relation: u32) -> bool {
+        let table = self.tables.get(&relation);
+        table.is_some_and(|table| table.read != Read::Removed) && !self.leaving.contains_key(&relation)
+    }
+
+    /// The first LSN at which [`depart`](Self::depart) has something to do.
+    pub(crate) fn next_departure(&self) -> Option<Lsn> {
+        self.leaving.values().min().copied()
+    }
+
+    /// The table was taken out of the publication by a command of ours, in the open transaction: this row of
+    /// `pg_publication_rel` is gone.
+    pub(crate) fn withdrawn(&mut self, relation: u32, publication: u32, ordinal: u64) {
+        if self.tables.get(&relation).is_some_and(|table| table.publication == publication) {
+            self.ahead.insert(Effect::Withdrawn(relation), ordinal);
+        }
+    }
+
     /// The stream tells of a table, in this transaction, which it does when the table may have changed: it may have been
-    /// published, put back, or rewritten.
-    pub(crate) fn announced(&mut self, schema: &TableSchema, xid: u32) {
+    /// published, put back, or altered.
+    pub(crate) fn announced(&mut self, described: &Described, xid: u32) {
         self.republished.insert(xid);
-        let TableSchema { relation, root, .. } = *schema;
+        let TableSchema { relation, root, .. } = described.schema;
         if let Entry::Vacant(unknown) = self.tables.entry(relation) {
-            unknown
-                .insert(TableProgress { root, ..TableProgress::new(schema.full_name(), 0, Read::Nothing) });
+            let name = described.schema.full_name();
+            unknown.insert(TableProgress { root, ..TableProgress::new(name, 0, Read::Nothing) });
             self.changed.insert(relation);
+            if described.published.is_none() {
+                // Nothing tells any more of which table it was a partition.
+                let roots = self.tables.iter().filter(|(at, table)| table.root == Some(**at) && begun(table));
+                let roots: Vec<u32> = roots.map(|(at, _)| *at).collect();
+                self.gaps.extend(roots.into_iter().map(|root| (root, false)));
+            }
             self.note_active();
         }
+    }
+
+    /// Why the table begins again with the open transaction, as it is published now; takes note of that. The server
+    /// describes a table again when it or the publication was altered, so nothing that follows an ALTER is in the log before.
+    pub(crate) fn compare(&mut self, described: &Described) -> Result<Option<String>, Refusal> {
+        let relation = described.schema.relation;
+        let again = self.begins_again(relation);
+        let (Some(table), Some(found)) = (self.tables.get_mut(&relation), &described.published) else {
+            return Ok(None);
+        };
+        if begun(table) && !again {
+            let why = why_again(table, found, described.xmin)?;
+            if why.is_some() {
+                return Ok(why);
+            }
+        }
+        if table.describe(&found.description) {
+            self.changed.insert(relation);
+        }
+        Ok(None)
+    }
+
+    /// Schema and name under which the log has a table, as far as the ledger has them apart.
+    pub(crate) fn log_name(&self, relation: u32) -> Option<(String, String)> {
+        let family = self.tables.get(&relation)?.family(relation);
+        let Description { schema, table, .. } = self.tables.get(&family)?.description.clone()?;
+        Some((schema, table))
     }
 
     /// These transactions may have changed the publication.
@@ -292,10 +423,11 @@ impl Reading {
         !self.republished.is_empty()
     }
 
-    /// The partitions whose rows the log lacks while the rest of their table is there, and which it is to tell of now.
-    pub(crate) fn new_gaps(&mut self) -> Vec<u32> {
+    /// The tables of which the log is to tell now that it lacks something, by the relation under whose name they are there.
+    pub(crate) fn new_gaps(&mut self) -> BTreeSet<u32> {
         let untold = self.gaps.iter_mut().filter(|(_, told)| !**told);
-        untold.map(|(relation, told)| (*relation, *told = true).0).collect()
+        let untold: Vec<u32> = untold.map(|(relation, told)| (*relation, *told = true).0).collect();
+        untold.into_iter().map(|at| self.tables.get(&at).map_or(at, |table| table.family(at))).collect()
     }
 
     /// Whether something that may have changed the publication is visible since this snapshot.
@@ -339,7 +471,7 @@ impl Reading {
 
     /// Whether [`judge`](Self::judge) needs no more answers for this key.
     pub(crate) fn decided(&self, relation: u32, order: &KeyOrder, key: &Key) -> bool {
-        self.bounds(relation).all(|bound| self.compare(relation, order, key, bound).is_some())
+        self.bounds(relation).all(|bound| self.compare_keys(relation, order, key, bound).is_some())
     }
 
     /// The keys up to which the table was read, now and before the window's round.
@@ -353,7 +485,7 @@ impl Reading {
         })
     }
 
-    fn compare(&self, relation: u32, order: &KeyOrder, key: &Key, bound: &Key) -> Option<Ordering> {
+    fn compare_keys(&self, relation: u32, order: &KeyOrder, key: &Key, bound: &Key) -> Option<Ordering> {
         let asked = || self.answers.get(&(relation, key.clone(), bound.clone())).copied();
         order.compare(key, bound).or_else(asked)
     }
@@ -386,7 +518,9 @@ impl Reading {
         match (bound, key) {
             (Read::All, _) => publish(true),
             (Read::Nothing | Read::Removed, _) | (Read::UpTo(_), None) => publish(false),
-            (Read::UpTo(bound), Some(key)) => publish(self.compare(relation, order, key, bound)?.is_le()),
+            (Read::UpTo(bound), Some(key)) => {
+                publish(self.compare_keys(relation, order, key, bound)?.is_le())
+            }
         }
     }
 
@@ -409,13 +543,6 @@ impl Reading {
             }
         }
         true
-    }
-
-    /// Where the table's rows were when they were read, if a rewrite is to be told by it: the log holds some.
-    pub(crate) fn storage(&self, relation: u32) -> Option<Storage> {
-        let table =
-            self.tables.get(&relation).filter(|table| begun(table) && !self.begins_again(relation))?;
-        table.storage
     }
 
     fn owes_ahead(&self, relation: u32, key: &Key) -> bool {
@@ -473,21 +600,21 @@ impl Reading {
         Ok(())
     }
 
-    /// The table's key is this one now. Where it was read in the order of another, how far it was read means nothing any
-    /// more, and it begins again.
+    /// The table's key is this one now. Under another one its rows in the log have other keys, and how far it was read in its
+    /// order means nothing any more: it begins again.
     pub(crate) fn rekeyed(&mut self, relation: u32, key: &[String], ordinal: u64) {
-        let in_window = self.piece(relation).is_some();
-        let another = |table: &TableProgress| {
-            (table.pending() || in_window) && !table.key.is_empty() && table.key != key
-        };
+        let another = |table: &TableProgress| begun(table) && table.key != key;
         if self.tables.get(&relation).is_some_and(another) {
-            self.begin_again(relation, ordinal);
+            self.begin_again(relation, ordinal, "its rows have another key");
         }
     }
 
     /// The table begins again, with the open transaction's change of this ordinal. What ends its rows ends those of its
     /// siblings.
-    pub(crate) fn begin_again(&mut self, relation: u32, ordinal: u64) {
+    pub(crate) fn begin_again(&mut self, relation: u32, ordinal: u64, why: &str) {
+        if let Some(table) = self.tables.get(&relation).filter(|_| !self.begins_again(relation)) {
+            self.why.entry(table.name.clone()).or_insert_with(|| why.to_owned());
+        }
         let relations: Vec<u32> = self
             .relatives(relation)
             .filter(|(_, table)| begun(table))
@@ -525,9 +652,18 @@ impl Reading {
                     self.reads_anew(relation, Read::Nothing);
                     self.tables.entry(relation).and_modify(|table| table.stale = true);
                 }
+                Effect::Withdrawn(relation) => {
+                    let family: Vec<u32> = self.family(relation).map(|(relation, _)| relation).collect();
+                    family.into_iter().for_each(|relation| self.reads_anew(relation, Read::Removed));
+                }
             }
         }
         self.note_active();
+    }
+
+    /// Why the table of this name begins again.
+    pub(crate) fn take_why(&mut self, name: &str) -> Option<String> {
+        self.why.remove(name)
     }
 
     /// The tables of which the log holds rows that count no more.
@@ -620,11 +756,11 @@ impl Reading {
     /// The rows of a round are in the log's open transaction.
     pub(crate) fn round(&mut self, snapshot: Snapshot, until: Lsn, pieces: Vec<ReadPiece>, begun_ms: i64) {
         let mut window = Window { snapshot, until, pieces: Vec::new() };
-        for ReadPiece { relation, read, key, storage, rows, bytes } in pieces {
+        for ReadPiece { relation, read, key, description, rows, bytes } in pieces {
             let Some(table) = self.tables.get_mut(&relation) else { continue };
             table.rows += rows;
             table.bytes += bytes;
-            table.storage = Some(storage);
+            table.describe(&description);
             table.key = key;
             if table.begun_ms == 0 {
                 table.begun_ms = begun_ms;
@@ -648,7 +784,7 @@ pub(crate) struct ReadPiece {
     /// How far the table is read now.
     pub(crate) read: Read,
     pub(crate) key: Vec<String>,
-    pub(crate) storage: Storage,
+    pub(crate) description: Description,
     pub(crate) rows: u64,
     pub(crate) bytes: u64,
 }
@@ -660,10 +796,9 @@ mod tests {
     /// Its rows are in the log under its root's name: they end there, and it is read anew under its own.
     #[test]
     fn h31_a_partition_that_is_published_by_itself_begins_again() {
-        let storage = Storage { file: 1, columns: 1 };
         let known = |root| TableProgress {
             root,
-            storage: Some(storage),
+            description: Some(Description::default()),
             ..TableProgress::new("public.root".into(), 1, Read::All)
         };
         let tables = [(5, known(Some(5))), (7, known(Some(5))), (8, known(Some(5)))].into();
@@ -674,12 +809,109 @@ mod tests {
             root: None,
             publication: 2,
             estimated_rows: -1,
-            storage,
+            description: Description::default(),
+            filled: true,
         };
-        reading.reconcile(&[alone], true).unwrap();
+        reading.reconcile(&look(vec![alone]), true).unwrap();
         let table = &reading.tables[&7];
         assert_eq!((&table.read, table.stale, table.root), (&Read::Nothing, true, None));
+        assert_eq!(reading.depart(Lsn(100)), [5], "and nobody has said so");
         assert_eq!(reading.tables[&8].read, Read::Removed);
+    }
+
+    fn look(tables: Vec<PublishedTable>) -> Publication {
+        Publication { tables, xmin: 1, until: Lsn(100), settled: true }
+    }
+
+    fn plain(relation: u32) -> PublishedTable {
+        PublishedTable {
+            relation,
+            name: format!("public.t{relation}"),
+            root: None,
+            publication: 1,
+            estimated_rows: -1,
+            description: Description::default(),
+            filled: true,
+        }
+    }
+
+    fn read(tables: impl IntoIterator<Item = (u32, Option<u32>)>) -> Reading {
+        let known = |(relation, root)| {
+            let table = TableProgress::new(format!("public.t{relation}"), 1, Read::All);
+            (relation, TableProgress { root, description: Some(Description::default()), ..table })
+        };
+        let tables = tables.into_iter().map(known).collect();
+        Reading::new(&Ledger { tables, ..Ledger::default() })
+    }
+
+    #[test]
+    fn h29_what_was_committed_before_a_table_left_is_published() {
+        let mut reading = read([(7, None), (8, None)]);
+        reading.reconcile(&look(vec![plain(8)]), true).unwrap();
+        let verdict = |reading: &Reading| reading.judge(7, &KeyOrder::default(), None, 700);
+        assert_eq!(reading.depart(Lsn(99)), [0; 0]);
+        assert_eq!(verdict(&reading), Some(Verdict::Publish));
+        assert!(!reading.complete() && reading.new_gaps() == [7].into(), "and no store is shown meanwhile");
+        assert_eq!(reading.depart(Lsn(100)), [7]);
+        assert_eq!(verdict(&reading), Some(Verdict::LeaveOut));
+        assert!(reading.complete());
+    }
+
+    #[test]
+    fn h29_a_table_that_a_command_of_ours_takes_out_leaves_with_that_transaction() {
+        let mut reading = read([(7, None)]);
+        reading.reconcile(&look(vec![]), true).unwrap();
+        reading.withdrawn(7, 2, 3);
+        reading.settle(None);
+        assert_eq!(reading.tables[&7].read, Read::All, "it was put back since");
+        reading.withdrawn(7, 1, 3);
+        reading.settle(Some(2));
+        assert_eq!(reading.tables[&7].read, Read::All);
+        reading.settle(None);
+        assert_eq!(reading.tables[&7].read, Read::Removed);
+        assert_eq!(reading.depart(Lsn(100)), [0; 0]);
+    }
+
+    #[test]
+    fn h29_a_publication_that_was_altered_and_altered_back_reads_its_tables_again_once() {
+        let mut reading = read([(7, None)]);
+        reading.reconcile(&look(vec![plain(7)]), true).unwrap();
+        assert!(reading.complete(), "an older ledger does not have it: it is taken note of");
+        let altered = || Publication { xmin: 2, ..look(vec![plain(7)]) };
+        reading.reconcile(&altered(), true).unwrap();
+        assert!(reading.tables[&7].stale && !reading.complete());
+        reading.end_stale(&"5:5:".parse().unwrap());
+        reading.reconcile(&altered(), true).unwrap();
+        assert!(!reading.tables[&7].stale);
+    }
+
+    #[test]
+    fn a_table_that_has_another_name_now_is_refused() {
+        let mut reading = read([(7, None)]);
+        let renamed = PublishedTable { name: "public.t_old".into(), ..plain(7) };
+        let refusal = reading.reconcile(&look(vec![renamed]), true).unwrap_err();
+        assert!(refusal.what.contains("public.t7 has the name public.t_old now"), "{refusal}");
+    }
+
+    #[test]
+    fn h31_a_partition_with_rows_that_is_attached_is_a_gap_until_it_is_read() {
+        let mut reading = read([(5, Some(5)), (7, Some(5))]);
+        let of = |relation, filled| PublishedTable {
+            name: "public.t5".into(),
+            root: Some(5),
+            filled,
+            ..plain(relation)
+        };
+        let named = |mut table: PublishedTable, name: &str| {
+            table.name = name.into();
+            table
+        };
+        let known = || vec![named(of(5, true), "public.t5"), named(of(7, true), "public.t7")];
+        reading.reconcile(&look([known(), vec![of(8, false)]].concat()), true).unwrap();
+        assert!(reading.new_gaps().is_empty(), "it is empty");
+        reading.reconcile(&look([known(), vec![of(8, false), of(9, true)]].concat()), true).unwrap();
+        assert_eq!(reading.new_gaps(), [5].into());
+        assert!(!reading.complete());
     }
 
     /// The rest of a split transaction must still find that the table's rows are to be ended.
@@ -687,7 +919,7 @@ mod tests {
     fn h30_a_table_that_begins_again_reaches_the_ledger_with_the_change_that_ends_it() {
         let table = TableProgress::new("public.t".into(), 1, Read::All);
         let mut reading = Reading::new(&Ledger { tables: [(7, table)].into(), ..Ledger::default() });
-        reading.begin_again(7, 3);
+        reading.begin_again(7, 3, "a test");
         reading.settle(Some(5));
         assert_eq!(
             reading.tables[&7].read,

@@ -1,7 +1,9 @@
 use std::cmp::Ordering;
 use std::time::Duration;
 
-use change::{Key, Lsn, Read, Refusal, Snapshot, Storage, TableSchema, Timeline, Tuple};
+use change::{
+    Description, Key, Lsn, Read, Refusal, ReplicaIdentity, Snapshot, Storage, TableSchema, Timeline, Tuple,
+};
 
 use crate::{Confirmed, RelayError};
 
@@ -18,13 +20,7 @@ pub enum WalEvent<'a> {
         xid: u32,
     },
     /// What a relation looks like from here on. Comes before its first row, and again when it may have changed.
-    Relation {
-        /// Its columns as the stream describes them, and what the catalog adds.
-        schema: TableSchema,
-        /// Whether the catalog, which is asked later than the change was made, lacks the table or one of these columns: then
-        /// keys and collations are not known.
-        outdated: bool,
-    },
+    Relation(Announced),
     /// A row changed.
     Row {
         /// The change's own LSN.
@@ -66,6 +62,47 @@ pub enum WalEvent<'a> {
         /// The server wants an acknowledgement now (it is shutting down, or about to give up on us).
         reply_requested: bool,
     },
+}
+
+/// What the stream says of a table, which is not all that the log needs: see [`Source::describe`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Announced {
+    /// Its object id.
+    pub relation: u32,
+    /// Its schema and its name as of the change.
+    pub schema: String,
+    /// See [`schema`](Self::schema).
+    pub table: String,
+    /// What an old row holds.
+    pub identity: ReplicaIdentity,
+    /// Its columns, in the order of its rows.
+    pub columns: Vec<AnnouncedColumn>,
+}
+
+/// See [`Announced`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AnnouncedColumn {
+    /// Its name.
+    pub name: String,
+    /// Object id of its type.
+    pub type_oid: u32,
+    /// Its type modifier; -1 for none.
+    pub modifier: i32,
+    /// Whether it is part of the replica identity; under FULL every column is.
+    pub key: bool,
+}
+
+/// A table as the stream announced it, completed by the catalog, which is asked later than the change was made.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Described {
+    /// Its columns as the stream describes them, and what the catalog adds.
+    pub schema: TableSchema,
+    /// Whether the catalog lacks the table or one of these columns: then keys and collations are not known.
+    pub outdated: bool,
+    /// How it is published now; `None` if it is not any more.
+    pub published: Option<PublishedTable>,
+    /// See [`Publication::xmin`].
+    pub xmin: u32,
 }
 
 /// What happened to one row.
@@ -115,6 +152,20 @@ pub struct Heartbeat {
     pub nonce: String,
 }
 
+/// The publication as it was found.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Publication {
+    /// Its tables.
+    pub tables: Vec<PublishedTable>,
+    /// `pg_publication.xmin`: another one for each time that it was altered.
+    pub xmin: u32,
+    /// The source's insert LSN, read afterwards: whatever was not found here has no change from this LSN on.
+    pub until: Lsn,
+    /// False where a committed transaction that may have changed one of the tables may not have been visible: it holds its
+    /// locks until it is.
+    pub settled: bool,
+}
+
 /// A table of the publication.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PublishedTable {
@@ -128,8 +179,10 @@ pub struct PublishedTable {
     pub publication: u32,
     /// Rows that the server estimates; negative for unknown.
     pub estimated_rows: i64,
-    /// Where its rows are.
-    pub storage: Storage,
+    /// What its rows mean.
+    pub description: Description,
+    /// False if it was not found before and had no row then, not even one of a transaction that runs.
+    pub filled: bool,
 }
 
 /// What to read of a table in a round of a snapshot.
@@ -139,7 +192,9 @@ pub struct ReadRequest {
     pub relation: u32,
     /// The key in whose order it has been read; empty before its first round.
     pub key: Vec<String>,
-    /// Where its rows were then.
+    /// What its rows meant then, and where they were for older versions.
+    pub description: Option<Description>,
+    /// See [`change::TableProgress::storage`].
     pub storage: Option<Storage>,
     /// Its rows after this key are wanted, in the key's order; `None`: from the first. A table without a key is read
     /// whole, whatever its size.
@@ -157,8 +212,8 @@ pub enum RoundEvent<'a> {
     Table {
         /// Its columns and its key.
         schema: TableSchema,
-        /// Where its rows are.
-        storage: Storage,
+        /// What its rows mean.
+        description: Description,
     },
     /// A row of that table, whole.
     Row(Tuple<'a>),
@@ -178,9 +233,9 @@ pub enum Round {
     },
     /// Nothing was read; says why.
     NotNow(String),
-    /// Nothing was read: this table has another key than the one in whose order it has been read, or its rows were
-    /// rewritten since, perhaps with other values (h30).
-    Rekeyed(u32),
+    /// Nothing was read: the rows of this table that were read before do not mean any more what they meant, or are in the
+    /// order of another key (h30). Says why.
+    Broken(u32, String),
 }
 
 /// Why the source cannot go on.
@@ -223,12 +278,15 @@ pub trait Source {
         deliver: &mut dyn FnMut(WalEvent<'_>) -> Result<(), RelayError>,
     ) -> Result<bool, RelayError>;
 
-    /// The tables that the publication has now.
-    fn published(&mut self) -> Result<Vec<PublishedTable>, SourceError>;
+    /// Looks at the publication. Refuses one that leaves out changes, or rows, or columns.
+    fn published(&mut self) -> Result<Publication, SourceError>;
 
-    /// Whether the table's rows are others than those of `before` (h30), after what the committed transaction `xid` did to
-    /// it; `None` while that cannot be told, because the transaction is not visible yet. Of a table that is gone: no.
-    fn rewritten(&mut self, relation: u32, xid: u32, before: Storage) -> Result<Option<bool>, SourceError>;
+    /// Says why a table is not published any more, and what to do; `None` for one that is not configured.
+    fn absence(&mut self, relation: u32, name: &str) -> Result<Option<Refusal>, SourceError>;
+
+    /// Completes what the stream says of a table by what the catalog knows, under one snapshot that sees the committed
+    /// transaction `xid`; `None` while that transaction may have changed the table and is not visible yet.
+    fn describe(&mut self, announced: &Announced, xid: u32) -> Result<Option<Described>, SourceError>;
 
     /// What is visible now.
     fn visible(&mut self) -> Result<Snapshot, SourceError>;

@@ -75,7 +75,7 @@ impl Source {
         let begun = self.try_rows(&begin).map_err(|error| match error.code() {
             Some(&SqlState::LOCK_NOT_AVAILABLE) => NotVerified::new(
                 format!("table {} cannot be read: its lock was not to be had in {lock_timeout:.1?}", table.full_name()),
-                "SELECT pid, mode, granted FROM pg_locks WHERE relation = '...'::regclass shows who has it or waits for it",
+                "SELECT pid, mode, granted FROM pg_catalog.pg_locks WHERE relation = '...'::regclass shows who has it or waits for it",
             ),
             _ => NotVerified::postgres(&begin, &error),
         });

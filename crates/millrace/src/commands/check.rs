@@ -89,6 +89,7 @@ async fn source(process: &Process, client: &Client, plan: &Plan) -> Result<Vec<F
     let failed = |error| SetupError::Failed { doing: "cannot look at the server".into(), error };
     let mut findings = check::server(client, &plan.slot).await.map_err(failed)?;
     findings.extend(check::tables(client, plan).await.map_err(failed)?);
+    findings.extend(check::inheritance(client, &plan.queried).await.map_err(failed)?);
     findings.extend(stores(process, client).await?);
     Ok(findings)
 }

@@ -88,7 +88,7 @@ fn stream(watch: &Watch<'_>) -> Outcome {
                 );
                 if let Some(slot) = watch.slot() {
                     tracing::warn!(
-                        "if it cannot be mended, the slot keeps WAL for nobody: SELECT pg_drop_replication_slot('{slot}')"
+                        "if it cannot be mended, the slot keeps WAL for nobody: SELECT pg_catalog.pg_drop_replication_slot('{slot}')"
                     );
                 }
                 // What was refused may be mended.
@@ -140,7 +140,8 @@ pub(crate) fn source_of(process: &Process, generation: u32) -> Result<PostgresSo
         heartbeat: plan.heartbeat,
         slot: plan.slot,
         publication: plan.publication,
-        tables: plan.tables.iter().map(ToString::to_string).collect(),
+        tables: plan.tables,
+        queried: plan.queried,
         snapshot_connections: process.config.snapshot.connections,
     };
     Ok(PostgresSource::connect(process.runtime.handle(), &process.source()?, options)?)
@@ -363,8 +364,12 @@ impl Control for Watch<'_> {
         }
     }
 
-    fn reads_anew(&self, table: &str) {
-        tracing::warn!("{table} is read anew: it was rewritten, or has another key, or was put back");
+    fn reads_anew(&self, table: &str, why: &str) {
+        tracing::warn!("{table} is read anew: {why}");
+    }
+
+    fn left(&self, table: &str) {
+        tracing::info!("{table} is not published any more; the log has what was committed before");
     }
 
     fn rewrite_waits(&self) {

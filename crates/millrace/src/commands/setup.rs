@@ -178,8 +178,7 @@ fn decide(ledger: &Ledger, slot_exists: bool, slot: &str) -> Result<Step, Refusa
 }
 
 /// Makes the publication, or brings its tables in line with the configuration, and gives the tables that are new in it.
-/// Refuses one that is wrong in any other way, and a table that the log knows: it was dropped and made anew, or taken
-/// out behind our back, and what became of its rows is in no log.
+/// Refuses one that is wrong in any other way, and a table whose name another one has in the log.
 pub(crate) async fn make_publication(
     admin: &mut Client,
     plan: &Plan,
@@ -217,17 +216,12 @@ pub(crate) async fn make_publication(
     Ok(missing)
 }
 
-/// Refuses a table that the log knows, unless it is the same one, and the reader has taken note that it was taken out.
+/// Refuses a table that the log knows, unless it is the same one, which the reader then reads again.
 fn refuse_stranger(ledger: &Ledger, table: &Table, oid: Option<u32>) -> Result<(), Refusal> {
     let schemas = ledger.schemas.iter().filter(|(_, schema)| schema.full_name() == table.to_string());
     if !schemas.map(|(_, schema)| schema.family()).all(|family| Some(family) == oid) {
         let what = format!("the log holds rows of an earlier table {table}, which is not published any more");
         return Err(Refusal::new(what, NEW_LOG));
-    }
-    let known = oid.and_then(|oid| ledger.tables.get(&oid));
-    if known.is_some_and(|known| known.read != Read::Removed) {
-        let what = format!("the reader has not taken note yet that {table} was taken out of the publication");
-        return Err(Refusal::new(what, "run this again when the reader has been running for a few seconds"));
     }
     Ok(())
 }
@@ -267,7 +261,7 @@ pub(crate) fn make_log(
         Ok::<_, Failure>(source::create_slot(&mut replication, admin, plan).await?)
     })?;
     failpoint::reached("setup.slot");
-    let published = match process.runtime.block_on(source::published(admin, plan)) {
+    let (published, xmin) = match process.runtime.block_on(source::published(admin, plan)) {
         Ok(published) => published,
         Err(error) => {
             // A slot that nobody knows of keeps WAL for nobody.
@@ -293,11 +287,12 @@ pub(crate) fn make_log(
     let created =
         SlotState::Created { consistent_point: slot.consistent_point, snapshot: slot.snapshot.clone() };
     let mut records = vec![intent(created)];
-    for PublishedTable { relation, name, root, publication, estimated_rows, storage } in published {
+    for PublishedTable { relation, name, root, publication, estimated_rows, description, .. } in published {
         let unread = TableProgress {
             root,
             estimated_rows,
-            storage: Some(storage),
+            description: Some(description),
+            publication_xmin: xmin,
             ..TableProgress::new(name, publication, Read::Nothing)
         };
         records.push(SetupRecord::Ledger(LedgerEntry::Table(relation, unread)));

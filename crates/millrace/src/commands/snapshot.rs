@@ -24,7 +24,7 @@ pub(crate) fn execute(process: &Process, table: &str, yes: bool) -> Outcome {
         return Err(Refusal::new(what, "add it there as schema.table, and run this again").into());
     };
     let mut admin = process.connect(&process.admin()?)?;
-    let published = process.runtime.block_on(source::published(&admin, &plan))?;
+    let (published, _) = process.runtime.block_on(source::published(&admin, &plan))?;
     let ledger = kafka::read_ledger(&kafka, &names, ReadUntil::Committed)?;
     if let Some(found) = published.iter().find(|found| found.name == table) {
         let family = found.root.unwrap_or(found.relation);

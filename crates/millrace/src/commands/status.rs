@@ -240,12 +240,13 @@ fn ask_source(process: &Process, slot: &str) -> Result<Source, Failure> {
 }
 
 async fn source(client: &Client, slot: &str) -> Result<Source, tokio_postgres::Error> {
-    const STATUS: &str = "SELECT pg_current_wal_lsn()::text AS head, s.slot_name::text AS slot, s.active,
+    const STATUS: &str =
+        "SELECT pg_catalog.pg_current_wal_lsn()::text AS head, s.slot_name::text AS slot, s.active,
             r.sent_lsn::text AS sent, r.write_lsn::text AS received, s.confirmed_flush_lsn::text AS confirmed,
-            coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn), 0)::bigint AS retained,
+            coalesce(pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), s.restart_lsn), 0)::bigint AS retained,
             s.wal_status, s.safe_wal_size AS safe
-        FROM (SELECT) AS always LEFT JOIN pg_replication_slots s ON s.slot_name = $1
-        LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid";
+        FROM (SELECT) AS always LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = $1
+        LEFT JOIN pg_catalog.pg_stat_replication r ON r.pid = s.active_pid";
     let row = client.query_one(STATUS, &[&slot]).await?;
     let lsn = |column: &str| row.get::<_, Option<String>>(column).and_then(|text| text.parse::<Lsn>().ok());
     let name: Option<String> = row.get("slot");

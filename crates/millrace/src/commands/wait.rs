@@ -80,7 +80,7 @@ fn has(store: &Store, lsn: Lsn) -> bool {
 /// Whatever committed before this call is below it.
 async fn insert_lsn(client: &Client) -> Result<Lsn, Failure> {
     let doing = "cannot ask for the current LSN";
-    let row = client.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await;
+    let row = client.query_one("SELECT pg_catalog.pg_current_wal_insert_lsn()::text", &[]).await;
     let text: String = row.map_err(|error| SetupError::Failed { doing: doing.into(), error })?.get(0);
     text.parse().map_err(|error| Failure::Failed(anyhow::Error::new(error).context(doing)))
 }

@@ -109,6 +109,14 @@ impl Pipeline {
         fs::write(self.config(), text).expect("our directory");
     }
 
+    /// Lets the processes run as another role than the one for DDL.
+    pub(crate) fn set_url(&self, url: &str, admin: &str) {
+        let text = fs::read_to_string(self.config()).expect("a configuration");
+        let known = format!("url = \"{}\"", self.postgres.url("app"));
+        let urls = format!("url = \"{url}\"\nadmin_url = \"{admin}\"");
+        fs::write(self.config(), text.replacen(&known, &urls, 1)).expect("our directory");
+    }
+
     fn config(&self) -> PathBuf {
         self.directory.path().join("millrace.toml")
     }

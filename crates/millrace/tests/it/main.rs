@@ -1,5 +1,6 @@
 //! The promises, tested on real processes: real Postgres, Kafka and Redis, and the binary as users run it.
 
+mod alter;
 mod chaos;
 mod commands;
 mod debezium;

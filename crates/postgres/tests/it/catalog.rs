@@ -104,15 +104,18 @@ fn the_stream_and_the_catalog_agree_on_a_table() {
     let mut found = Vec::new();
     while found.len() < 3 {
         let arrived = relay::Source::poll(&mut reader.source, PATIENCE, &mut |event| {
-            if let relay::WalEvent::Relation { schema, .. } = event {
-                found.push(schema);
+            if let relay::WalEvent::Relation(announced) = event {
+                found.push(announced);
             }
             Ok(())
         });
         assert!(arrived.unwrap());
     }
     let client = reader.runtime.block_on(connect(&config(&server.url("postgres")))).unwrap();
-    for schema in found {
+    for announced in found {
+        let described = relay::Source::describe(&mut reader.source, &announced, 3).unwrap().unwrap();
+        assert!(!described.outdated && described.published.is_some());
+        let schema = described.schema;
         let asked = reader.runtime.block_on(table_schema(&client, &schema.schema, &schema.table)).unwrap();
         assert_eq!(asked, Some(schema));
     }

@@ -5,6 +5,7 @@
 mod catalog;
 mod check;
 mod login;
+mod presets;
 mod publication;
 mod rounds;
 mod running;

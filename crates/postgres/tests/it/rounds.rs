@@ -9,7 +9,15 @@ use testkit::services::Postgres;
 use crate::support::*;
 
 fn request(relation: u32, after: Option<Key>, key: &[String]) -> ReadRequest {
-    ReadRequest { relation, key: key.to_vec(), storage: None, after, only_keys: false, keys: Vec::new() }
+    ReadRequest {
+        relation,
+        key: key.to_vec(),
+        description: None,
+        storage: None,
+        after,
+        only_keys: false,
+        keys: Vec::new(),
+    }
 }
 
 fn oid(server: &Postgres, table: &str) -> u32 {

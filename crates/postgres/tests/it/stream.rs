@@ -186,16 +186,11 @@ fn ddl_in_mid_stream_gives_the_new_shape_and_a_dropped_table_its_last_one() {
     let mut reader = Reader::connect(&server, options(&["public.b"])).unwrap();
     reader.source.start(Lsn::ZERO).unwrap();
     let mut seen = Vec::new();
+    let mut tables = Vec::new();
     while seen.last().is_none_or(|last| last != "end") {
         let arrived = reader.source.poll(PATIENCE, &mut |event| {
             match event {
-                WalEvent::Relation { schema, .. } => {
-                    let column = |c: &change::Column| {
-                        format!("{}{} {}", if c.key.is_some() { "*" } else { "" }, c.name, c.type_name)
-                    };
-                    let columns: Vec<String> = schema.columns.iter().map(column).collect();
-                    seen.push(format!("{}: {}", schema.full_name(), columns.join(", ")));
-                }
+                WalEvent::Relation(announced) => tables.push((seen.len() + tables.len(), announced)),
                 WalEvent::Row {
                     change: RowChange::Insert { new } | RowChange::Update { new, .. }, ..
                 } => {
@@ -207,6 +202,15 @@ fn ddl_in_mid_stream_gives_the_new_shape_and_a_dropped_table_its_last_one() {
             Ok(())
         });
         assert!(arrived.unwrap(), "nothing more after {seen:?}");
+    }
+    for (place, announced) in tables {
+        let described = reader.source.describe(&announced, 3).unwrap().unwrap();
+        assert!(described.outdated && described.published.is_none());
+        let column = |c: &change::Column| {
+            format!("{}{} {}", if c.key.is_some() { "*" } else { "" }, c.name, c.type_name)
+        };
+        let columns: Vec<String> = described.schema.columns.iter().map(column).collect();
+        seen.insert(place, format!("{}: {}", described.schema.full_name(), columns.join(", ")));
     }
     assert_eq!(
         seen,

@@ -39,9 +39,16 @@ pub(crate) fn options(tables: &[&str]) -> SourceOptions {
         heartbeat: "t".into(),
         slot: "millrace_t_1".into(),
         publication: "millrace_t".into(),
-        tables: tables.iter().map(|table| table.to_string()).collect(),
+        tables: tables.iter().map(|table| named(table)).collect(),
+        queried: Vec::new(),
         snapshot_connections: 2,
     }
+}
+
+/// `public.a`
+fn named(table: &str) -> Table {
+    let (schema, name) = table.split_once('.').unwrap();
+    Table { schema: schema.into(), name: name.into() }
 }
 
 /// What a pipeline of these tables is to have.
@@ -53,6 +60,7 @@ pub(crate) fn plan(tables: &[&str]) -> Plan {
         slot: "millrace_t_1".into(),
         publication: "millrace_t".into(),
         tables: tables.iter().map(table).collect(),
+        queried: tables.iter().map(table).collect(),
         role: "postgres".into(),
         keyless_bytes: 1 << 20,
     }
@@ -137,8 +145,8 @@ fn describe(names: &mut Vec<(u32, String)>, event: &WalEvent<'_>) -> Option<Seen
             assert!(commit_lsn.0 > 0);
             "begin".to_owned()
         }
-        WalEvent::Relation { schema, .. } => {
-            names.push((schema.relation, schema.table.clone()));
+        WalEvent::Relation(announced) => {
+            names.push((announced.relation, announced.table.clone()));
             return None;
         }
         WalEvent::Row { relation, change, .. } => {

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use change::{Collation, Column, Lsn, ReplicaIdentity, Snapshot, Storage, TableSchema};
+use change::{Collation, Column, Description, Lsn, ReplicaIdentity, Snapshot, Storage, TableSchema};
 use rand::Rng;
 use rand::rngs::StdRng;
 
@@ -43,6 +43,8 @@ pub(crate) enum RowEdit {
     Message,
     /// The second table enters the publication.
     Publish,
+    /// ALTER PUBLICATION by hand: it leaves the first table's changes out, or has them again.
+    Alter,
     /// ALTER TABLE ... ALTER COLUMN TYPE of the first table, which appends [`REWRITTEN`] to its values.
     Retype,
 }
@@ -54,7 +56,7 @@ impl RowEdit {
                 std::slice::from_ref(table)
             }
             RowEdit::Truncate { tables } => tables,
-            RowEdit::Message | RowEdit::Publish | RowEdit::Retype => &[],
+            RowEdit::Message | RowEdit::Publish | RowEdit::Retype | RowEdit::Alter => &[],
         }
     }
 
@@ -84,7 +86,7 @@ impl RowEdit {
             RowEdit::Truncate { tables } => tables.iter().map(|table| (*table, None)).collect(),
             RowEdit::Message => Vec::new(),
             RowEdit::Publish => vec![(TABLES[1], None)],
-            RowEdit::Retype => vec![(TABLES[0], None)],
+            RowEdit::Retype | RowEdit::Alter => vec![(TABLES[0], None)],
         }
     }
 
@@ -104,7 +106,7 @@ impl RowEdit {
                     .filter(|((t, _), _)| *t == TABLES[0])
                     .for_each(|(_, value)| value.push(REWRITTEN));
             }
-            RowEdit::Message | RowEdit::Publish => {}
+            RowEdit::Message | RowEdit::Publish | RowEdit::Alter => {}
         }
     }
 }
@@ -120,6 +122,8 @@ pub(crate) enum Entry {
         published: bool,
         /// How often the first table had been retyped by its beginning.
         retyped: u32,
+        /// Whether the publication left the first table's changes out.
+        lossy: bool,
         edits: Vec<RowEdit>,
     },
     Message {
@@ -143,6 +147,11 @@ pub(crate) struct History {
     pub(crate) published: bool,
     /// How often the first table was retyped.
     pub(crate) retyped: u32,
+    /// Whether somebody alters the publication at times, which nobody does before the slot is there.
+    pub(crate) alterable: bool,
+    /// Whether the publication leaves the first table's changes out now; and transactions that began while it did.
+    lossy: bool,
+    tainted: BTreeSet<u32>,
     /// The next transaction id, those of transactions that run, and what the committed ones hold locked that others do
     /// not see yet.
     xid: u32,
@@ -163,6 +172,9 @@ impl History {
             tables: Tables::new(),
             published: false,
             retyped: 0,
+            alterable: false,
+            lossy: false,
+            tainted: BTreeSet::new(),
             xid: 700,
             running: Vec::new(),
             invisible: BTreeMap::new(),
@@ -224,6 +236,7 @@ impl History {
     pub(crate) fn grow(&mut self, rng: &mut StdRng) {
         for _ in 0..rng.random_range(1..6) {
             match rng.random_range(0..10) {
+                0 if self.alterable && rng.random_bool(0.1) => self.alter_publication(rng),
                 0 => self.noise(rng),
                 1 => self.message(rng),
                 _ => self.transaction(rng),
@@ -274,9 +287,25 @@ impl History {
         storage
     }
 
+    /// What a table's rows mean, as others see it.
+    pub(crate) fn description(&self, table: u32) -> Description {
+        Description {
+            storage: self.storage(table),
+            schema: "public".into(),
+            table: format!("t{table}"),
+            persistence: "p".into(),
+            ..Description::default()
+        }
+    }
+
     /// Whether this transaction is not visible, and holds a lock that keeps readers out.
     pub(crate) fn locks_out(&self, xid: u32) -> bool {
         self.invisible.get(&xid).is_some_and(|held| held.contains(&(TABLES[0], None)))
+    }
+
+    /// Whether any does.
+    pub(crate) fn hides_a_change(&self) -> bool {
+        self.invisible.values().any(|held| held.contains(&(TABLES[0], None)))
     }
 
     /// A transaction of nobody's table, over and visible.
@@ -295,6 +324,40 @@ impl History {
             self.published = true;
             self.commit(rng, vec![RowEdit::Publish], self.retyped);
         }
+    }
+
+    /// The publication is altered, and altered back some time later.
+    fn alter_publication(&mut self, rng: &mut StdRng) {
+        self.lossy = true;
+        self.commit(rng, vec![RowEdit::Alter], self.retyped);
+        for _ in 0..rng.random_range(0..4) {
+            self.transaction(rng);
+        }
+        self.commit(rng, vec![RowEdit::Alter], self.retyped);
+        self.lossy = false;
+        self.tainted = self.running.iter().copied().collect();
+    }
+
+    /// How often the publication was altered, as others see it.
+    pub(crate) fn altered(&self) -> u32 {
+        let visible = |entry: &&Entry| match entry {
+            Entry::Transaction { xid, edits, .. } => {
+                !self.invisible.contains_key(xid) && matches!(edits[..], [RowEdit::Alter])
+            }
+            _ => false,
+        };
+        self.entries.iter().filter(visible).count() as u32
+    }
+
+    /// Whether changes of the first table by transactions that committed between these LSNs are not in the stream.
+    pub(crate) fn lost(&self, from: Lsn, to: Lsn) -> bool {
+        let loses = |entry: &Entry| match entry {
+            Entry::Transaction { commit_lsn, lossy: true, edits, .. } => {
+                (from..to).contains(commit_lsn) && edits.iter().any(|edit| edit.touches(TABLES[0]))
+            }
+            _ => false,
+        };
+        self.entries.iter().any(loses)
     }
 
     fn noise(&mut self, rng: &mut StdRng) {
@@ -334,12 +397,14 @@ impl History {
         self.states.insert(commit_lsn, self.tables.clone());
         self.invisible.insert(xid, locks);
         let published = self.published;
+        let lossy = self.lossy || (self.tainted.remove(&xid) && rng.random_bool(0.5));
         self.entries.push(Entry::Transaction {
             commit_lsn,
             end_lsn: self.end,
             xid,
             published,
             retyped,
+            lossy,
             edits,
         });
     }

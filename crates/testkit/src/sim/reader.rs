@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use change::{Datum, Key, Lsn, Read, Snapshot, Storage, Timeline, TupleBuf};
+use change::{Datum, Key, Lsn, Read, Refusal, Snapshot, TableSchema, Timeline, TupleBuf};
 use relay::{
-    Confirmed, Heartbeat, PublishedTable, ReadRequest, RelayError, Round, RoundEvent, RowChange, Source,
-    SourceError, SourceState, TABLES_CHANGED, WalEvent,
+    Announced, AnnouncedColumn, Confirmed, Described, Heartbeat, Publication, PublishedTable, ReadRequest,
+    RelayError, Round, RoundEvent, RowChange, Source, SourceError, SourceState, TABLES_CHANGED, WalEvent,
 };
 
 use super::history::{Entry, History, RowEdit, TABLES, schema};
@@ -43,6 +43,14 @@ impl SimSource {
         if self.faults.strike() { Err(SourceError::Unavailable("simulated".into())) } else { Ok(()) }
     }
 
+    /// A publication that leaves something out is refused until it is altered back.
+    fn whole(&self, history: &History) -> Result<(), SourceError> {
+        match history.altered() % 2 {
+            0 => Ok(()),
+            _ => Err(SourceError::Unavailable("the publication leaves something out".into())),
+        }
+    }
+
     fn deliver_edit(
         &self,
         edit: &RowEdit,
@@ -72,12 +80,40 @@ impl SimSource {
             }
             RowEdit::Truncate { tables } => deliver(WalEvent::Truncate { lsn, relations: tables }),
             // The next change of the table tells of it.
-            RowEdit::Retype => Ok(()),
+            RowEdit::Retype | RowEdit::Alter => Ok(()),
             RowEdit::Message | RowEdit::Publish => {
                 let prefix = if matches!(edit, RowEdit::Publish) { TABLES_CHANGED } else { "millrace" };
                 deliver(WalEvent::Message { lsn, transactional: true, prefix, content: b"x" })
             }
         }
+    }
+}
+
+fn announced(schema: &TableSchema) -> Announced {
+    let columns = schema.columns.iter().map(|column| AnnouncedColumn {
+        name: column.name.clone(),
+        type_oid: column.type_oid,
+        modifier: -1,
+        key: column.key.is_some(),
+    });
+    Announced {
+        relation: schema.relation,
+        schema: schema.schema.clone(),
+        table: schema.table.clone(),
+        identity: schema.identity,
+        columns: columns.collect(),
+    }
+}
+
+fn published(history: &History, relation: u32) -> PublishedTable {
+    PublishedTable {
+        relation,
+        name: format!("public.t{relation}"),
+        root: None,
+        publication: relation + 1,
+        estimated_rows: -1,
+        description: history.description(relation),
+        filled: true,
     }
 }
 
@@ -154,10 +190,10 @@ impl Source for SimSource {
                         content: b"m",
                     })?;
                 }
-                Entry::Transaction { commit_lsn, end_lsn, xid, published, retyped, edits }
+                Entry::Transaction { commit_lsn, end_lsn, xid, published, retyped, lossy, edits }
                     if *commit_lsn >= self.from =>
                 {
-                    let tables = if *published { &TABLES[..] } else { &TABLES[..1] };
+                    let tables = &TABLES[usize::from(*lossy)..1 + usize::from(*published)];
                     let (commit_lsn, xid) = (*commit_lsn, *xid);
                     if self.delivered == 0 {
                         deliver(WalEvent::Begin { commit_lsn, commit_time_us: 0, xid })?;
@@ -172,8 +208,7 @@ impl Source for SimSource {
                         let describe = !std::mem::replace(&mut self.described, true);
                         for table in tables {
                             if describe || self.faults.strike_often() || edit.touches(*table) {
-                                let schema = schema(*table, retyped);
-                                deliver(WalEvent::Relation { schema, outdated: false })?;
+                                deliver(WalEvent::Relation(announced(&schema(*table, retyped))))?;
                             }
                         }
                         if let Some(edit) = edit.published(tables) {
@@ -196,25 +231,38 @@ impl Source for SimSource {
         Ok(arrived)
     }
 
-    fn published(&mut self) -> Result<Vec<PublishedTable>, SourceError> {
+    fn published(&mut self) -> Result<Publication, SourceError> {
         self.fail()?;
         let server = self.server.borrow();
-        let count = if server.history.published_visibly() { 2 } else { 1 };
-        let table = |relation: &u32| PublishedTable {
-            relation: *relation,
-            name: format!("public.t{relation}"),
-            root: None,
-            publication: relation + 1,
-            estimated_rows: -1,
-            storage: server.history.storage(*relation),
-        };
-        Ok(TABLES[..count].iter().map(table).collect())
+        let history = &server.history;
+        self.whole(history)?;
+        let count = if history.published_visibly() { 2 } else { 1 };
+        Ok(Publication {
+            tables: TABLES[..count].iter().map(|table| published(history, *table)).collect(),
+            xmin: 1 + history.altered(),
+            until: history.end,
+            settled: !history.hides_a_change(),
+        })
     }
 
-    fn rewritten(&mut self, relation: u32, xid: u32, before: Storage) -> Result<Option<bool>, SourceError> {
+    fn absence(&mut self, _: u32, _: &str) -> Result<Option<Refusal>, SourceError> {
+        Ok(None)
+    }
+
+    fn describe(&mut self, announced: &Announced, xid: u32) -> Result<Option<Described>, SourceError> {
         self.fail()?;
         let history = &self.server.borrow().history;
-        Ok((!history.locks_out(xid)).then(|| history.storage(relation).rewritten(before)))
+        self.whole(history)?;
+        if history.locks_out(xid) {
+            return Ok(None);
+        }
+        let retyped = u32::from(announced.columns[1].type_oid == 1043);
+        Ok(Some(Described {
+            schema: schema(announced.relation, retyped),
+            outdated: false,
+            published: Some(published(history, announced.relation)),
+            xmin: 1 + history.altered(),
+        }))
     }
 
     fn visible(&mut self) -> Result<Snapshot, SourceError> {
@@ -230,31 +278,30 @@ impl Source for SimSource {
         deliver: &mut dyn FnMut(RoundEvent<'_>) -> Result<(), RelayError>,
     ) -> Result<Round, RelayError> {
         self.fail()?;
-        let (snapshot, rows, until, storage, retyped) = {
+        let (snapshot, rows, until, descriptions, retyped) = {
             let mut server = self.server.borrow_mut();
             server.history.unlock();
             let snapshot = server.history.snapshot(false);
-            let storage = TABLES.map(|table| (table, server.history.storage(table)));
+            let descriptions = TABLES.map(|table| (table, server.history.description(table)));
             let retyped = server.history.retyped;
             let rows = server.history.seen_by(&snapshot);
             // The world goes on while a round is read.
             self.faults.grow(&mut server.history);
-            (snapshot, rows, server.history.end, BTreeMap::from(storage), retyped)
+            (snapshot, rows, server.history.end, BTreeMap::from(descriptions), retyped)
         };
         if !accept(&snapshot) {
             return Ok(Round::NotNow("simulated".into()));
         }
-        let rewritten = |table: &&ReadRequest| {
-            (table.after.is_some() || !table.keys.is_empty())
-                && table.storage.is_some_and(|before| storage[&table.relation].rewritten(before))
-        };
-        if let Some(table) = tables.iter().find(rewritten) {
-            return Ok(Round::Rekeyed(table.relation));
+        for table in tables.iter().filter(|table| table.after.is_some() || !table.keys.is_empty()) {
+            let before = table.description.as_ref();
+            if let Some(why) = before.and_then(|before| descriptions[&table.relation].breaks(before)) {
+                return Ok(Round::Broken(table.relation, why));
+            }
         }
         let mut budget = self.faults.up_to(8);
         for ReadRequest { relation, after, only_keys, keys, .. } in tables {
             let schema = schema(*relation, retyped);
-            deliver(RoundEvent::Table { schema, storage: storage[relation] })?;
+            deliver(RoundEvent::Table { schema, description: descriptions[relation].clone() })?;
             let mut give = |id: i64, value: &str| {
                 self.fail()?;
                 deliver(RoundEvent::Row(row(id, Datum::Text(value)).as_tuple()))

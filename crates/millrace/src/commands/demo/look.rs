@@ -123,9 +123,9 @@ impl<'a> Eyes<'a> {
     }
 
     fn postgres(&self) -> anyhow::Result<Source> {
-        const UNREAD: &str = "SELECT user_id::text, count(*)::text FROM emails WHERE NOT is_read AND folder = 'inbox' \
+        const UNREAD: &str = "SELECT user_id::text, count(*)::text FROM public.emails WHERE NOT is_read AND folder = 'inbox' \
                               GROUP BY user_id";
-        const POSITIONS: &str = "SELECT (SELECT count(*) FROM emails), pg_current_wal_flush_lsn()::text, \
+        const POSITIONS: &str = "SELECT (SELECT count(*) FROM public.emails), pg_current_wal_flush_lsn()::text, \
              (SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = $1)";
         let slot = self.process.config.pipeline.slot(crate::wiring::FIRST_GENERATION);
         self.process.runtime.block_on(async {

@@ -38,7 +38,7 @@ pub(super) const USERS: [&str; 24] = [
 /// Mails per transaction of the fill.
 const FILL_BATCH: u32 = 500;
 
-const INSERT: &str = "INSERT INTO emails (user_id, sender, folder, subject, body, is_read, sent_at) \
+const INSERT: &str = "INSERT INTO public.emails (user_id, sender, folder, subject, body, is_read, sent_at) \
      VALUES ($1, $2, $3, $4, $5, $6, now() - make_interval(mins => $7))";
 
 /// What a transaction came to.
@@ -66,7 +66,8 @@ impl Mailbox {
         let transaction = self.client.transaction().await?;
         for (name, id) in USERS.iter().zip(1i64..) {
             let address = format!("{name}@example.org");
-            let insert = "INSERT INTO users (id, name, email) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
+            let insert =
+                "INSERT INTO public.users (id, name, email) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
             transaction.execute(insert, &[&id, name, &address]).await?;
         }
         transaction.commit().await?;
@@ -129,11 +130,11 @@ async fn arrive(transaction: &Transaction<'_>, dice: &mut Dice, letters: &[Lette
 async fn read(transaction: &Transaction<'_>, dice: &mut Dice) -> Result<(), Error> {
     let user = dice.user();
     let some = 1 + dice.below(3) as i64;
-    let update = "UPDATE emails SET is_read = true WHERE id IN (SELECT id FROM emails WHERE user_id = $1 AND NOT is_read \
+    let update = "UPDATE public.emails SET is_read = true WHERE id IN (SELECT id FROM public.emails WHERE user_id = $1 AND NOT is_read \
                   AND folder = 'inbox' ORDER BY sent_at LIMIT $2 FOR UPDATE SKIP LOCKED)";
     transaction.execute(update, &[&user, &some]).await?;
     if dice.below(4) == 0 {
-        let update = "UPDATE emails SET is_read = false WHERE id IN (SELECT id FROM emails WHERE user_id = $1 AND is_read \
+        let update = "UPDATE public.emails SET is_read = false WHERE id IN (SELECT id FROM public.emails WHERE user_id = $1 AND is_read \
                       ORDER BY sent_at DESC LIMIT 1 FOR UPDATE SKIP LOCKED)";
         transaction.execute(update, &[&user]).await?;
     }
@@ -145,7 +146,7 @@ async fn tidy_up(transaction: &Transaction<'_>, dice: &mut Dice) -> Result<(), E
     let user = dice.user();
     let (from, to) =
         *dice.pick(&[("inbox", "archive"), ("inbox", "trash"), ("archive", "lists"), ("trash", "inbox")]);
-    let update = "UPDATE emails SET folder = $3 WHERE id IN (SELECT id FROM emails WHERE user_id = $1 AND folder = $2 \
+    let update = "UPDATE public.emails SET folder = $3 WHERE id IN (SELECT id FROM public.emails WHERE user_id = $1 AND folder = $2 \
                   ORDER BY id LIMIT 3 FOR UPDATE SKIP LOCKED)";
     transaction.execute(update, &[&user, &from, &to]).await.map(drop)
 }
@@ -153,7 +154,7 @@ async fn tidy_up(transaction: &Transaction<'_>, dice: &mut Dice) -> Result<(), E
 /// The trash is emptied, a little.
 async fn delete(transaction: &Transaction<'_>, dice: &mut Dice) -> Result<(), Error> {
     let user = dice.user();
-    let delete = "DELETE FROM emails WHERE id IN (SELECT id FROM emails WHERE user_id = $1 AND folder = 'trash' \
+    let delete = "DELETE FROM public.emails WHERE id IN (SELECT id FROM public.emails WHERE user_id = $1 AND folder = 'trash' \
                   ORDER BY id LIMIT 6 FOR UPDATE SKIP LOCKED)";
     transaction.execute(delete, &[&user]).await.map(drop)
 }
@@ -161,8 +162,8 @@ async fn delete(transaction: &Transaction<'_>, dice: &mut Dice) -> Result<(), Er
 /// Mails change their owner, and are news to the new one: a row that leaves one group of a counter for another.
 async fn hand_over(transaction: &Transaction<'_>, dice: &mut Dice) -> Result<(), Error> {
     let (from, to) = (dice.user(), dice.user());
-    let update = "UPDATE emails SET user_id = $2, is_read = false, subject = 'Fwd: ' || subject WHERE id IN \
-                  (SELECT id FROM emails WHERE user_id = $1 AND folder = 'archive' AND subject NOT LIKE 'Fwd: %' \
+    let update = "UPDATE public.emails SET user_id = $2, is_read = false, subject = 'Fwd: ' || subject WHERE id IN \
+                  (SELECT id FROM public.emails WHERE user_id = $1 AND folder = 'archive' AND subject NOT LIKE 'Fwd: %' \
                   ORDER BY id LIMIT 3 FOR UPDATE SKIP LOCKED)";
     transaction.execute(update, &[&from, &to]).await.map(drop)
 }

@@ -43,7 +43,7 @@ impl<'a> Probe<'a> {
 
     /// Commits a change and takes the time until each store has it.
     pub(super) fn measure(&mut self) -> anyhow::Result<Latency> {
-        let change = "UPDATE users SET name = name WHERE id = 1";
+        let change = "UPDATE public.users SET name = name WHERE id = 1";
         self.process.runtime.block_on(self.client.execute(change, &[])).context("Postgres")?;
         let (target, started) = (self.now()?, Instant::now());
         let mut time = |role| loop {

@@ -1,0 +1,376 @@
+//! The publication: what it has, and the one judgement of it, for setup, check, the reader's start and while it streams.
+//!
+//! A publication that leaves something out loses changes in silence, so whatever it could leave out is refused. What is
+//! configured is compared with what is published by object ids and not by names (h29): a table that was dropped and made
+//! again under its name is another table.
+
+use std::collections::HashSet;
+
+use change::{Lsn, NEW_LOG, Refusal};
+use relay::{Announced, Described, PublishedTable, SourceError};
+use tokio_postgres::{Client, Error, Statement};
+
+use crate::catalog;
+use crate::check::Finding;
+use crate::error::failed;
+use crate::plan::{Table, quote};
+
+/// The options, and whether schemas are published whole. Before Postgres 15 there are no such, nor row filters and column
+/// lists, nor the columns that hold them.
+const OPTIONS: &str = "
+SELECT p.oid, p.xmin::text::int8, p.puballtables, p.pubviaroot,
+       p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate,
+       coalesce(pg_catalog.to_jsonb(p) ->> 'pubgencols', 'n') NOT IN ('n', 'false')
+FROM pg_catalog.pg_publication p WHERE p.pubname = $1";
+
+/// Its members, and the configured tables ($2 schemas, $3 names), each where the other has it.
+const MEMBERS: &str = "
+SELECT coalesce(r.prrelid, c.oid), r.prrelid IS NOT NULL, g.place,
+       pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname),
+       pg_catalog.to_jsonb(r) ->> 'prqual' IS NOT NULL OR pg_catalog.to_jsonb(r) ->> 'prattrs' IS NOT NULL
+FROM (SELECT r.* FROM pg_catalog.pg_publication_rel r
+      JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid AND p.pubname = $1) r
+FULL JOIN (SELECT g.place, w.oid
+           FROM unnest($2::text[], $3::text[]) WITH ORDINALITY g (schema, name, place)
+           LEFT JOIN pg_catalog.pg_namespace s ON s.nspname = g.schema
+           LEFT JOIN pg_catalog.pg_class w ON w.relnamespace = s.oid AND w.relname = g.name AND w.relkind IN ('r', 'p')
+          ) g ON g.oid = r.prrelid
+LEFT JOIN pg_catalog.pg_class c ON c.oid = coalesce(r.prrelid, g.oid)
+LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ORDER BY g.place, 1";
+
+/// Schemas that it publishes whole; only where the catalog has such.
+const SCHEMAS: &str = "
+SELECT count(*) FROM pg_catalog.pg_publication_namespace s
+JOIN pg_catalog.pg_publication p ON p.oid = s.pnpubid WHERE p.pubname = $1";
+
+/// Its tables, or only the one with the object id $2. A partitioned one comes with its partitions, which are tables without a row in the publication: what tells
+/// one attachment from another is who made it, all the way up.
+const TABLES: &str = "
+WITH member AS (
+    SELECT p.oid AS publication, g.relid
+    FROM pg_catalog.pg_publication p JOIN LATERAL pg_catalog.pg_get_publication_tables(p.pubname) g ON true
+    WHERE p.pubname = $1
+    UNION
+    SELECT p.oid, r.prrelid
+    FROM pg_catalog.pg_publication p
+    JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid
+    JOIN pg_catalog.pg_class c ON c.oid = r.prrelid AND c.relkind = 'p'
+    WHERE p.pubname = $1
+)
+SELECT m.relid, n.nspname || '.' || c.relname,
+       CASE WHEN root.oid IS NULL OR root.oid = m.relid THEN coalesce(r.oid, m.publication)
+            ELSE (1 + (pg_catalog.hashtextextended(
+                (SELECT string_agg(i.xmin::text, ',' ORDER BY a.place)
+                 FROM pg_catalog.pg_partition_ancestors(m.relid) WITH ORDINALITY a (relid, place)
+                 JOIN pg_catalog.pg_inherits i ON i.inhrelid = a.relid), r.oid::int8) & 1073741823))::oid
+       END,
+       own.reltuples::int8, (DESCRIPTION), root.oid
+FROM member m
+JOIN pg_catalog.pg_class own ON own.oid = m.relid
+LEFT JOIN LATERAL (ROOT) root ON true
+JOIN pg_catalog.pg_class c ON c.oid = coalesce(root.oid, m.relid)
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN pg_catalog.pg_publication_rel r ON r.prpubid = m.publication AND r.prrelid = c.oid
+WHERE $2 = 0::oid OR m.relid = $2
+ORDER BY m.relid";
+
+/// For $2 of [`TABLES`].
+const EVERY: u32 = 0;
+
+/// Whether a transaction that has committed may not be visible yet, and holds a lock without which no table is altered,
+/// and no type. Only one that waits for a synchronous standby takes longer for that than the way to us does. Where the role
+/// may not see what others wait for, every holder may be such a one.
+const HIDDEN_CHANGE: &str = "
+SELECT EXISTS (
+    SELECT FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+    WHERE l.granted AND l.pid <> pg_catalog.pg_backend_pid()
+      AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
+      AND (l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock'
+           OR l.locktype = 'object' AND l.classid IN ('pg_catalog.pg_type'::regclass, 'pg_catalog.pg_publication'::regclass)
+              AND l.mode IN ('ExclusiveLock', 'AccessExclusiveLock'))
+      AND (a.wait_event = 'SyncRep' OR a.state IS NULL))
+   AND pg_catalog.current_setting('synchronous_standby_names') <> ''";
+
+/// Whether a table has no file to speak of.
+const EMPTY: &str = "SELECT pg_catalog.pg_relation_size($1::oid::regclass) = 0";
+
+/// The publication as it is.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Publication {
+    /// Configured tables that it lacks.
+    pub missing: Vec<Table>,
+    /// Tables that it has and that are not configured, as SQL.
+    pub surplus: Vec<String>,
+    /// Everything else that is wrong with it.
+    pub findings: Vec<Finding>,
+    /// `pg_publication.xmin`.
+    pub(crate) xmin: u32,
+}
+
+impl Publication {
+    /// Refuses one that leaves out anything of the tables that it has.
+    pub(crate) fn demand_whole(&self) -> Result<(), Refusal> {
+        match self.findings.first() {
+            Some(Finding { what, remedy, .. }) => Err(Refusal::new(what.clone(), remedy.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses one that lacks a configured table as well.
+    pub(crate) fn demand_tables(&self, name: &str) -> Result<(), Refusal> {
+        self.demand_whole()?;
+        match self.missing.first() {
+            Some(table) => {
+                let what = format!("table {table} is not in publication \"{name}\", or does not exist");
+                let remedy = "run `millrace setup`; for a table that was dropped, take it out of `postgres.tables` first";
+                Err(Refusal::new(what, remedy))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// What is asked at every look, prepared once.
+pub(crate) struct Looks {
+    options: Statement,
+    members: Statement,
+    schemas: Option<Statement>,
+    tables: Statement,
+    hidden: Statement,
+    until: Statement,
+}
+
+/// What one look found.
+pub(crate) struct Look {
+    /// `None` where there is no such publication.
+    pub(crate) publication: Option<Publication>,
+    pub(crate) tables: Vec<PublishedTable>,
+    /// The insert LSN after it.
+    pub(crate) until: Lsn,
+    pub(crate) settled: bool,
+}
+
+impl Looks {
+    pub(crate) async fn prepare(client: &Client) -> Result<Self, Error> {
+        let root = catalog::ROOT.replace("$1", "m.relid").replace("$2", "$1");
+        let tables =
+            TABLES.replace("DESCRIPTION", &catalog::description_of("m.relid")).replace("ROOT", &root);
+        let whole = "SELECT pg_catalog.to_regclass('pg_catalog.pg_publication_namespace') IS NOT NULL";
+        let schemas = match client.query_one(whole, &[]).await?.try_get(0)? {
+            true => Some(client.prepare(SCHEMAS).await?),
+            false => None,
+        };
+        Ok(Looks {
+            options: client.prepare(OPTIONS).await?,
+            members: client.prepare(MEMBERS).await?,
+            schemas,
+            tables: client.prepare(&tables).await?,
+            hidden: client.prepare(HIDDEN_CHANGE).await?,
+            until: client.prepare("SELECT pg_catalog.pg_current_wal_insert_lsn()::text").await?,
+        })
+    }
+
+    /// Reads and judges the publication; `None` when there is none of that name.
+    pub(crate) async fn judge(
+        &self,
+        client: &Client,
+        name: &str,
+        wanted: &[Table],
+    ) -> Result<Option<Publication>, Error> {
+        let (schemas, names): (Vec<&str>, Vec<&str>) =
+            wanted.iter().map(|table| (table.schema.as_str(), table.name.as_str())).unzip();
+        let Some(row) = client.query_opt(&self.options, &[&name]).await? else { return Ok(None) };
+        let xmin: i64 = row.try_get(1)?;
+        let mut found =
+            Publication { xmin: u32::try_from(xmin).unwrap_or_default(), ..Publication::default() };
+        let whole_schemas: i64 = match &self.schemas {
+            Some(schemas) => client.query_one(schemas, &[&name]).await?.try_get(0)?,
+            None => 0,
+        };
+        found.findings = wrong_options(name, &row, whole_schemas > 0)?;
+        if row.try_get::<_, bool>(2)? {
+            return Ok(Some(found));
+        }
+        for row in client.query(&self.members, &[&name, &schemas, &names]).await? {
+            let (listed, place): (bool, Option<i64>) = (row.try_get(1)?, row.try_get(2)?);
+            let wanted = place.and_then(|place| wanted.get(usize::try_from(place - 1).ok()?));
+            match (wanted, listed) {
+                (Some(table), false) => found.missing.push(table.clone()),
+                (None, _) => found.surplus.push(row.try_get(3)?),
+                (Some(table), true) if row.try_get(4)? => found.findings.push(held_back(name, table)),
+                (Some(_), true) => {}
+            }
+        }
+        Ok(Some(found))
+    }
+
+    /// A table as it was announced, completed by the catalog. Under one snapshot: half of a change would show else, a
+    /// partition without its key or without its root.
+    pub(crate) async fn describe(
+        &self,
+        client: &Client,
+        name: &str,
+        announced: &Announced,
+    ) -> Result<Described, SourceError> {
+        let read = async {
+            client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+            let (schema, outdated) = catalog::complete(client, name, announced).await?;
+            let options = client.query_opt(&self.options, &[&name]).await?;
+            let table = client.query_opt(&self.tables, &[&name, &announced.relation]).await?;
+            client.batch_execute("COMMIT").await?;
+            Ok((schema, outdated, options, table))
+        };
+        let read: Result<_, Error> = read.await;
+        let at = |error: Error| failed("cannot describe a table", &error);
+        if read.is_err() {
+            // A lost connection has lost the transaction too.
+            let _ = client.batch_execute("ROLLBACK").await;
+        }
+        let (schema, outdated, options, table) = read.map_err(at)?;
+        let xmin = options.map(|row| row.try_get::<_, i64>(1)).transpose().map_err(at)?;
+        let xmin = xmin.and_then(|xmin| u32::try_from(xmin).ok()).unwrap_or_default();
+        let published = table.as_ref().map(published_table).transpose()?;
+        Ok(Described { schema, outdated, published, xmin })
+    }
+
+    /// Looks at everything once. What is asked first is answered first: locks before the catalog, and the LSN at last.
+    pub(crate) async fn look(
+        &self,
+        client: &Client,
+        name: &str,
+        wanted: &[Table],
+    ) -> Result<Look, SourceError> {
+        let at = |error: &Error| failed("cannot look at the publication", error);
+        let asked = async {
+            let hidden: bool = client.query_one(&self.hidden, &[]).await?.try_get(0)?;
+            let publication = self.judge(client, name, wanted).await?;
+            let rows = client.query(&self.tables, &[&name, &EVERY]).await?;
+            let until: String = client.query_one(&self.until, &[]).await?.try_get(0)?;
+            Ok((hidden, publication, rows, until))
+        };
+        let asked: Result<_, Error> = asked.await;
+        let (hidden, publication, rows, until) = asked.map_err(|error| at(&error))?;
+        let mut tables = Vec::new();
+        for row in &rows {
+            tables.push(published_table(row)?);
+        }
+        let until = until.parse().map_err(|error| SourceError::Unavailable(format!("{error}")))?;
+        Ok(Look { publication, tables, until, settled: !hidden })
+    }
+}
+
+fn published_table(row: &tokio_postgres::Row) -> Result<PublishedTable, SourceError> {
+    let at = |error: Error| failed("cannot look at the publication", &error);
+    let description: String = row.try_get(4).map_err(at)?;
+    Ok(PublishedTable {
+        relation: row.try_get(0).map_err(at)?,
+        name: row.try_get(1).map_err(at)?,
+        publication: row.try_get(2).map_err(at)?,
+        estimated_rows: row.try_get(3).map_err(at)?,
+        description: catalog::parse_description(&description)?,
+        root: row.try_get(5).map_err(at)?,
+        filled: true,
+    })
+}
+
+fn held_back(name: &str, table: &Table) -> Finding {
+    let (publication, table_sql) = (quote(name), table.quoted());
+    Finding::wrong(
+        format!("publication {name} holds back rows or columns of {table}"),
+        format!(
+            "take the WHERE clause or column list away: ALTER PUBLICATION {publication} DROP TABLE {table_sql}; then run \
+             `millrace setup`, and start the reader: it reads the table again"
+        ),
+    )
+}
+
+/// What the publication's own options leave out.
+fn wrong_options(name: &str, row: &tokio_postgres::Row, whole_schemas: bool) -> Result<Vec<Finding>, Error> {
+    let publication = quote(name);
+    let mut findings = Vec::new();
+    if row.try_get(2)? {
+        let remedy = format!("DROP PUBLICATION {publication}; then run `millrace setup`");
+        findings.push(Finding::wrong(format!("publication {name} is FOR ALL TABLES"), remedy));
+        return Ok(findings);
+    }
+    let mut wrong = |what: String, statement: String| {
+        let remedy = format!("{statement}; then start the reader: it reads the tables again");
+        findings.push(Finding::wrong(what, remedy));
+    };
+    if !row.try_get::<_, bool>(4)? {
+        wrong(
+            format!("publication {name} does not publish all kinds of changes"),
+            format!("ALTER PUBLICATION {publication} SET (publish = 'insert, update, delete, truncate')"),
+        );
+    }
+    if row.try_get(3)? {
+        wrong(
+            format!("publication {name} publishes by partition root"),
+            format!("ALTER PUBLICATION {publication} SET (publish_via_partition_root = false)"),
+        );
+    }
+    if row.try_get(5)? {
+        wrong(
+            format!("publication {name} publishes generated columns, which a snapshot does not read"),
+            format!("ALTER PUBLICATION {publication} SET (publish_generated_columns = none)"),
+        );
+    }
+    if whole_schemas {
+        wrong(
+            format!("publication {name} publishes whole schemas"),
+            format!("ALTER PUBLICATION {publication} DROP TABLES IN SCHEMA ...; -- each of them"),
+        );
+    }
+    Ok(findings)
+}
+
+/// Reads and judges the publication; `None` when there is none of that name.
+pub async fn judge(client: &Client, name: &str, wanted: &[Table]) -> Result<Option<Publication>, Error> {
+    Looks::prepare(client).await?.judge(client, name, wanted).await
+}
+
+/// Takes note of tables that were not there at an earlier look, and whether they have rows.
+pub(crate) async fn note_new(client: &Client, tables: &mut [PublishedTable], known: &mut HashSet<u32>) {
+    for table in tables.iter_mut().filter(|table| known.insert(table.relation)) {
+        // A lock that is not to be had soon is no reason to wait.
+        let asked = tokio::time::timeout(EMPTY_PATIENCE, async {
+            client.batch_execute("BEGIN; SET LOCAL lock_timeout = '50ms'").await?;
+            let empty = client.query_one(EMPTY, &[&table.relation]).await;
+            client.batch_execute("ROLLBACK").await?;
+            empty?.try_get::<_, bool>(0)
+        });
+        table.filled = !matches!(asked.await, Ok(Ok(true)));
+    }
+}
+
+/// How long it may take to find out whether a table is empty.
+const EMPTY_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// Why a table that was published is not any more.
+pub(crate) async fn absence(
+    client: &Client,
+    publication: &str,
+    relation: u32,
+    table: &Table,
+) -> Result<Refusal, Error> {
+    let now = catalog::name_of(client, relation).await?;
+    let other = table.oid(client).await?;
+    Ok(match (now, other) {
+        (Some(now), _) if now == *table => Refusal::new(
+            format!("table {table} was taken out of publication \"{publication}\" by hand"),
+            "run `millrace setup` and start the reader: it reads the table again; or take it out of `postgres.tables`",
+        ),
+        (Some(now), _) => Refusal::new(
+            format!("table {table} was renamed to {now} and taken out of publication \"{publication}\""),
+            format!("rename it back and run `millrace setup`; or correct `postgres.tables` and {NEW_LOG}"),
+        ),
+        (None, Some(_)) => {
+            Refusal::new(format!("table {table} was dropped, and another table has its name now"), NEW_LOG)
+        }
+        (None, None) => Refusal::new(
+            format!("table {table} was dropped; the log has all that was committed before"),
+            "take it out of `postgres.tables` and run `millrace setup`",
+        ),
+    })
+}
