@@ -3,6 +3,8 @@
 use clap::ValueEnum;
 use testkit::services::Postgres;
 
+use crate::sides::Side;
+
 /// The database that holds it.
 pub(crate) const DATABASE: &str = "app";
 
@@ -26,6 +28,27 @@ pub(crate) enum Shape {
     Steady,
     /// No change at all: what the processes take at rest
     Idle,
+}
+
+impl Shape {
+    /// The sides that fit, in the order in which they run.
+    pub(crate) fn sides(self) -> &'static [Side] {
+        match self {
+            Shape::Steady | Shape::Idle => &[Side::Reader, Side::Counters, Side::Search],
+            Shape::Stores => &[
+                Side::Consumer,
+                Side::Redis,
+                Side::Counters,
+                Side::OtherCounters,
+                Side::Tantivy,
+                Side::Search,
+                Side::OtherSearch,
+            ],
+            Shape::Batches | Shape::Singles | Shape::One | Shape::Snapshot => {
+                &[Side::Limit, Side::Again, Side::Reader, Side::Other, Side::Producer, Side::Debezium]
+            }
+        }
+    }
 }
 
 /// The table; its rows are about 400 bytes.

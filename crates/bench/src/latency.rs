@@ -13,6 +13,8 @@ use testkit::services::Postgres;
 
 use crate::Options;
 use crate::backlog::DATABASE;
+use crate::program::Build;
+use crate::rounds::{Column, Figures};
 use crate::sides::{self, Side};
 use crate::stack::Stack;
 
@@ -26,19 +28,12 @@ const SEARCH_LOOK: Duration = Duration::from_millis(20);
 /// What comes before is not measured: a new JVM compiles the broker meanwhile.
 const WARM_UP: Duration = Duration::from_secs(120);
 
-/// From commit to visible, in one place.
-pub(crate) struct Latency {
-    pub(crate) place: &'static str,
-    pub(crate) p50: Duration,
-    pub(crate) p99: Duration,
-    pub(crate) max: Duration,
-}
+/// What is measured of each place: from commit to visible.
+pub(crate) const COLUMNS: [Column; 3] = [("p50 ms", 1), ("p99 ms", 1), ("max ms", 1)];
 
-pub(crate) fn run(options: &Options) -> Result<Vec<Latency>> {
+pub(crate) fn run(options: &Options, build: Build<'_>) -> Result<Vec<Figures>> {
     let sides = options.sides();
-    let fits = |side: &Side| matches!(side, Side::Reader | Side::Counters | Side::Search);
-    ensure!(sides.iter().all(fits), "`steady` measures reader, counters and search: no other --sides");
-    let stack = Stack::start("steady", &sides, |_, _| Ok(()))?;
+    let stack = Stack::start(build, "steady", &sides, |_, _| Ok(()))?;
     let rows = options.rows;
     eprintln!("{rows} transactions, {} a second", options.rate);
     let consumer = sides::consumer(&stack.kafka, "millrace.steady.1")?;
@@ -63,7 +58,8 @@ pub(crate) fn run(options: &Options) -> Result<Vec<Latency>> {
         let commits = write(&stack.postgres, rows, options.rate);
         let latencies = seen.into_iter().map(|(place, watched)| {
             let sights = watched.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            sights.with_context(|| place).and_then(|sights| latency(place, &commits, &sights))
+            let values = sights.and_then(|sights| latency(&commits, &sights)).context(place)?;
+            Ok(Figures { build: build.name(), subject: place, values })
         });
         latencies.collect()
     })
@@ -132,7 +128,8 @@ fn watch(rows: u64, look: Duration, mut count: impl FnMut() -> Result<u64>) -> R
     }
 }
 
-fn latency(place: &'static str, commits: &[i64], sights: &[(i64, u64)]) -> Result<Latency> {
+/// Figures of one place, in the order of [`COLUMNS`].
+fn latency(commits: &[i64], sights: &[(i64, u64)]) -> Result<Vec<f64>> {
     let from = *commits.first().context("there are commits")? + i64::try_from(WARM_UP.as_micros())?;
     let mut all = Vec::with_capacity(commits.len());
     let mut left = commits;
@@ -146,7 +143,8 @@ fn latency(place: &'static str, commits: &[i64], sights: &[(i64, u64)]) -> Resul
     all.sort_unstable();
     let part = |part: f64| all.get((all.len() as f64 * part) as usize).copied();
     let max = *all.last().context("more rows than the warm-up takes are needed: --rows")?;
-    Ok(Latency { place, p50: part(0.5).unwrap_or(max), p99: part(0.99).unwrap_or(max), max })
+    let figures = [part(0.5).unwrap_or(max), part(0.99).unwrap_or(max), max];
+    Ok(figures.map(|time| time.as_secs_f64() * 1e3).to_vec())
 }
 
 fn now_us() -> Result<i64> {

@@ -23,7 +23,7 @@ pub(crate) fn cpu(process: u32) -> Duration {
 }
 
 /// The most memory that a process has had resident, KiB.
-pub(crate) fn peak_kib(process: u32) -> u64 {
+fn peak_kib(process: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)

@@ -3,12 +3,11 @@
 use std::path::Path;
 
 use anyhow::{Result, anyhow};
-use clap::ValueEnum as _;
 use plotters::prelude::*;
 
-use crate::Options;
 use crate::measure::Sample;
-use crate::report::of;
+use crate::report::{median, of};
+use crate::{Options, value_name};
 
 const SIZE: (u32, u32) = (720, 360);
 /// Of what runs beside Millrace, and of Millrace.
@@ -18,8 +17,7 @@ const OURS: RGBColor = RGBColor(38, 110, 180);
 pub(crate) fn draw(path: &Path, options: &Options, samples: &[Sample]) -> Result<()> {
     let sides = options.sides();
     let most = samples.iter().map(Sample::rows_per_second).fold(0.0, f64::max);
-    let shape =
-        options.shape.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+    let shape = value_name(&options.shape);
     let failed = |error: &dyn std::fmt::Display| anyhow!("cannot draw {}: {error}", path.display());
 
     let root = SVGBackend::new(path, SIZE).into_drawing_area();
@@ -44,7 +42,7 @@ pub(crate) fn draw(path: &Path, options: &Options, samples: &[Sample]) -> Result
         .draw()
         .map_err(|e| failed(&e))?;
     let bars = sides.iter().enumerate().map(|(place, side)| {
-        let rate = of(samples, *side, &Sample::rows_per_second).unwrap_or(0.0);
+        let rate = median(of(samples, *side, Sample::rows_per_second)).unwrap_or(0.0);
         let (from, to) = (SegmentValue::Exact(place), SegmentValue::Exact(place + 1));
         let color = if side.is_ours() { OURS } else { PEER };
         let mut bar = Rectangle::new([(from, 0.0), (to, rate / 1000.0)], color.filled());

@@ -10,6 +10,7 @@ use crate::Options;
 use crate::backlog::{self, DATABASE, Shape};
 use crate::measure::{Sample, Watched};
 use crate::producer;
+use crate::rounds::in_order;
 use crate::sides::{PATIENCE, Place, Side};
 
 /// Between two looks at what runs.
@@ -31,17 +32,13 @@ pub(crate) fn all(options: &Options) -> Result<Vec<Sample>> {
     postgres.sql(DATABASE, "CREATE PUBLICATION bench FOR TABLE emails");
     let mut places = Vec::new();
     for round in 1..=options.rounds {
-        let mut sides = options.sides();
-        if round % 2 == 0 {
-            sides.reverse();
-        }
-        for side in sides {
+        for side in in_order(options.sides(), round) {
             let place = Place {
                 postgres: &postgres,
                 kafka: &kafka,
                 shape: options.shape,
                 side,
-                variant: &options.variant,
+                build: options.build(side),
                 name: format!("{}_{round}", side.name().replace(' ', "_")),
                 directory: tempfile::tempdir()?,
             };
@@ -72,7 +69,7 @@ pub(crate) fn all(options: &Options) -> Result<Vec<Sample>> {
         }
         let sample = sample.with_context(|| format!("{} in round {round}", place.side.name()))?;
         eprintln!(
-            "round {round}: {:<12} {:>9.0} rows/s, {:.1} s",
+            "round {round}: {:<14} {:>9.0} rows/s, {:.1} s",
             sample.side,
             sample.rows_per_second(),
             sample.time.as_secs_f64()

@@ -1,12 +1,12 @@
 //! Who drains the backlog, and how one knows that it is drained.
 
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use change::{Lsn, Progress};
+use change::Lsn;
 use clap::ValueEnum;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
@@ -16,11 +16,14 @@ use tempfile::TempDir;
 use testkit::services::{Debezium, Kafka, Postgres, Process};
 
 use crate::backlog::{DATABASE, Shape};
+use crate::ledger::Ledger;
+use crate::measure::until;
+use crate::program::Build;
 
 /// How long anything may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(3600);
 /// A process that does not come up in this time never does.
-const START: Duration = Duration::from_secs(60);
+pub(crate) const START: Duration = Duration::from_secs(60);
 
 /// Debezium's settings: what its documentation says for throughput.
 const DEBEZIUM: &str = "
@@ -60,7 +63,7 @@ pub(crate) enum Side {
     Again,
     /// Millrace's reader, exactly once to Kafka
     Reader,
-    /// The same with what --program and --property say
+    /// The reader of the build that --program and --property name
     Other,
     /// Debezium, tuned, to Kafka
     Debezium,
@@ -72,21 +75,14 @@ pub(crate) enum Side {
     Redis,
     /// Millrace's worker of counters: one of all rows, one of 10,000 groups
     Counters,
+    /// The worker of counters of the other build
+    OtherCounters,
     /// A plain consumer that parses each record and upserts a document
     Tantivy,
     /// Millrace's search worker
     Search,
-}
-
-/// What distinguishes [`Side::Other`] from [`Side::Reader`].
-#[derive(clap::Args, Clone, Debug)]
-pub(crate) struct Variant {
-    /// Another build of Millrace, which the side `other` runs
-    #[arg(long)]
-    program: Option<PathBuf>,
-    /// A librdkafka property, `NAME=VALUE`, that the side `other` has
-    #[arg(long)]
-    property: Vec<String>,
+    /// The search worker of the other build
+    OtherSearch,
 }
 
 impl Side {
@@ -101,22 +97,34 @@ impl Side {
             Side::Consumer => "consumer",
             Side::Redis => "redis",
             Side::Counters => "counters",
+            Side::OtherCounters => "other counters",
             Side::Tantivy => "tantivy",
             Side::Search => "search",
+            Side::OtherSearch => "other search",
         }
     }
 
-    /// Whether it is Millrace.
+    /// True for Millrace itself, of any build.
     pub(crate) fn is_ours(self) -> bool {
-        matches!(self, Side::Reader | Side::Other | Side::Counters | Side::Search)
+        matches!(self, Side::Reader | Side::Counters | Side::Search) || self.own().is_some()
+    }
+
+    /// For a side of the other build, the side of this build that does the same.
+    pub(crate) fn own(self) -> Option<Side> {
+        match self {
+            Side::Other => Some(Side::Reader),
+            Side::OtherCounters => Some(Side::Counters),
+            Side::OtherSearch => Some(Side::Search),
+            _ => None,
+        }
     }
 
     /// What it is compared with.
     pub(crate) fn limit(self) -> Side {
         match self {
-            Side::Consumer | Side::Counters => Side::Consumer,
+            Side::Consumer | Side::Counters | Side::OtherCounters => Side::Consumer,
             Side::Redis => Side::Redis,
-            Side::Tantivy | Side::Search => Side::Tantivy,
+            Side::Tantivy | Side::Search | Side::OtherSearch => Side::Tantivy,
             _ => Side::Limit,
         }
     }
@@ -128,7 +136,8 @@ pub(crate) struct Place<'a> {
     pub(crate) kafka: &'a Kafka,
     pub(crate) shape: Shape,
     pub(crate) side: Side,
-    pub(crate) variant: &'a Variant,
+    /// The build of Millrace that runs, where it is Millrace.
+    pub(crate) build: Build<'a>,
     /// Names slot, pipeline, topic and files.
     pub(crate) name: String,
     pub(crate) directory: TempDir,
@@ -139,7 +148,7 @@ pub(crate) enum Running {
     /// Until it ends.
     Program(Process),
     /// Until its ledger has come to the LSN, which in a snapshot is the end of the snapshot.
-    Reader(Process, BaseConsumer, Option<Lsn>),
+    Reader(Process, Ledger, Option<Lsn>),
     /// Until the topic has so many records.
     Debezium(Debezium, BaseConsumer, String, i64),
 }
@@ -168,31 +177,11 @@ impl Running {
             },
             Running::Reader(process, ledger, head) => {
                 anyhow::ensure!(process.ended().is_none(), "the reader ended");
-                while let Some(record) = ledger.poll(Duration::ZERO) {
-                    let record = match record {
-                        Err(KafkaError::PartitionEOF(_)) => break,
-                        record => record?,
-                    };
-                    if record.key() == Some(b"progress") {
-                        let progress: Progress =
-                            serde_json::from_slice(record.payload().unwrap_or_default())?;
-                        match head {
-                            Some(head) if progress.end_lsn >= *head => return Ok(true),
-                            None if progress.snapshot.is_none() => return Ok(true),
-                            _ => {}
-                        }
-                    }
-                }
-                Ok(false)
+                ledger.has_reached(*head)
             }
             Running::Debezium(_, consumer, topic, records) => Ok(end(consumer, topic)? >= *records),
         }
     }
-}
-
-/// Millrace as it was built beside this program.
-pub(crate) fn own_program() -> PathBuf {
-    std::env::current_exe().map(|exe| exe.with_file_name("millrace")).unwrap_or_default()
 }
 
 /// Reads a topic from its beginning.
@@ -211,12 +200,6 @@ pub(crate) fn consumer(kafka: &Kafka, topic: &str) -> Result<BaseConsumer> {
     Ok(consumer)
 }
 
-/// Waits until a process has said something.
-pub(crate) fn wait_for_log(log: &Path, text: &str) -> Result<()> {
-    let said = crate::measure::until(START, || Ok(fs::read_to_string(log)?.contains(text)));
-    said.with_context(|| fs::read_to_string(log).unwrap_or_default())
-}
-
 /// Whether a record tells of a row that is there.
 pub(crate) fn is_row(message: &BorrowedMessage<'_>) -> Result<bool> {
     let value = std::str::from_utf8(message.payload().unwrap_or_default())?;
@@ -230,10 +213,6 @@ fn end(consumer: &BaseConsumer, topic: &str) -> Result<i64> {
 }
 
 impl Place<'_> {
-    fn config(&self) -> PathBuf {
-        self.directory.path().join("millrace.toml")
-    }
-
     /// What a reader writes.
     pub(crate) fn log_topic(&self) -> String {
         format!("millrace.{}.1", self.name)
@@ -258,24 +237,16 @@ impl Place<'_> {
                 }
             }
             Side::Reader | Side::Other => {
-                let mut text = format!(
-                    "pipeline = \"{}\"\n[postgres]\nurl = \"{}\"\ntables = [\"public.emails\"]\n\
-                     [kafka]\nbootstrap = \"{}\"\n[kafka.properties]\n",
-                    self.name,
-                    self.postgres.url(DATABASE),
-                    self.kafka.bootstrap()
-                );
-                for property in self.variant.property.iter().filter(|_| self.side == Side::Other) {
-                    let (name, value) = property.split_once('=').context("--property takes NAME=VALUE")?;
-                    text += &format!("{name:?} = {value:?}\n");
-                }
-                fs::write(self.config(), text)?;
+                let directory = self.directory.path();
+                self.build.configure(directory, &self.name, self.postgres, self.kafka, "")?;
                 let setup = self.millrace(&["setup"]).output()?;
                 anyhow::ensure!(setup.status.success(), "{}", String::from_utf8_lossy(&setup.stderr));
                 if self.shape != Shape::Snapshot {
                     // The empty table is read, and the reader away.
                     let mut reader = self.spawn(&mut self.millrace(&["reader"]))?;
-                    self.wait_for_log("the snapshot is complete")?;
+                    let ledger = Ledger::of(self.kafka, &self.log_topic())?;
+                    until(START, || ledger.has_reached(None))
+                        .with_context(|| fs::read_to_string(self.log()).unwrap_or_default())?;
                     reader.signal("TERM");
                     reader.wait(START);
                 }
@@ -298,19 +269,12 @@ impl Place<'_> {
     }
 
     fn millrace(&self, arguments: &[&str]) -> Command {
-        let program = self.variant.program.clone().filter(|_| self.side == Side::Other);
-        let mut command = Command::new(program.unwrap_or_else(own_program));
-        command.arg("--config").arg(self.config()).args(arguments).stdin(Stdio::null());
-        command
+        self.build.command(self.directory.path(), arguments)
     }
 
     fn spawn(&self, command: &mut Command) -> Result<Process> {
         let log = File::create(self.log())?;
         Ok(Process::spawn(command.stdout(log.try_clone()?).stderr(log)))
-    }
-
-    fn wait_for_log(&self, text: &str) -> Result<()> {
-        wait_for_log(&self.log(), text)
     }
 
     /// Starts the side; it is to come to `head`, through so many row changes.
@@ -329,12 +293,9 @@ impl Place<'_> {
                 Running::Program(self.spawn(&mut receive)?)
             }
             Side::Reader | Side::Other => {
-                let ledger = consumer(self.kafka, &format!("millrace.{}.1.ledger", self.name))?;
+                let ledger = Ledger::of(self.kafka, &self.log_topic())?;
                 let head = (self.shape != Shape::Snapshot).then_some(head);
                 Running::Reader(self.spawn(&mut self.millrace(&["reader"]))?, ledger, head)
-            }
-            Side::Producer | Side::Consumer | Side::Redis | Side::Counters | Side::Tantivy | Side::Search => {
-                return self.misfit();
             }
             Side::Debezium => {
                 let topic = format!("{}.public.emails", self.name);
@@ -343,6 +304,7 @@ impl Place<'_> {
                 let debezium = Debezium::tuned(self.kafka, self.postgres, DATABASE, &properties);
                 Running::Debezium(debezium, consumer(self.kafka, &topic)?, topic, i64::try_from(changes)?)
             }
+            _ => return self.misfit(),
         })
     }
 

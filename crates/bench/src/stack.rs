@@ -1,13 +1,14 @@
 //! Millrace's processes and their servers, running.
 
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Result, ensure};
 use tempfile::TempDir;
 use testkit::services::{Kafka, Postgres, Process, Redis, free_port};
 
-use crate::backlog::{self, DATABASE};
-use crate::sides::{COUNTERS, INDEXES, Side, own_program};
+use crate::backlog;
+use crate::program::Build;
+use crate::sides::{COUNTERS, INDEXES, Side};
 
 pub(crate) struct Stack {
     /// By role. They end before their servers do, as fields are dropped in this order.
@@ -21,9 +22,10 @@ pub(crate) struct Stack {
 }
 
 impl Stack {
-    /// Makes the table, has `prepare` do what comes before the pipeline is set up, and returns when the stores are
+    /// Makes the table, has `prepare` do what comes before `build` sets the pipeline up, and returns when the stores are
     /// complete. The counters' and the search worker are among the processes where they are among the `sides`.
     pub(crate) fn start(
+        build: Build<'_>,
         pipeline: &str,
         sides: &[Side],
         prepare: impl FnOnce(&Postgres, &Kafka) -> Result<()>,
@@ -33,30 +35,24 @@ impl Stack {
         backlog::keep_old_rows(&postgres);
         prepare(&postgres, &kafka)?;
         let (directory, search) = (tempfile::tempdir()?, free_port());
-        let config = directory.path().join("millrace.toml");
-        let mut text = format!(
-            "pipeline = \"{pipeline}\"\n[postgres]\nurl = \"{}\"\ntables = [\"public.emails\"]\n\
-             [kafka]\nbootstrap = \"{}\"\n",
-            postgres.url(DATABASE),
-            kafka.bootstrap()
-        );
+        let mut stores = String::new();
         let mut roles = vec!["reader"];
         if sides.contains(&Side::Counters) {
-            text += &format!("[redis]\nurl = \"{}\"\n{COUNTERS}", redis.url());
+            stores += &format!("[redis]\nurl = \"{}\"\n{COUNTERS}", redis.url());
             roles.push("counters");
         }
         if sides.contains(&Side::Search) {
             let directory = directory.path().join("search");
-            text += &format!(
+            stores += &format!(
                 "[search]\ndirectory = \"{}\"\nlisten = \"127.0.0.1:{search}\"\n{INDEXES}",
                 directory.display()
             );
             roles.push("search");
         }
-        std::fs::write(&config, text)?;
+        build.configure(directory.path(), pipeline, &postgres, &kafka, &stores)?;
         let millrace = |arguments: &[&str]| {
-            let mut command = Command::new(own_program());
-            command.arg("--config").arg(&config).args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
+            let mut command = build.command(directory.path(), arguments);
+            command.stdout(Stdio::null());
             command
         };
         ensure!(millrace(&["setup"]).status()?.success(), "millrace setup");

@@ -1,9 +1,7 @@
 //! The stores' workers drain the log of a backlog, each beside its limit: a plain consumer that counts, a plain loop of
-//! Tantivy upserts.
+//! Tantivy upserts. Workers of another build drain the same log, which is this build's.
 
-use std::fs::File;
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -16,10 +14,15 @@ use testkit::services::{Kafka, Postgres, Process, Redis, free_port};
 
 use crate::Options;
 use crate::backlog::{self, DATABASE, Shape};
+use crate::ledger::Ledger;
 use crate::measure::{Sample, Watched, until, within};
 use crate::producer;
-use crate::sides::{self, COUNTERS, INDEXES, PATIENCE, Running, Side, is_row};
+use crate::program::Build;
+use crate::rounds::in_order;
+use crate::sides::{self, COUNTERS, INDEXES, PATIENCE, Running, START, Side, is_row};
 
+/// The pipeline, and the topic of its log.
+const NAME: &str = "stores";
 const TOPIC: &str = "millrace.stores.1";
 /// Between two looks at how far a worker is.
 const LOOK: Duration = Duration::from_millis(20);
@@ -37,22 +40,18 @@ pub(crate) fn run(options: &Options) -> Result<Vec<Sample>> {
     let changes = fill_log(&postgres, &kafka, options.rows)?;
     let mut samples = Vec::new();
     for round in 1..=options.rounds {
-        let mut sides = options.sides();
-        if round % 2 == 0 {
-            sides.reverse();
-        }
-        for side in sides {
+        for side in in_order(options.sides(), round) {
             let sample = match side {
                 Side::Consumer => within(&kafka, side, round, || count(&kafka))?,
                 Side::Redis => within(&kafka, side, round, || increment(changes))?,
                 Side::Tantivy => within(&kafka, side, round, || upsert(&kafka, options.rows))?,
-                Side::Counters | Side::Search => {
-                    worker(&postgres, &kafka, side, round, options.rows, changes)?
+                Side::Counters | Side::OtherCounters | Side::Search | Side::OtherSearch => {
+                    worker(&postgres, &kafka, options, side, round, changes)?
                 }
                 _ => bail!("side {} does not belong to the shape `stores`", side.name()),
             };
             eprintln!(
-                "round {round}: {:<12} {:>9.0} rows/s, {:.1} s",
+                "round {round}: {:<14} {:>9.0} rows/s, {:.1} s",
                 sample.side,
                 sample.rows_per_second(),
                 sample.time.as_secs_f64()
@@ -63,38 +62,26 @@ pub(crate) fn run(options: &Options) -> Result<Vec<Sample>> {
     Ok(samples)
 }
 
-fn millrace(config: &Path, role: &str) -> Command {
-    let mut command = Command::new(sides::own_program());
-    command.arg("--config").arg(config).arg(role).stdin(Stdio::null());
-    command
-}
-
-fn config(postgres: &Postgres, kafka: &Kafka, rest: &str) -> String {
-    format!(
-        "pipeline = \"stores\"\n[postgres]\nurl = \"{}\"\ntables = [\"public.emails\"]\n[kafka]\nbootstrap = \"{}\"\n{rest}",
-        postgres.url(DATABASE),
-        kafka.bootstrap()
-    )
-}
-
 /// Has the reader write the log; gives the number of row changes.
 fn fill_log(postgres: &Postgres, kafka: &Kafka, rows: u64) -> Result<u64> {
     backlog::make_table(postgres);
     backlog::keep_old_rows(postgres);
     let directory = tempfile::tempdir()?;
-    let path = directory.path().join("millrace.toml");
-    std::fs::write(&path, config(postgres, kafka, ""))?;
-    ensure!(millrace(&path, "setup").stdout(Stdio::null()).status()?.success(), "millrace setup");
+    Build::Own.configure(directory.path(), NAME, postgres, kafka, "")?;
+    let millrace = |arguments: &[&str]| {
+        let mut command = Build::Own.command(directory.path(), arguments);
+        command.stdout(Stdio::null());
+        command
+    };
+    ensure!(millrace(&["setup"]).status()?.success(), "millrace setup");
     eprintln!("filling the table and the log");
-    let log = directory.path().join("log");
-    let reader =
-        Process::spawn(millrace(&path, "reader").stdout(File::create(&log)?).stderr(File::create(&log)?));
+    let reader = Process::spawn(millrace(&["reader"]).stderr(Stdio::null()));
+    let ledger = Ledger::of(kafka, TOPIC)?;
     // The empty table is read.
-    sides::wait_for_log(&log, "the snapshot is complete")?;
+    until(START, || ledger.has_reached(None))?;
     let changes = backlog::fill(postgres, Shape::Batches, rows);
     let head = postgres.value(DATABASE, "SELECT pg_current_wal_insert_lsn()").parse()?;
     postgres.sql(DATABASE, "SELECT pg_logical_emit_message(true, 'bench', '')");
-    let ledger = sides::consumer(kafka, &format!("{TOPIC}.ledger"))?;
     let mut running = Running::Reader(reader, ledger, Some(head));
     until(PATIENCE, || running.done())?;
     Ok(changes)
@@ -177,32 +164,31 @@ fn upsert(kafka: &Kafka, documents: u64) -> Result<u64> {
 fn worker(
     postgres: &Postgres,
     kafka: &Kafka,
+    options: &Options,
     side: Side,
     round: u32,
-    documents: u64,
     changes: u64,
 ) -> Result<Sample> {
     let redis = Redis::start();
     let directory = tempfile::tempdir()?;
     let (search, telemetry) = (free_port(), free_port());
-    let (role, stores) = match side {
-        Side::Counters => ("counters", format!("[redis]\nurl = \"{}\"\n{COUNTERS}", redis.url())),
-        _ => (
-            "search",
-            format!(
-                "[search]\ndirectory = \"{}\"\nlisten = \"127.0.0.1:{search}\"\n{INDEXES}",
-                directory.path().join("search").display()
-            ),
-        ),
+    let counts = matches!(side, Side::Counters | Side::OtherCounters);
+    let (role, stores) = if counts {
+        ("counters", format!("[redis]\nurl = \"{}\"\n{COUNTERS}", redis.url()))
+    } else {
+        let files = directory.path().join("search");
+        let files = files.display();
+        let listen = format!("127.0.0.1:{search}");
+        ("search", format!("[search]\ndirectory = \"{files}\"\nlisten = \"{listen}\"\n{INDEXES}"))
     };
-    let path = directory.path().join("millrace.toml");
     let listen = format!("{stores}[telemetry.listen]\n{role} = \"127.0.0.1:{telemetry}\"\n");
-    std::fs::write(&path, config(postgres, kafka, &listen))?;
+    let build = options.build(side);
+    build.configure(directory.path(), NAME, postgres, kafka, &listen)?;
     let metrics = format!("http://127.0.0.1:{telemetry}/metrics");
 
     let mut broker = Watched::new(kafka.id());
     let mut server = Watched::new(redis.id());
-    let mut process = Process::spawn(millrace(&path, role).stderr(Stdio::null()));
+    let mut process = Process::spawn(build.command(directory.path(), &[role]).stderr(Stdio::null()));
     let mut own = Watched::born(process.id());
     let mut begun: Option<(Instant, u64)> = None;
     let launched = Instant::now();
@@ -222,15 +208,14 @@ fn worker(
     own.look();
     broker.look();
     server.look();
-    let found = match side {
-        Side::Counters => redis::cmd("GET").arg("total").query::<u64>(&mut redis.connect())?,
-        _ => {
-            let url = format!("http://127.0.0.1:{search}/indexes/emails/documents?limit=0");
-            let page: Value = ureq::get(&url).call()?.body_mut().read_json()?;
-            page["total"].as_u64().context("the page has a total")?
-        }
+    let found = if counts {
+        redis::cmd("GET").arg("total").query::<u64>(&mut redis.connect())?
+    } else {
+        let url = format!("http://127.0.0.1:{search}/indexes/emails/documents?limit=0");
+        let page: Value = ureq::get(&url).call()?.body_mut().read_json()?;
+        page["total"].as_u64().context("the page has a total")?
     };
-    ensure!(found == documents, "{found} rows are in the store of {documents}");
+    ensure!(found == options.rows, "{found} rows are in the store of {}", options.rows);
     process.signal("TERM");
     process.wait(PATIENCE);
     Ok(Sample {
