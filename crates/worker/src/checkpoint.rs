@@ -12,7 +12,8 @@ use crate::LogRecord;
 /// How far a store has come: kept in the store, in the same atomic write as the effect.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Checkpoint {
-    /// The log's random id, as in its record 0.
+    /// The log's random id, as in its record 0. Followed by `-replaced` where that log does not hold the records any more
+    /// that the store was built from.
     pub log: String,
     /// The log's generation.
     pub generation: u32,

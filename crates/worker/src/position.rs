@@ -1,12 +1,18 @@
 //! Where the stores stand: read, decided, and made so, before the log is read.
 
+use std::time::Duration;
+
 use change::{Lsn, Refusal};
 use tracing::{info, warn};
 
 use crate::continuity::{Continuity, Mismatch};
-use crate::run::{Failure, Member, Role, Worker, WorkerError};
+use crate::run::{Failure, Member, Role, Worker, WorkerError, elapsed};
 use crate::start::{Shown, Start, decide, decide_copy};
 use crate::{Checkpoint, Feed, LogState, Move, Sink, SinkError, StoreSpec, Stored};
+
+/// A record that the ledger does not know is missing if it does not come within this time. The ledger may be late behind
+/// the log, by as long as the brokers take to end a transaction in both.
+const MISSING_AFTER: Duration = Duration::from_secs(10);
 
 /// A store that the log does not continue, although it has the id in the store's checkpoint.
 #[derive(Clone, Debug)]
@@ -159,6 +165,16 @@ impl Worker<'_> {
         self.replaced.resize(self.stores.len().max(self.replaced.len()), None);
         self.replaced[place] = self.stores[place].clone().map(|at| Replaced { at, reason: reason.clone() });
         Failure::Again(reason)
+    }
+
+    /// On an idle log: gives up waiting for a record that a store was left at and that the log does not hold.
+    pub(crate) fn miss_last_records(&mut self, feed: &mut dyn Feed) -> Result<(), Failure> {
+        if !self.continuity.waits() || elapsed(self.positioned_at, self.clock.now_us()) < MISSING_AFTER {
+            return Ok(());
+        }
+        let log_end = feed.progress()?.map(|progress| progress.log_end);
+        let missing = log_end.and_then(|log_end| self.continuity.missing(log_end));
+        missing.map_or(Ok(()), |mismatch| Err(self.left_behind(&mismatch)))
     }
 
     /// Why the log is known not to continue a store that is where it was when that was found out.

@@ -24,9 +24,6 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 const GROUP_INTERVAL: Duration = Duration::from_secs(1);
 /// A store stands still for its copy for at most so long; a copy that goes on needs no more than a commit.
 const HOLD_LIMIT: Duration = Duration::from_secs(60);
-/// A record that the ledger does not know is missing if it does not come within this time. The ledger may be late behind
-/// the log, by as long as the brokers take to end a transaction in both.
-const MISSING_AFTER: Duration = Duration::from_secs(10);
 /// Waits between tries while a store is away: doubled from the first to the last.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 
@@ -331,16 +328,6 @@ impl<'a> Worker<'a> {
         self.check(sink)
     }
 
-    /// On an idle log: gives up waiting for a record that a store was left at and that the log does not hold.
-    fn miss_last_records(&mut self, feed: &mut dyn Feed) -> Result<(), Failure> {
-        if !self.continuity.waits() || elapsed(self.positioned_at, self.clock.now_us()) < MISSING_AFTER {
-            return Ok(());
-        }
-        let log_end = feed.progress()?.map(|progress| progress.log_end);
-        let missing = log_end.and_then(|log_end| self.continuity.missing(log_end));
-        missing.map_or(Ok(()), |mismatch| Err(self.left_behind(&mismatch)))
-    }
-
     /// Takes in one record.
     fn take(
         &mut self,
@@ -462,6 +449,19 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
+    /// Takes the LSN of a store whose place was passed. It is greater than that of the log's records if it came from a
+    /// ledger that has fallen back since.
+    fn follow_siblings(&mut self) {
+        for (place, at) in self.stores.iter().enumerate() {
+            if let Some(at) = at
+                && at.next_offset <= self.next_offset
+                && !self.continuity.awaits(place)
+            {
+                self.lsn = self.lsn.max(at.lsn);
+            }
+        }
+    }
+
     /// Whether a store that was filled up to here may be shown.
     fn caught_up(&self) -> bool {
         self.ready_at.is_some_and(|(at, lsn)| self.next_offset >= at && self.lsn >= lsn)
@@ -497,6 +497,7 @@ impl<'a> Worker<'a> {
 
     /// Effects and checkpoints move together; the group's offset follows.
     fn commit(&mut self, feed: &mut dyn Feed, sink: &mut dyn Sink) -> Result<(), Failure> {
+        self.follow_siblings();
         let moves = self.moves();
         if moves.iter().all(Option::is_none) {
             return Ok(());
@@ -635,6 +636,6 @@ impl Drop for Worker<'_> {
     }
 }
 
-fn elapsed(since_us: i64, now_us: i64) -> Duration {
+pub(crate) fn elapsed(since_us: i64, now_us: i64) -> Duration {
     Duration::from_micros(u64::try_from(now_us - since_us).unwrap_or(0))
 }
