@@ -64,7 +64,9 @@ impl Feed for Log {
             } else {
                 ("millrace.position", header.as_str())
             };
-            batch.push(*offset, b"{}", br#"{"ts_ms":1,"op":"c"}"#, [(name, content.as_bytes())]).unwrap();
+            batch
+                .push(*offset, b"{}", br#"{"ts_ms":1,"op":"c"}"#, [(name, content.as_bytes())])
+                .expect("our header");
         }
         self.next = self.end.max(self.next);
         Ok(if batch.is_empty() { FeedEvent::Idle } else { FeedEvent::Records })
@@ -237,7 +239,7 @@ fn empty() -> Checkpoint {
 /// What a worker leaves that has read the first so many records.
 fn left_after(records: usize) -> Checkpoint {
     let mut store = Store::at(&[empty()]);
-    live(&mut Log::of(&WRITTEN[..records]), &mut store).unwrap();
+    live(&mut Log::of(&WRITTEN[..records]), &mut store).expect("nothing is wrong");
     store.checkpoint(0).clone()
 }
 
