@@ -77,7 +77,7 @@ impl Checkpoint {
 }
 
 /// A record of the log, as a checkpoint remembers it. Written `41 0/16B3748:t:5 9f86d081884c7d65`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct LastRecord {
     /// Its offset.
     pub offset: i64,

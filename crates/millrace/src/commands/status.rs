@@ -1,5 +1,6 @@
 //! `millrace status`: how far everything has come, from Postgres' head to each store.
 
+use std::collections::HashMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use change::{Lsn, TableProgress};
@@ -223,11 +224,12 @@ pub(crate) fn execute(process: &Process, format: Format) -> Outcome {
             log: Seen::of(log.and_then(|names| self::log(&kafka, &names, head))),
         }
     });
+    let mut last_records = LastRecords { kafka: &kafka, pipeline, compared: HashMap::new() };
     let line = |store: Store| {
         let next = next.as_ref().filter(|next| store.generation == Some(next.generation));
         let log = next.map_or(&log, |next| &next.log).here();
         let lag = store_lag(&kafka, pipeline, &store, head, log);
-        let last_record = log.and_then(|_| last_record(&kafka, pipeline, &store));
+        let last_record = log.and_then(|_| last_records.of(&store));
         StoreLine { lag, last_record, store }
     };
     let stores = stores.into_iter().map(line).collect();
@@ -298,11 +300,26 @@ fn store_lag(kafka: &Connection, pipeline: &str, store: &Store, head: Option<Lsn
     Lag { lag_bytes, lag_seconds }
 }
 
-/// What is to be said of the record that a store was left at, which a worker demands from the log when it starts.
-fn last_record(kafka: &Connection, pipeline: &str, store: &Store) -> Option<&'static str> {
-    store.next_offset.filter(|offset| *offset > 1)?;
-    let Some(last) = store.last else { return Some("its checkpoint does not name its last record") };
-    let names = Names::new(pipeline, store.generation?).ok()?;
+/// The records that stores were left at, compared with the log. Stores that move together share one, which is read once.
+struct LastRecords<'a> {
+    kafka: &'a Connection,
+    pipeline: &'a str,
+    compared: HashMap<(u32, LastRecord), Option<&'static str>>,
+}
+
+impl LastRecords<'_> {
+    /// What is to be said of the record that a store was left at, which a worker demands from the log when it starts.
+    fn of(&mut self, store: &Store) -> Option<&'static str> {
+        store.next_offset.filter(|offset| *offset > 1)?;
+        let Some(last) = store.last else { return Some("its checkpoint does not name its last record") };
+        let generation = store.generation?;
+        let compare = || compare(self.kafka, self.pipeline, generation, last);
+        *self.compared.entry((generation, last)).or_insert_with(compare)
+    }
+}
+
+fn compare(kafka: &Connection, pipeline: &str, generation: u32, last: LastRecord) -> Option<&'static str> {
+    let names = Names::new(pipeline, generation).ok()?;
     let end = Some(last.offset + 1);
     let mut reader = match RangeReader::open(kafka, &names, Start::Offset(last.offset), end) {
         Ok(reader) => reader,
