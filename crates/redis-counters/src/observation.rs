@@ -14,10 +14,11 @@ use crate::shape::Shape;
 /// The checkpoint's format written by this version.
 const FORMAT: u32 = 1;
 /// Lines of an observation.
-const LINES: usize = 18;
-/// The checkpoint's fields, in the order of `counter.lua`.
-const FIELDS: [&str; 9] =
-    ["format", "log", "generation", "offset", "lsn", "definition", "groups", "state", "skipped"];
+const LINES: usize = 19;
+/// The checkpoint's fields, in the order of `counter.lua`. A checkpoint of an older version has no `last`, which is seen
+/// as empty; an older version that goes on with a newer checkpoint leaves `last` as it is.
+const FIELDS: [&str; 10] =
+    ["format", "log", "generation", "offset", "lsn", "definition", "groups", "state", "skipped", "last"];
 
 /// A counter as our own commits leave it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -69,6 +70,7 @@ impl Held {
             self.groups.to_string(),
             if at.ready { "ready" } else { "filling" }.to_owned(),
             at.skipped.iter().map(i64::to_string).collect::<Vec<_>>().join(","),
+            at.last.map_or_else(String::new, |last| last.to_string()),
         ];
         let mut contents = contents.into_iter();
         FIELDS.map(|field| (field, contents.next().unwrap_or_default()))
@@ -166,16 +168,16 @@ impl<'a> Observation<'a> {
     fn parse(text: &'a str) -> Option<Self> {
         let lines: [&str; LINES] = text.split('\n').collect::<Vec<_>>().try_into().ok()?;
         let mut fields = [""; FIELDS.len()];
-        fields.copy_from_slice(&lines[3..12]);
+        fields.copy_from_slice(&lines[3..13]);
         let key = |place: usize| (lines[place], lines[place + 1]);
         Some(Observation {
             owners: lines[0],
             owner: lines[1],
             checkpoint: lines[2],
             fields,
-            value: key(12),
-            rows: key(14),
-            nonnull: key(16),
+            value: key(13),
+            rows: key(15),
+            nonnull: key(17),
         })
     }
 
@@ -211,7 +213,7 @@ impl<'a> Observation<'a> {
     }
 
     fn held(&self) -> Option<Held> {
-        let [format, log, generation, offset, lsn, definition, groups, state, skipped] = self.fields;
+        let [format, log, generation, offset, lsn, definition, groups, state, skipped, last] = self.fields;
         format.parse::<u32>().ok().filter(|format| *format > 0)?;
         let ready = match state {
             "ready" => true,
@@ -229,6 +231,7 @@ impl<'a> Observation<'a> {
                 .split_terminator(',')
                 .map(|offset| offset.parse().ok())
                 .collect::<Option<_>>()?,
+            last: if last.is_empty() { None } else { Some(last.parse().ok()?) },
         };
         Some(Held { checkpoint, groups: groups.parse().ok()? })
     }
@@ -251,6 +254,7 @@ mod tests {
             definition: "d".into(),
             ready: true,
             skipped: vec![4, 6],
+            last: "6 0/1A2B3C:t:5 00000000deadbeef".parse().ok(),
         };
         Held { checkpoint, groups }
     }
@@ -279,9 +283,27 @@ mod tests {
     }
 
     #[test]
+    fn a_checkpoint_of_an_older_version_names_no_last_record() {
+        let mut old = held(2);
+        old.checkpoint.last = None;
+        assert_eq!(judged(&with(12, "")), Ok(Judgement::At(old.clone())));
+        let expected = old.expected(&Namespace::new("", "p"), SHAPE);
+        assert_eq!(expected, with(12, ""), "the expectation of the next compare-and-set");
+    }
+
+    #[test]
     fn damage_is_seen_in_every_part() {
         let damages = [(2, "none"), (2, "string"), (3, ""), (4, ""), (5, "x"), (6, ""), (7, "zz"), (9, "3")];
-        let lengths = [(10, ""), (11, "4,x"), (12, "none"), (13, "1"), (14, "string"), (15, "3"), (17, "0")];
+        let lengths = [
+            (10, ""),
+            (11, "4,x"),
+            (12, "6 0/1A2B3C"),
+            (13, "none"),
+            (14, "1"),
+            (15, "string"),
+            (16, "3"),
+            (18, "0"),
+        ];
         for (place, line) in damages.into_iter().chain(lengths) {
             let judged = judged(&with(place, line));
             assert!(matches!(judged, Ok(Judgement::Damaged(_))), "line {place} = {line}: {judged:?}");
@@ -294,12 +316,13 @@ mod tests {
         for text in [with(0, "list"), with(1, "other"), with(3, "2")] {
             assert!(judged(&text).is_err(), "{text}");
         }
-        let foreign =
-            ["hash", "", "none", "", "", "", "", "", "", "", "", "", "hash", "5", "none", "0", "none", "0"];
+        let foreign = [
+            "hash", "", "none", "", "", "", "", "", "", "", "", "", "", "hash", "5", "none", "0", "none", "0",
+        ];
         assert!(judged(&foreign.join("\n")).is_err());
         let mut nothing = foreign;
-        nothing[12] = "none";
-        nothing[13] = "0";
+        nothing[13] = "none";
+        nothing[14] = "0";
         assert_eq!(judged(&nothing.join("\n")), Ok(Judgement::Empty));
     }
 }

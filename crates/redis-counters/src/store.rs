@@ -295,6 +295,7 @@ mod tests {
             definition: "d".into(),
             ready: false,
             skipped: Vec::new(),
+            last: None,
         };
         let held = Held { checkpoint, groups: 0 };
         store.reset(&counter, &seen, &held).unwrap();

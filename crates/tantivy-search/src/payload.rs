@@ -90,6 +90,7 @@ mod tests {
             definition: "d".into(),
             ready: true,
             skipped: vec![7],
+            last: "41 0/4D:t:5 00000000deadbeef".parse().ok(),
         };
         let (key, seen) = (vec!["id".into()], vec!["body".into()]);
         let payload = Payload { checkpoint, key, seen, index: Some(IndexDefinition::default()) };
@@ -97,5 +98,23 @@ mod tests {
         assert!(matches!(Payload::from_json(r#"{"format":2,"else":1}"#), Err(PayloadError::Newer(2))));
         assert!(matches!(Payload::from_json(r#"{"format":1}"#), Err(PayloadError::Unreadable(_))));
         assert!(matches!(Payload::from_json(""), Err(PayloadError::Unreadable(_))));
+    }
+
+    #[test]
+    fn a_payload_of_an_older_version_names_no_last_record() {
+        let old = r#"{"format":1,"log":"a log","generation":3,"next_offset":42,"lsn":"0/4D","definition":"d",
+            "ready":true,"skipped":[],"key":["id"],"seen":["body"]}"#;
+        let payload = Payload::from_json(old).unwrap();
+        assert_eq!((payload.checkpoint.next_offset, payload.checkpoint.last), (42, None));
+        assert!(!payload.to_json().contains("last"), "an older version reads what it wrote");
+        // And what a newer one wrote: it passes over what it does not know.
+        #[derive(Deserialize)]
+        struct Older {
+            next_offset: i64,
+        }
+        let last = "41 0/4D:t:5 00000000deadbeef".parse().ok();
+        let newer = Payload { checkpoint: Checkpoint { last, ..payload.checkpoint.clone() }, ..payload };
+        let Older { next_offset } = serde_json::from_str(&newer.to_json()).unwrap();
+        assert_eq!(next_offset, 42);
     }
 }

@@ -63,6 +63,7 @@ fn nothing() -> Payload {
         definition: String::new(),
         ready: false,
         skipped: Vec::new(),
+        last: None,
     };
     Payload::empty(&checkpoint, None)
 }
@@ -356,7 +357,9 @@ impl Store {
         let disk = self.open()?.payload();
         let records = next.checkpoint.next_offset - disk.checkpoint.next_offset;
         let aged = records > 0 && elapsed(self.written_us, now_us) >= MEMORY_TIME;
-        Ok(next.checkpoint.ready != disk.checkpoint.ready || records >= MEMORY_RECORDS || aged)
+        let (at, on_disk) = (&next.checkpoint, &disk.checkpoint);
+        let other = (at.ready, &at.log) != (on_disk.ready, &on_disk.log);
+        Ok(other || records >= MEMORY_RECORDS || aged)
     }
 
     fn open(&self) -> Result<&OpenIndex, SinkError> {

@@ -8,6 +8,9 @@
 //! from the checkpoints, never from the consumer group's offset. Whether a change is already in a store is
 //! decided here and nowhere else; a sink may compare before it sets, but never skips.
 //!
+//! A worker continues only in the log that it left: the record that the checkpoint ends with is read again first, and
+//! must be the same.
+//!
 //! To keep a store of your own, implement [`Sink`] and give it to [`run`].
 //!
 //! A store that must be filled from the log's beginning never holds up the others: [`build`] fills a copy beside it,
@@ -17,6 +20,7 @@
 //! *Invariant:* no Kafka, no store, no clock and no thread here. Adapters implement the two ports.
 
 mod checkpoint;
+mod continuity;
 mod feed;
 mod handover;
 mod position;
@@ -24,7 +28,7 @@ mod run;
 mod sink;
 mod start;
 
-pub use checkpoint::Checkpoint;
+pub use checkpoint::{Checkpoint, LastRecord, ParseLastRecordError};
 pub use feed::{Feed, FeedError, FeedEvent, GroupOffset, LogBatch, LogRecord, LogState, Successor};
 pub use handover::Handover;
 pub use run::{Control, Role, STAGES, Worker, WorkerError, build, run};

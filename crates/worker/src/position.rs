@@ -1,24 +1,41 @@
 //! Where the stores stand: read, decided, and made so, before the log is read.
 
+use std::time::Duration;
+
 use change::{Lsn, Refusal};
 use tracing::{info, warn};
 
-use crate::run::{Failure, Member, Role, Worker, WorkerError};
+use crate::continuity::{Continuity, Mismatch};
+use crate::run::{Failure, Member, Role, Worker, WorkerError, elapsed};
 use crate::start::{Shown, Start, decide, decide_copy};
-use crate::{Checkpoint, Control, Feed, LogState, Sink, SinkError, Stored};
+use crate::{Checkpoint, Feed, LogState, Move, Sink, SinkError, StoreSpec, Stored};
+
+/// A record that the ledger does not know is missing if it does not come within this time. The ledger may be late behind
+/// the log, by as long as the brokers take to end a transaction in both.
+const MISSING_AFTER: Duration = Duration::from_secs(10);
+
+/// A store that the log does not continue, although it has the id in the store's checkpoint.
+#[derive(Clone, Debug)]
+pub(crate) struct Replaced {
+    at: Checkpoint,
+    reason: String,
+}
 
 impl Worker<'_> {
-    /// Reads where the stores, or their copies, stand, and seeks to the hindmost.
+    /// Reads where the stores, or their copies, stand, and seeks to the record that was applied last to the hindmost.
     pub(crate) fn position(&mut self, feed: &mut dyn Feed, sink: &mut dyn Sink) -> Result<(), Failure> {
         let log = feed.log()?;
         self.stores = match self.role {
             Role::Worker => self.find_stores(&log, sink)?,
-            Role::Builder => find_copies(&log, sink, self.control)?,
+            Role::Builder => self.find_copies(&log, sink)?,
         };
+        self.continuity = Continuity::of(&self.stores, log.start);
+        self.positioned_at = self.clock.now_us();
         self.held = vec![None; self.stores.len()];
         self.given = false;
         let hindmost = self.stores.iter().flatten().min_by_key(|at| at.next_offset);
         let at = hindmost.map(|at| (at.next_offset, at.lsn));
+        self.applied = hindmost.and_then(Checkpoint::last_record);
         (self.next_offset, self.lsn) = at.unwrap_or((log.end, Lsn::ZERO));
         self.open = None;
         self.last = None;
@@ -26,7 +43,7 @@ impl Worker<'_> {
         self.restarted = None;
         // With no store to keep there is nothing to read.
         if at.is_some() {
-            feed.seek(self.next_offset)?;
+            feed.seek(self.continuity.from(self.next_offset))?;
         }
         // Answers a reset: what follows from it is recorded in the stores by now.
         feed.commit(at.map_or(log.start, |(offset, _)| offset))?;
@@ -56,8 +73,10 @@ impl Worker<'_> {
         let specs = sink.stores().to_vec();
         self.frozen = vec![None; specs.len()];
         // All or none: what is refused for one store leaves the others as they are.
-        let starts: Result<Vec<Start>, Refusal> =
-            specs.iter().zip(&stored).map(|(spec, stored)| decide(spec, stored, log)).collect();
+        let start_of = |(place, spec): (usize, &StoreSpec)| {
+            decide(spec, &stored[place], log, self.why_replaced(place, &stored[place]))
+        };
+        let starts: Result<Vec<Start>, Refusal> = specs.iter().enumerate().map(start_of).collect();
         let mut stores = Vec::with_capacity(specs.len());
         let starts = starts.map_err(WorkerError::Refused)?;
         // Those that are still to be built are built from that log, wherever this worker is.
@@ -91,7 +110,8 @@ impl Worker<'_> {
                 match shown {
                     Shown::Current(checkpoint) => Some(checkpoint),
                     Shown::Frozen(checkpoint) => {
-                        self.frozen[place] = Some(checkpoint);
+                        let shown = freeze(place, checkpoint, &specs, log, sink).map_err(unlocated)?;
+                        self.frozen[place] = Some(shown);
                         None
                     }
                     Shown::Nothing => None,
@@ -108,6 +128,59 @@ impl Worker<'_> {
             });
         }
         Ok(stores)
+    }
+
+    /// The copies that are to be built, and where each stands.
+    fn find_copies(&self, log: &LogState, sink: &mut dyn Sink) -> Result<Vec<Option<Checkpoint>>, Failure> {
+        let wanted = sink.copies().map_err(unlocated)?;
+        let stored = sink.load().map_err(unlocated)?;
+        let specs = sink.stores().to_vec();
+        let mut stores = Vec::with_capacity(specs.len());
+        for (place, spec) in specs.iter().enumerate() {
+            if wanted[place].is_none() {
+                stores.push(None);
+                continue;
+            }
+            let replaced = self.why_replaced(place, &stored[place]);
+            let decided = decide_copy(spec, &stored[place], log, replaced);
+            let (at, begins) = decided.map_err(WorkerError::Refused)?;
+            let (store, generation, offset) = (&spec.name, log.generation, at.next_offset);
+            match begins {
+                None => info!(store, generation, offset, "the build goes on"),
+                Some(reason) => {
+                    info!(store, generation, reason, "the build begins");
+                    sink.reset(place, &at).map_err(unlocated)?;
+                    self.control.reached("rebuild.begun");
+                }
+            }
+            stores.push(Some(at));
+        }
+        Ok(stores)
+    }
+
+    /// Remembers that the log does not go on from where a store was left, and has the stores read again: that decides
+    /// what becomes of it.
+    pub(crate) fn left_behind(&mut self, mismatch: &Mismatch) -> Failure {
+        let (place, reason) = (mismatch.store, mismatch.to_string());
+        self.replaced.resize(self.stores.len().max(self.replaced.len()), None);
+        self.replaced[place] = self.stores[place].clone().map(|at| Replaced { at, reason: reason.clone() });
+        Failure::Again(reason)
+    }
+
+    /// On an idle log: gives up waiting for a record that a store was left at and that the log does not hold.
+    pub(crate) fn miss_last_records(&mut self, feed: &mut dyn Feed) -> Result<(), Failure> {
+        if !self.continuity.waits() || elapsed(self.positioned_at, self.clock.now_us()) < MISSING_AFTER {
+            return Ok(());
+        }
+        let log_end = feed.progress()?.map(|progress| progress.log_end);
+        let missing = log_end.and_then(|log_end| self.continuity.missing(log_end));
+        missing.map_or(Ok(()), |mismatch| Err(self.left_behind(&mismatch)))
+    }
+
+    /// Why the log is known not to continue a store that is where it was when that was found out.
+    fn why_replaced(&self, place: usize, stored: &Stored) -> Option<&str> {
+        let replaced = self.replaced.get(place)?.as_ref()?;
+        (*stored == Stored::At(replaced.at.clone())).then_some(replaced.reason.as_str())
     }
 
     fn swap_given(&self, sink: &mut dyn Sink) -> Result<(), SinkError> {
@@ -134,34 +207,25 @@ impl Worker<'_> {
     }
 }
 
-/// The copies that are to be built, and where each stands.
-fn find_copies(
+/// What goes on being shown of a store that does not follow the log. If the log has the id in the store's checkpoint,
+/// but cannot continue it, the checkpoint is changed to say so: the copy that is to take the store's place could
+/// never come to an offset that the log may not have.
+fn freeze(
+    place: usize,
+    from: Checkpoint,
+    specs: &[StoreSpec],
     log: &LogState,
     sink: &mut dyn Sink,
-    control: &dyn Control,
-) -> Result<Vec<Option<Checkpoint>>, Failure> {
-    let wanted = sink.copies().map_err(unlocated)?;
-    let stored = sink.load().map_err(unlocated)?;
-    let specs = sink.stores().to_vec();
-    let mut stores = Vec::with_capacity(specs.len());
-    for (place, spec) in specs.iter().enumerate() {
-        if wanted[place].is_none() {
-            stores.push(None);
-            continue;
-        }
-        let (at, begins) = decide_copy(spec, &stored[place], log).map_err(WorkerError::Refused)?;
-        let (store, generation, offset) = (&spec.name, log.generation, at.next_offset);
-        match begins {
-            None => info!(store, generation, offset, "the build goes on"),
-            Some(reason) => {
-                info!(store, generation, reason, "the build begins");
-                sink.reset(place, &at).map_err(unlocated)?;
-                control.reached("rebuild.begun");
-            }
-        }
-        stores.push(Some(at));
+) -> Result<Checkpoint, SinkError> {
+    let same_log = (&from.log, from.generation) == (&log.id, log.generation);
+    if !same_log || from.definition != specs[place].definition {
+        return Ok(from);
     }
-    Ok(stores)
+    let to = from.replaced();
+    let mut moves = vec![None; specs.len()];
+    moves[place] = Some(Move { from, to: to.clone() });
+    sink.commit(&moves)?;
+    Ok(to)
 }
 
 /// No record is at fault.

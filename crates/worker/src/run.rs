@@ -7,8 +7,11 @@ use change::{Clock, Event, Kind, Lsn, Position, Refusal, SchemaRef, TableSchema}
 use foldhash::{HashMap, HashMapExt as _};
 use tracing::{info, warn};
 
+use crate::continuity::Continuity;
+use crate::position::Replaced;
 use crate::{
-    Change, Checkpoint, Feed, FeedError, FeedEvent, Handover, LogBatch, LogRecord, Move, Sink, SinkError,
+    Change, Checkpoint, Feed, FeedError, FeedEvent, Handover, LastRecord, LogBatch, LogRecord, Move, Sink,
+    SinkError,
 };
 
 /// Longest wait for the next record; bounds how long an orderly stop takes.
@@ -168,7 +171,7 @@ struct Table {
 /// The loop of [`run`] or [`build`], for a caller that takes its steps one by one, as the simulator does.
 pub struct Worker<'a> {
     pub(crate) role: Role,
-    clock: &'a dyn Clock,
+    pub(crate) clock: &'a dyn Clock,
     pub(crate) control: &'a dyn Control,
     pub(crate) member: Member,
     /// What each store durably holds; `None` for one that is left as it is.
@@ -187,6 +190,12 @@ pub struct Worker<'a> {
     /// After the last whole unit that was taken: where a commit would put the stores.
     pub(crate) next_offset: i64,
     pub(crate) lsn: Lsn,
+    /// The record before `next_offset`, if it is known.
+    pub(crate) applied: Option<LastRecord>,
+    /// Whether the log goes on from where each store was left.
+    pub(crate) continuity: Continuity,
+    /// Stores, by place, whose records the log does not hold any more.
+    pub(crate) replaced: Vec<Option<Replaced>>,
     /// The unit of which a part was taken.
     pub(crate) open: Option<(Lsn, Kind)>,
     /// The last change taken.
@@ -203,6 +212,8 @@ pub struct Worker<'a> {
     due_in: Duration,
     back_off: Duration,
     checked_at: i64,
+    /// When it was read where the stores stand.
+    pub(crate) positioned_at: i64,
     group_at: i64,
 }
 
@@ -224,6 +235,9 @@ impl<'a> Worker<'a> {
             tables: HashMap::new(),
             next_offset: 0,
             lsn: Lsn::ZERO,
+            applied: None,
+            continuity: Continuity::default(),
+            replaced: Vec::new(),
             open: None,
             last: None,
             ready_at: None,
@@ -232,6 +246,7 @@ impl<'a> Worker<'a> {
             due_in: POLL,
             back_off: BACK_OFF.0,
             checked_at: clock.now_us(),
+            positioned_at: 0,
             group_at: 0,
         }
     }
@@ -306,7 +321,11 @@ impl<'a> Worker<'a> {
         for place in whole..batch.len() {
             self.take(feed, sink, batch.get(place))?;
         }
-        if batch.is_empty() { self.check(sink) } else { Ok(()) }
+        if !batch.is_empty() {
+            return Ok(());
+        }
+        self.miss_last_records(feed)?;
+        self.check(sink)
     }
 
     /// Takes in one record.
@@ -317,7 +336,13 @@ impl<'a> Worker<'a> {
         record: LogRecord<'_>,
     ) -> Result<(), Failure> {
         let offset = record.offset;
+        self.continuity.check(&record).map_err(|mismatch| self.left_behind(&mismatch))?;
         if offset < self.next_offset {
+            if offset + 1 == self.next_offset {
+                // What the hindmost store was left at: the next record follows it.
+                self.applied = LastRecord::of(&record);
+                self.last = record.position;
+            }
             return Ok(());
         }
         if record.log {
@@ -334,6 +359,7 @@ impl<'a> Worker<'a> {
             self.open = None;
             self.next_offset = offset + 1;
             self.lsn = self.lsn.max(end_lsn);
+            self.applied = LastRecord::of(&record);
         }
         Ok(())
     }
@@ -423,6 +449,19 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
+    /// Takes the LSN of a store whose place was passed. It is greater than that of the log's records if it came from a
+    /// ledger that has fallen back since.
+    fn follow_siblings(&mut self) {
+        for (place, at) in self.stores.iter().enumerate() {
+            if let Some(at) = at
+                && at.next_offset <= self.next_offset
+                && !self.continuity.awaits(place)
+            {
+                self.lsn = self.lsn.max(at.lsn);
+            }
+        }
+    }
+
     /// Whether a store that was filled up to here may be shown.
     fn caught_up(&self) -> bool {
         self.ready_at.is_some_and(|(at, lsn)| self.next_offset >= at && self.lsn >= lsn)
@@ -430,12 +469,14 @@ impl<'a> Worker<'a> {
 
     fn moves(&self) -> Vec<Option<Move>> {
         let caught_up = self.caught_up();
-        let move_of = |(from, held): (&Option<Checkpoint>, &Option<i64>)| {
-            let from = from.as_ref().filter(|_| held.is_none())?;
+        let move_of = |(place, from): (usize, &Option<Checkpoint>)| {
+            let stays = self.held[place].is_some() || self.continuity.awaits(place);
+            let from = from.as_ref().filter(|_| !stays)?;
             let mut to = Checkpoint {
                 next_offset: self.next_offset,
                 lsn: self.lsn,
                 ready: (from.ready && self.restarted.is_none()) || caught_up,
+                last: self.applied,
                 ..from.clone()
             };
             if from.next_offset < to.next_offset {
@@ -445,7 +486,7 @@ impl<'a> Worker<'a> {
             let moves = to.next_offset >= from.next_offset && to.lsn >= from.lsn && to != *from;
             moves.then(|| Move { from: from.clone(), to })
         };
-        self.stores.iter().zip(&self.held).map(move_of).collect()
+        self.stores.iter().enumerate().map(move_of).collect()
     }
 
     fn commit_when_due(&mut self, feed: &mut dyn Feed, sink: &mut dyn Sink) -> Result<(), Failure> {
@@ -456,6 +497,7 @@ impl<'a> Worker<'a> {
 
     /// Effects and checkpoints move together; the group's offset follows.
     fn commit(&mut self, feed: &mut dyn Feed, sink: &mut dyn Sink) -> Result<(), Failure> {
+        self.follow_siblings();
         let moves = self.moves();
         if moves.iter().all(Option::is_none) {
             return Ok(());
@@ -522,7 +564,8 @@ impl<'a> Worker<'a> {
             return Ok(());
         }
         for place in 0..self.stores.len() {
-            let whole = |copy: &&Checkpoint| copy.ready && copy.next_offset == self.next_offset;
+            let known = !self.continuity.awaits(place);
+            let whole = |copy: &&Checkpoint| known && copy.ready && copy.next_offset == self.next_offset;
             let Some(copy) = self.stores[place].as_ref().filter(whole) else { continue };
             self.control.reached("rebuild.caught_up");
             let Some(shown) = handover.ask(place, copy.lsn) else { continue };
@@ -593,6 +636,6 @@ impl Drop for Worker<'_> {
     }
 }
 
-fn elapsed(since_us: i64, now_us: i64) -> Duration {
+pub(crate) fn elapsed(since_us: i64, now_us: i64) -> Duration {
     Duration::from_micros(u64::try_from(now_us - since_us).unwrap_or(0))
 }

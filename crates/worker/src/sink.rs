@@ -107,6 +107,9 @@ pub trait Sink {
     /// Makes what is staged visible and durable together with the new checkpoints, all or nothing per store,
     /// and for stores that move together all or nothing together where the store can. `moves` has a place per
     /// store, `None` for a store that stays. When only LSNs move, a store may keep that in memory.
+    ///
+    /// After `load`, with nothing staged, a move can give a store's checkpoint another `log` and make it not ready: the
+    /// log does not hold the records any more that the store was built from. That must be durable.
     fn commit(&mut self, moves: &[Option<Move>]) -> Result<(), SinkError>;
 
     /// Forgets what is staged.

@@ -1,6 +1,6 @@
 //! Where a store starts: the decision, apart from the doing.
 
-use change::{Lsn, NEW_LOG, Refusal};
+use change::{NEW_LOG, Refusal};
 
 use crate::{Checkpoint, GroupOffset, LogState, StoreSpec, Stored};
 
@@ -33,7 +33,15 @@ pub(crate) enum Shown {
 /// The group's offset means something only when a reset tool wrote it: at the log's start it asks for a rebuild;
 /// anywhere else it asks for what cannot be done without losing or doubling changes. That it is absent or expired
 /// means nothing.
-pub(crate) fn decide(spec: &StoreSpec, stored: &Stored, log: &LogState) -> Result<Start, Refusal> {
+///
+/// `replaced` says why the log is known not to continue the store, although it has the id in the store's checkpoint:
+/// its records are others now. The store is filled again from the log's beginning, if that is there.
+pub(crate) fn decide(
+    spec: &StoreSpec,
+    stored: &Stored,
+    log: &LogState,
+    replaced: Option<&str>,
+) -> Result<Start, Refusal> {
     let reset = log.group.filter(|group| !group.ours);
     if let Some(GroupOffset { offset, .. }) = reset
         && offset != log.start
@@ -68,7 +76,7 @@ pub(crate) fn decide(spec: &StoreSpec, stored: &Stored, log: &LogState) -> Resul
             let reason = format!("it follows generation {}, which was given up", checkpoint.generation);
             (reason, Shown::Frozen(checkpoint.clone()))
         }
-        Stored::At(checkpoint) => match (go_on(spec, checkpoint, log), reset, log.next) {
+        Stored::At(checkpoint) => match (go_on(spec, checkpoint, log, replaced), reset, log.next) {
             (Ok(()), None, None) => return Ok(Start::Continue(checkpoint.clone())),
             (Ok(()), _, Some(_)) => return Ok(Start::Succeed(checkpoint.clone())),
             (Err(refusal), _, Some(_)) => (refusal.what, Shown::Frozen(checkpoint.clone())),
@@ -78,6 +86,9 @@ pub(crate) fn decide(spec: &StoreSpec, stored: &Stored, log: &LogState) -> Resul
                 let reason = format!("it follows generation {}", checkpoint.generation);
                 (reason, Shown::Frozen(checkpoint.clone()))
             }
+            (Err(refusal), None, None) if replaced.is_some() || checkpoint.was_replaced_in(&log.id) => {
+                (refusal.what, Shown::Frozen(checkpoint.clone()))
+            }
             (Err(refusal), None, None) => return Err(refusal),
         },
     };
@@ -85,6 +96,7 @@ pub(crate) fn decide(spec: &StoreSpec, stored: &Stored, log: &LogState) -> Resul
 }
 
 const RESET: &str = "the consumer group was reset to the log's start";
+const REPLACED: &str = "the log has other records now than those it was built from";
 const LOST: &str = "the source was restored to an earlier point or is another one";
 
 /// Where a copy goes on, if it can; else where it begins, and why. Nobody sees a copy, so one that does not fit is no
@@ -93,12 +105,13 @@ pub(crate) fn decide_copy<'s>(
     spec: &StoreSpec,
     stored: &'s Stored,
     log: &LogState,
+    replaced: Option<&'s str>,
 ) -> Result<(Checkpoint, Option<&'s str>), Refusal> {
     let reason = match stored {
-        Stored::At(at) if at.definition == spec.definition && go_on(spec, at, log).is_ok() => {
+        Stored::At(at) if at.definition == spec.definition && go_on(spec, at, log, replaced).is_ok() => {
             return Ok((at.clone(), None));
         }
-        Stored::At(_) => "its copy belongs to another definition or log",
+        Stored::At(_) => replaced.unwrap_or("its copy belongs to another definition or log"),
         Stored::Damaged(reason) => reason,
         Stored::Empty => "it has just been asked for",
     };
@@ -118,25 +131,23 @@ fn beginning(spec: &StoreSpec, log: &LogState, reason: &str) -> Result<Checkpoin
             format!("{NEW_LOG}; and keep the log topic's retention.ms and retention.bytes at -1"),
         ));
     }
-    Ok(Checkpoint {
-        log: log.id.clone(),
-        generation: log.generation,
-        next_offset: 0,
-        lsn: Lsn::ZERO,
-        definition: spec.definition.clone(),
-        ready: false,
-        skipped: Vec::new(),
-    })
+    Ok(Checkpoint::beginning(&log.id, log.generation, &spec.definition))
 }
 
 /// Refuses a checkpoint that this log cannot continue.
-fn go_on(spec: &StoreSpec, at: &Checkpoint, log: &LogState) -> Result<(), Refusal> {
+fn go_on(spec: &StoreSpec, at: &Checkpoint, log: &LogState, replaced: Option<&str>) -> Result<(), Refusal> {
     let name = &spec.name;
     let refuse = |what: String| {
         let remedy = "if that was on purpose, have the stores built anew: with the worker stopped, \
                       kafka-consumer-groups --reset-offsets --to-earliest on its group";
         Err(Refusal::new(what, remedy))
     };
+    if let Some(reason) = replaced {
+        return refuse(reason.to_owned());
+    }
+    if at.generation == log.generation && at.was_replaced_in(&log.id) {
+        return refuse(REPLACED.to_owned());
+    }
     if (&at.log, at.generation) != (&log.id, log.generation) {
         return refuse(format!(
             "{name} was built from the log {} (generation {}), but the topic now holds the log {} (generation {})",
@@ -160,6 +171,8 @@ fn go_on(spec: &StoreSpec, at: &Checkpoint, log: &LogState) -> Result<(), Refusa
 
 #[cfg(test)]
 mod tests {
+    use change::Lsn;
+
     use super::*;
     use crate::Successor;
 
@@ -188,13 +201,18 @@ mod tests {
             definition: "d".into(),
             ready: true,
             skipped: Vec::new(),
+            last: None,
         }
     }
 
     fn outcome(stored: Stored, change: impl FnOnce(&mut LogState)) -> String {
+        decided(stored, None, change)
+    }
+
+    fn decided(stored: Stored, replaced: Option<&str>, change: impl FnOnce(&mut LogState)) -> String {
         let mut log = log();
         change(&mut log);
-        match decide(&spec(), &stored, &log) {
+        match decide(&spec(), &stored, &log, replaced) {
             Ok(Start::Continue(at)) => format!("continue at {}", at.next_offset),
             Ok(Start::Fill { beginning, reason, shown }) => {
                 let shown = match shown {
@@ -268,8 +286,31 @@ mod tests {
     }
 
     #[test]
+    fn a_log_with_other_records_fills_the_store_again_where_it_is_whole() {
+        let differs = Some("the record differs");
+        let frozen = "fill from 0 (frozen): the record differs";
+        assert_eq!(decided(Stored::At(at(42)), differs, |_| {}), frozen);
+        let next = |log: &mut LogState| log.next = Some(Successor { generation: 3, diverged: false });
+        assert_eq!(decided(Stored::At(at(42)), differs, next), frozen, "from the next log");
+        let cut = |log: &mut LogState| log.start = 5;
+        let refused = decided(Stored::At(at(42)), differs, cut);
+        assert!(refused.starts_with("refused") && refused.contains("(the record differs)"), "{refused}");
+        // What was written into the checkpoint is enough for the next start.
+        let replaced = || Stored::At(at(42).replaced());
+        assert_eq!(outcome(replaced(), |_| {}), format!("fill from 0 (frozen): {REPLACED}"));
+        assert!(outcome(replaced(), cut).starts_with("refused"));
+        assert!(outcome(replaced(), next).starts_with("fill from 0 (frozen)"));
+        assert!(outcome(replaced(), |log| log.id = "b".into()).starts_with("refused"));
+        let other = Checkpoint { definition: "e".into(), ..at(42) };
+        assert_eq!(
+            decided(Stored::At(other), differs, |_| {}),
+            "fill from 0 (frozen): its definition changed"
+        );
+    }
+
+    #[test]
     fn a_copy_goes_on_or_begins_anew_but_is_never_refused() {
-        let copy = |stored: Stored| match decide_copy(&spec(), &stored, &log()) {
+        let copy = |stored: Stored| match decide_copy(&spec(), &stored, &log(), None) {
             Ok((at, _)) => at.next_offset,
             Err(refusal) => panic!("{refusal}"),
         };
@@ -278,6 +319,9 @@ mod tests {
         assert_eq!(copy(Stored::At(Checkpoint { log: "b".into(), ..at(42) })), 0);
         assert_eq!(copy(Stored::At(Checkpoint { definition: "e".into(), ..at(42) })), 0);
         assert_eq!(copy(Stored::Empty), 0);
+        let (stored, log) = (Stored::At(at(42)), log());
+        let differs = decide_copy(&spec(), &stored, &log, Some("the record differs"));
+        assert_eq!(differs.map(|(at, reason)| (at.next_offset, reason)), Ok((0, Some("the record differs"))));
     }
 
     #[test]

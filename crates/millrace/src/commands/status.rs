@@ -1,6 +1,7 @@
 //! `millrace status`: how far everything has come, from Postgres' head to each store.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::collections::HashMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use change::{Lsn, TableProgress};
 use comfy_table::{ContentArrangement, Table, presets};
@@ -8,12 +9,15 @@ use kafka::{Connection, Generation, Generations, KafkaError, Names, RangeReader,
 use postgres::setup::SetupError;
 use serde::Serialize;
 use tokio_postgres::Client;
-use worker::LogBatch;
+use worker::{FeedError, LastRecord, LogBatch};
 
 use super::stores::{Store, Stores};
 use crate::cli::Format;
 use crate::failure::{Failure, Outcome};
 use crate::wiring::{FIRST_GENERATION, Process};
+
+/// How long the record that a store was left at may take to come.
+const LAST_RECORD_WAIT: Duration = Duration::from_secs(2);
 
 /// A table for people.
 pub(crate) fn table(header: &[&str]) -> Table {
@@ -178,6 +182,9 @@ struct StoreLine {
     store: Store,
     #[serde(flatten)]
     lag: Lag,
+    /// Why the log cannot be compared with what the store was left at, or does not go on from there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_record: Option<&'static str>,
 }
 
 /// How far behind the head.
@@ -217,10 +224,13 @@ pub(crate) fn execute(process: &Process, format: Format) -> Outcome {
             log: Seen::of(log.and_then(|names| self::log(&kafka, &names, head))),
         }
     });
+    let mut last_records = LastRecords { kafka: &kafka, pipeline, compared: HashMap::new() };
     let line = |store: Store| {
         let next = next.as_ref().filter(|next| store.generation == Some(next.generation));
         let log = next.map_or(&log, |next| &next.log).here();
-        StoreLine { lag: store_lag(&kafka, pipeline, &store, head, log), store }
+        let lag = store_lag(&kafka, pipeline, &store, head, log);
+        let last_record = log.and_then(|_| last_records.of(&store));
+        StoreLine { lag, last_record, store }
     };
     let stores = stores.into_iter().map(line).collect();
     let report =
@@ -291,6 +301,40 @@ fn store_lag(kafka: &Connection, pipeline: &str, store: &Store, head: Option<Lsn
     Lag { lag_bytes, lag_seconds }
 }
 
+/// The records that stores were left at, compared with the log. Stores that move together share one, which is read once.
+struct LastRecords<'a> {
+    kafka: &'a Connection,
+    pipeline: &'a str,
+    compared: HashMap<(u32, LastRecord), Option<&'static str>>,
+}
+
+impl LastRecords<'_> {
+    /// What is to be said of the record that a store was left at, which a worker demands from the log when it starts.
+    fn of(&mut self, store: &Store) -> Option<&'static str> {
+        store.next_offset.filter(|offset| *offset > 1)?;
+        let Some(last) = store.last else { return Some("its checkpoint does not name its last record") };
+        let generation = store.generation?;
+        let compare = || compare(self.kafka, self.pipeline, generation, last);
+        *self.compared.entry((generation, last)).or_insert_with(compare)
+    }
+}
+
+fn compare(kafka: &Connection, pipeline: &str, generation: u32, last: LastRecord) -> Option<&'static str> {
+    let names = Names::new(pipeline, generation).ok()?;
+    let end = Some(last.offset + 1);
+    let mut reader = match RangeReader::open(kafka, &names, Start::Offset(last.offset), end) {
+        Ok(reader) => reader,
+        Err(FeedError::Refused(_)) => return Some("its last record is not in the log any more"),
+        Err(_) => return None,
+    };
+    let mut batch = LogBatch::default();
+    if reader.read(LAST_RECORD_WAIT, &mut batch).ok()? && batch.is_empty() {
+        return None;
+    }
+    let found = (!batch.is_empty()).then(|| LastRecord::of(&batch.get(0))).flatten();
+    (found != Some(last)).then_some("the log has other records than those it was built from")
+}
+
 /// When the record at `offset` was committed at the source.
 fn committed_ms(kafka: &Connection, names: &Names, offset: i64) -> Option<i64> {
     #[derive(serde::Deserialize)]
@@ -303,7 +347,7 @@ fn committed_ms(kafka: &Connection, names: &Names, offset: i64) -> Option<i64> {
     }
     let mut reader = RangeReader::open(kafka, names, Start::Offset(offset), None).ok()?;
     let mut batch = LogBatch::default();
-    while reader.read(std::time::Duration::from_secs(2), &mut batch).ok()? && !batch.is_empty() {
+    while reader.read(Duration::from_secs(2), &mut batch).ok()? && !batch.is_empty() {
         let records = (0..batch.len()).map(|place| batch.get(place));
         let found = records
             .filter(|record| !record.log)
@@ -339,7 +383,7 @@ fn print(report: &Report) {
         log_lines(&mut lines, "next log", log);
     }
     let newest = report.next.as_ref().map_or(&report.log, |next| &next.log);
-    for StoreLine { store, lag } in &report.stores {
+    for StoreLine { store, lag, last_record } in &report.stores {
         let mut state = match (&store.problem, store.ready) {
             (Some(problem), _) => problem.clone(),
             (None, true) => "ready".into(),
@@ -352,6 +396,9 @@ fn print(report: &Report) {
         }
         if !store.skipped.is_empty() {
             state.push_str(&format!(", without the skipped records {:?}", store.skipped));
+        }
+        if let Some(last_record) = last_record {
+            state.push_str(&format!("; {last_record}"));
         }
         add(&mut lines, &store.store, store.lsn, *lag, state);
     }

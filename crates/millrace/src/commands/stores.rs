@@ -7,7 +7,7 @@ use std::time::Duration;
 use change::{Lsn, Refusal};
 use redis_counters::Counters;
 use serde::{Deserialize, Serialize};
-use worker::Checkpoint;
+use worker::{Checkpoint, LastRecord};
 
 use crate::wiring::Process;
 
@@ -38,6 +38,9 @@ pub(crate) struct Store {
     /// Why nothing is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) problem: Option<String>,
+    /// The record that its checkpoint names as the last one applied.
+    #[serde(skip)]
+    pub(crate) last: Option<LastRecord>,
 }
 
 /// A store that is being built anew.
@@ -58,6 +61,7 @@ impl Store {
             rebuild: None,
             skipped: at.skipped.clone(),
             problem: None,
+            last: at.last_record(),
         }
     }
 
@@ -78,6 +82,7 @@ impl Store {
             rebuild: None,
             skipped: Vec::new(),
             problem: Some(problem.to_string()),
+            last: None,
         }
     }
 }

@@ -78,6 +78,35 @@ fn damaged_stores_are_mended_from_the_log() {
     pipeline.assert_stores_equal();
 }
 
+#[test]
+fn a_store_of_other_records_than_the_logs_is_built_again() {
+    let mut pipeline = filled();
+    pipeline.kill(Role::Counters);
+    let mut redis = pipeline.redis.connect();
+    let (lost, older) = ("millrace:mailbox:mails", "millrace:mailbox:unread");
+    let last: String = redis::cmd("HGET").arg(lost).arg("last").query(&mut redis).expect("a record");
+    // As if the log's end had been lost, and other records were there now.
+    let (record, _) = last.rsplit_once(' ').expect("a digest");
+    let other = format!("{record} 0123456789abcdef");
+    redis::cmd("HSET").arg(lost).arg("last").arg(&other).exec(&mut redis).expect("HSET");
+    redis::cmd("HDEL").arg(older).arg("last").exec(&mut redis).expect("HDEL");
+    let status = pipeline.succeed(&["status", "--json"]);
+    assert!(status.contains("\"the log has other records than those it was built from\""), "{status}");
+    assert!(status.contains("\"its checkpoint does not name its last record\""), "{status}");
+    pipeline.spawn(Role::Counters);
+    soon("the store is built again", || {
+        let now: Option<String> = redis::cmd("HGET").arg(lost).arg("last").query(&mut redis).expect("HGET");
+        now.as_ref() == Some(&last)
+    });
+    let log = pipeline.log("counters");
+    assert!(log.contains(&format!("expected the end of a unit, {other}, found {last}")), "{log}");
+    write_more(&pipeline);
+    pipeline.assert_stores_equal();
+    let named: Option<String> = redis::cmd("HGET").arg(older).arg("last").query(&mut redis).expect("HGET");
+    assert!(named.is_some(), "an older checkpoint is continued and names its record");
+    assert!(!pipeline.succeed(&["status", "--json"]).contains("last_record"));
+}
+
 const LOG: &str = "millrace.mailbox.1";
 
 /// The header values of a record that continues the log: position, schema of `emails`, LSN.

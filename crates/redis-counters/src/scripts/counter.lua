@@ -35,7 +35,7 @@ local function keys_of(place)
   }
 end
 
-local FIELDS = { 'format', 'log', 'generation', 'offset', 'lsn', 'definition', 'groups', 'state', 'skipped' }
+local FIELDS = { 'format', 'log', 'generation', 'offset', 'lsn', 'definition', 'groups', 'state', 'skipped', 'last' }
 
 local function observe(keys, name)
   local seen = {}

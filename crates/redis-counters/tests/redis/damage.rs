@@ -249,3 +249,28 @@ fn only_lsn_and_readiness_move() {
     assert_eq!(text(&redis, "all"), Some("2".into()));
     rig.sink.check().unwrap();
 }
+
+#[test]
+fn a_checkpoint_of_an_older_version_is_continued_and_names_its_last_record_then() {
+    let redis = Redis::start();
+    let mut rig = filled(&redis, &["unread", "all"]);
+    let key = "millrace:p:unread";
+    let last: Option<worker::LastRecord> = "7 0/1A2B3C:t:5 00000000deadbeef".parse().ok();
+    let name = |rig: &mut Rig, last| {
+        let mut moves = rig.moves();
+        for step in moves.iter_mut().flatten() {
+            step.to = Checkpoint { last, ..step.from.clone() };
+        }
+        rig.sink.commit(&moves).unwrap();
+    };
+    name(&mut rig, last);
+    assert_eq!(hash(&redis, key)["last"], "7 0/1A2B3C:t:5 00000000deadbeef");
+    // An older version writes all fields but this one.
+    redis::cmd("HDEL").arg(key).arg("last").exec(&mut redis.connect()).unwrap();
+    let found = rig.load().unwrap();
+    assert!(matches!(&found[0], Stored::At(at) if at.last.is_none()), "{found:?}");
+    assert!(matches!(&found[1], Stored::At(at) if at.last == last), "{found:?}");
+    name(&mut rig, last);
+    assert!(rig.load().unwrap().iter().all(|found| matches!(found, Stored::At(at) if at.last == last)));
+    rig.sink.check().unwrap();
+}

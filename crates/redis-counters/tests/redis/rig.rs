@@ -118,6 +118,7 @@ impl Rig {
             definition: self.sink.stores()[place].definition.clone(),
             ready: false,
             skipped: Vec::new(),
+            last: None,
         }
     }
 

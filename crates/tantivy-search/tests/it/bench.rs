@@ -73,6 +73,7 @@ pub(crate) fn start_of(definition: &IndexDefinition) -> Checkpoint {
         definition: definition.hash(),
         ready: false,
         skipped: Vec::new(),
+        last: None,
     }
 }
 

@@ -1,5 +1,6 @@
 //! A broker with one log, one ledger and transactions: what is committed is seen, in order; an open transaction
-//! hides what follows it; a newer producer's epoch ends the older one's transaction.
+//! hides what follows it; a newer producer's epoch ends the older one's transaction. It can lose its latest transactions,
+//! of log and ledger together, as brokers do that lose power before they have flushed.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -56,6 +57,38 @@ pub(crate) struct Broker {
     complete: BTreeMap<u32, Vec<Complete>>,
     /// Where the last round stands.
     read: Lsn,
+    /// The broker after each transaction.
+    past: Vec<Past>,
+}
+
+/// What is left when all after a transaction is lost.
+#[derive(Clone, Debug)]
+struct Past {
+    slots: usize,
+    ledger: BTreeMap<Vec<u8>, Vec<u8>>,
+    read: Lsn,
+    /// Number of places where the log became complete.
+    complete: usize,
+}
+
+/// What was known of a log whose end is lost: stores that hold some of that are judged by it.
+#[derive(Clone, Debug)]
+pub(crate) struct Former {
+    complete: BTreeMap<u32, Vec<Complete>>,
+}
+
+impl Former {
+    /// See [`Broker::complete_at`].
+    pub(crate) fn complete_at(&self, table: u32, offset: i64, lsn: Lsn) -> Option<Lsn> {
+        complete_at(&self.complete, table, offset, lsn)
+    }
+}
+
+fn complete_at(complete: &BTreeMap<u32, Vec<Complete>>, table: u32, offset: i64, lsn: Lsn) -> Option<Lsn> {
+    let here = |known: &&Complete| {
+        known.from.0 <= offset && known.from.1 <= lsn && known.until.is_none_or(|until| offset <= until)
+    };
+    complete.get(&table)?.iter().find(here).map(|known| known.read)
 }
 
 /// Where the log holds a table whole: from this offset and LSN on, up to the record with which it is read anew.
@@ -75,14 +108,54 @@ impl Broker {
             headers: vec![(header::LOG, progress.log.clone().into_bytes())],
         };
         let entry = LedgerEntry::Progress(progress);
-        Broker {
+        let mut broker = Broker {
             slots: vec![Slot::Committed(first), Slot::Hidden],
             ledger: [entry, table].map(|entry| (entry.key().into_bytes(), entry.value())).into(),
             epoch: 0,
             group: None,
             complete: BTreeMap::new(),
             read: Lsn::ZERO,
+            past: Vec::new(),
+        };
+        broker.remember();
+        broker
+    }
+
+    fn remember(&mut self) {
+        let complete = self.complete.values().map(Vec::len).sum();
+        let (slots, ledger, read) = (self.slots.len(), self.ledger.clone(), self.read);
+        self.past.push(Past { slots, ledger, read, complete });
+    }
+
+    /// The end offset.
+    pub(crate) fn end(&self) -> i64 {
+        self.slots.len() as i64
+    }
+
+    /// Loses the latest transactions, so many or more, if there are as many. Offsets may be left out before the next.
+    /// Says up to which offset the log is as it was, up to which LSN the ledger goes, and what was known before.
+    ///
+    /// That tables have been read is not lost by itself, without a record of the log: a store does not notice that.
+    pub(crate) fn fall_back(&mut self, transactions: usize, gap: usize) -> Option<(i64, Lsn, Former)> {
+        let former = Former { complete: self.complete.clone() };
+        let most = self.past.len().checked_sub(transactions)?;
+        let known = |end: i64| self.complete.values().flatten().filter(|known| known.from.0 <= end).count();
+        let left = (1..=most).rev().find(|left| {
+            let Past { slots, complete, .. } = &self.past[left - 1];
+            known(*slots as i64) == *complete
+        })?;
+        self.past.truncate(left);
+        let Past { slots, ledger, read, .. } = self.past[left - 1].clone();
+        self.slots.truncate(slots);
+        (self.ledger, self.read) = (ledger, read);
+        let end = self.end();
+        for known in self.complete.values_mut() {
+            known.retain(|known| known.from.0 <= end);
+            known.iter_mut().for_each(|known| known.until = known.until.filter(|until| *until < end));
         }
+        self.slots.extend(std::iter::repeat_n(Slot::Hidden, gap));
+        self.epoch += 1;
+        Some((end, self.progress()?.end_lsn, former))
     }
 
     /// `--reset-offsets --to-earliest`.
@@ -126,14 +199,12 @@ impl Broker {
                 }
             }
         }
+        self.remember();
     }
 
     /// Not before which LSN the table was read of which a store that stands here has all.
     pub(crate) fn complete_at(&self, table: u32, offset: i64, lsn: Lsn) -> Option<Lsn> {
-        let here = |known: &&Complete| {
-            known.from.0 <= offset && known.from.1 <= lsn && known.until.is_none_or(|until| offset <= until)
-        };
-        self.complete.get(&table)?.iter().find(here).map(|known| known.read)
+        complete_at(&self.complete, table, offset, lsn)
     }
 
     /// Whether the log holds a table whole to its end.
@@ -142,7 +213,8 @@ impl Broker {
         self.complete.get(&table).is_some_and(whole)
     }
 
-    fn data_end(&self) -> i64 {
+    /// The offset after the last record.
+    pub(crate) fn data_end(&self) -> i64 {
         let last = self.slots.iter().rposition(|slot| matches!(slot, Slot::Committed(_) | Slot::Open(_)));
         last.map_or(0, |last| last as i64 + 1)
     }
@@ -300,7 +372,7 @@ impl Feed for SimFeed {
         self.fail()?;
         let broker = self.broker.borrow();
         let id = broker.progress().map_or_else(String::new, |progress| progress.log);
-        let end = broker.slots.len() as i64;
+        let end = broker.end();
         let group = broker.group.filter(|_| self.member);
         Ok(LogState { id, generation: 1, diverged: false, start: 0, end, group, next: None })
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use change::{Field, Op, TableSchema, fields};
 use worker::{Change, Checkpoint, Move, Sink, SinkError, StoreSpec, Stored};
 
+use super::broker::Former;
 use super::history::TABLES;
 use super::world::Faults;
 
@@ -19,6 +20,20 @@ pub(crate) struct Part {
     pub(crate) checkpoint: Option<Checkpoint>,
     /// What is to take its place.
     pub(crate) copy: Option<Box<Part>>,
+    /// Set where some of what it holds is of records that the log has lost.
+    pub(crate) former: Option<Rc<Former>>,
+}
+
+impl Part {
+    /// The log is what it was up to `end` only.
+    pub(crate) fn log_fell_back(&mut self, end: i64, former: &Rc<Former>) {
+        if self.checkpoint.as_ref().is_some_and(|at| at.next_offset > end) {
+            self.former.get_or_insert_with(|| former.clone());
+        }
+        if let Some(copy) = &mut self.copy {
+            copy.log_fell_back(end, former);
+        }
+    }
 }
 
 /// The durable content.
@@ -173,6 +188,9 @@ impl Sink for SimSink {
                 continue;
             };
             let part = self.kept(part).expect("it stands where the step begins");
+            let moves = (step.from.next_offset, step.from.lsn) != (step.to.next_offset, step.to.lsn);
+            let goes_on = moves || !staged.is_empty();
+            assert!(part.former.is_none() || !goes_on, "continued in a log that it did not leave: {step:?}");
             let mut dropped = BTreeMap::new();
             for edit in staged.drain(..) {
                 match edit {
@@ -213,7 +231,7 @@ impl Sink for SimSink {
         let part = &mut self.parts.borrow_mut()[store];
         part.copy.get_or_insert_default();
         if !keep {
-            (part.rows, part.checkpoint) = Default::default();
+            (part.rows, part.checkpoint, part.former) = Default::default();
         }
         self.fail()?;
         Ok(true)

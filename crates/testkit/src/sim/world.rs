@@ -12,10 +12,14 @@ use worker::{Checkpoint, Handover, Role, Sink, Worker, WorkerError};
 use super::broker::{Broker, SimFeed, SimPublisher, first_progress};
 use super::history::{History, REWRITTEN, TABLES, Tables};
 use super::reader::{Server, SimSource};
-use super::store::{Parts, SimSink, id_of, row};
+use super::store::{Part, Parts, SimSink, id_of, row};
 
 /// How long a seed's life is.
 const ROUNDS: usize = 30;
+/// How long a worker waits for records that do not come.
+const IDLE_POLL: Duration = Duration::from_millis(300);
+/// How long a machine that lost power is away.
+const RESTART: Duration = Duration::from_millis(10);
 /// Polls within which undisturbed processes must have caught up.
 const PATIENCE: u32 = 150;
 
@@ -95,11 +99,14 @@ impl worker::Control for Pair {
     }
 }
 
-/// Whether a step was taken, rather than the log away.
-fn went_on(step: Result<(), WorkerError>) -> bool {
+/// Whether a step was taken, rather than the log away or, where that may be, shorter than a store knows it.
+fn went_on(step: Result<(), WorkerError>, shortened: bool) -> bool {
     match step {
         Ok(()) => true,
         Err(WorkerError::Feed(worker::FeedError::Unavailable(_))) => false,
+        Err(WorkerError::Refused(refusal)) if shortened && refusal.what.contains("records were lost") => {
+            false
+        }
         Err(error) => panic!("the worker ended: {error}"),
     }
 }
@@ -189,20 +196,60 @@ impl World {
     fn meddle(&mut self) {
         let mut parts = self.parts.borrow_mut();
         let part = self.faults.up_to(1);
-        match self.faults.up_to(8) {
+        match self.faults.up_to(10) {
             0 | 1 => self.backups.push(parts.clone()),
             2 => {
                 *parts = self.backups[self.faults.up_to(self.backups.len() - 1)].clone();
                 *self.shown.borrow_mut() = Default::default();
             }
             3 => {
-                parts[part] = super::store::Part::default();
+                parts[part] = Part::default();
                 self.shown.borrow_mut()[part] = Lsn::ZERO;
             }
             4 => self.definitions[part] += 1,
             5 => self.broker.borrow_mut().reset_group(),
+            9 | 10 => {
+                drop(parts);
+                self.lose_power();
+            }
             _ => drop(parts[part].copy.get_or_insert_default()),
         }
+    }
+
+    /// The machine of broker and source loses power: log and ledger fall back together, and the slot, whose place
+    /// Postgres writes with its checkpoints only, to no more than the ledger has.
+    fn lose_power(&mut self) {
+        let (transactions, gap) = (1 + self.faults.up_to(4), self.faults.up_to(3));
+        let lost = self.broker.borrow_mut().fall_back(transactions, gap);
+        let Some((end, lsn, former)) = lost else { return };
+        let mut server = self.server.borrow_mut();
+        server.confirmed_flush = server.confirmed_flush.min(lsn);
+        let former = Rc::new(former);
+        let mut parts = self.parts.borrow_mut();
+        let all = parts.iter_mut().chain(self.backups.iter_mut().flatten());
+        all.for_each(|part| part.log_fell_back(end, &former));
+        self.clock.sleep(RESTART);
+    }
+
+    /// Whether a store holds more than the log does.
+    fn shortened(&self) -> bool {
+        let end = self.broker.borrow().end();
+        let beyond = |part: &Part| {
+            let at = part.checkpoint.as_ref();
+            part.former.is_some() && at.is_some_and(|at| at.next_offset > end)
+        };
+        self.parts.borrow().iter().any(beyond)
+    }
+
+    /// Whether a store that was defined anew is further than the log, which has lost what was there. Its content is not
+    /// compared with the log any more, so that its copy takes its place only when the log has come there again.
+    fn redefined_beyond(&self) -> bool {
+        let end = self.broker.borrow().data_end();
+        let beyond = |(part, definition): (&Part, u32)| {
+            let at = part.checkpoint.as_ref().filter(|at| at.definition != definition.to_string());
+            part.former.is_some() && at.is_some_and(|at| at.log == "simulated" && at.next_offset > end)
+        };
+        self.parts.borrow().iter().zip(self.definitions).any(beyond)
     }
 
     /// A reader's life of so many polls.
@@ -248,14 +295,18 @@ impl World {
         let mut worker = Worker::new(Role::Worker, &self.clock, &pair);
         let mut builder: Option<(Worker<'_>, SimFeed)> = None;
         for _ in 0..polls {
-            if !went_on(worker.step(&mut log, &mut sink)) {
+            if self.faults.calm.get() {
+                // Where nothing happens, a poll takes its time.
+                self.clock.sleep(IDLE_POLL);
+            }
+            if !went_on(worker.step(&mut log, &mut sink), self.shortened()) {
                 return;
             }
             // What the process of the builder does; see `millrace`.
             if !pair.0.may_build() || builder.as_ref().is_some_and(|(builder, _)| builder.done()) {
                 builder = None;
             } else if let Some((step, own)) = &mut builder {
-                if !went_on(step.step(own, &mut copies)) {
+                if !went_on(step.step(own, &mut copies), false) {
                     builder = None;
                 }
             } else if copies.copies().is_ok_and(|found| found.iter().any(Option::is_some)) {
@@ -267,7 +318,7 @@ impl World {
         }
         // A killed process ends nothing in order; some do.
         if self.faults.strike_often() {
-            let _ = went_on(worker.finish(&mut log, &mut sink));
+            let _ = went_on(worker.finish(&mut log, &mut sink), false);
         }
     }
 
@@ -276,6 +327,15 @@ impl World {
         self.faults.calm.set(true);
         self.server.borrow_mut().history.reveal_all();
         self.relay(PATIENCE);
+        while self.redefined_beyond() {
+            self.server.borrow_mut().history.grow(&mut self.faults.rng.borrow_mut());
+            self.server.borrow_mut().history.reveal_all();
+            self.relay(PATIENCE);
+        }
+        if self.shortened() {
+            // As the refusal says.
+            self.broker.borrow_mut().reset_group();
+        }
         self.worker(PATIENCE);
         self.check_log();
         let (server, broker) = (self.server.borrow(), self.broker.borrow());
@@ -376,7 +436,11 @@ fn published(history: &History, tables: &Tables, table: u32) -> BTreeMap<i64, St
 fn check_prefix(history: &History, broker: &Broker, parts: &Parts) {
     for (part, table) in parts.iter().zip(TABLES) {
         let Some(Checkpoint { next_offset, lsn, ready, .. }) = part.checkpoint else { continue };
-        if let Some(read) = broker.complete_at(table, next_offset, lsn) {
+        let read = match &part.former {
+            Some(former) => former.complete_at(table, next_offset, lsn),
+            None => broker.complete_at(table, next_offset, lsn),
+        };
+        if let Some(read) = read {
             if table == TABLES[0] && history.lost(read, lsn) {
                 // Nothing has told of it yet.
                 continue;

@@ -60,6 +60,7 @@ impl Rig {
             definition: "definition".into(),
             ready: true,
             skipped: Vec::new(),
+            last: None,
         }
     }
 
@@ -329,6 +330,7 @@ impl<'a, T> Store<'a, T> {
             definition: "definition".into(),
             ready: true,
             skipped: Vec::new(),
+            last: None,
         };
         Store { at, content, then: Some(Box::new(then)) }
     }
