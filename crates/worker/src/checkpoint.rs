@@ -12,7 +12,7 @@ pub struct Checkpoint {
     pub next_offset: i64,
     /// The store is Postgres up to this LSN.
     pub lsn: Lsn,
-    /// Hash of the store's definition: another definition needs another store.
+    /// The store's definition as its [`StoreSpec`](crate::StoreSpec) had it: another one needs another store.
     pub definition: String,
     /// Whether the store has caught up with the log since it was last empty. `wait` and `verify` need it.
     pub ready: bool,
@@ -21,12 +21,22 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
+    /// Whether the store holds what this definition asks for, in whatever form.
+    pub fn is_of(&self, definition: &str) -> bool {
+        meaning(&self.definition) == meaning(definition)
+    }
+
     /// Whether readers of a store at `shown` may be shown one at `self` instead without going back. Offsets compare
     /// within one log; between two logs only LSNs do.
     pub fn reaches(&self, shown: &Checkpoint) -> bool {
         let same_log = (&self.log, self.generation) == (&shown.log, shown.generation);
         self.lsn >= shown.lsn && (!same_log || self.next_offset >= shown.next_offset)
     }
+}
+
+/// What a definition says of a store's content: all but its form.
+fn meaning(definition: &str) -> &str {
+    definition.split_once(':').map_or(definition, |(meaning, _)| meaning)
 }
 
 #[cfg(test)]

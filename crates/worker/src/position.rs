@@ -11,6 +11,11 @@ impl Worker<'_> {
     /// Reads where the stores, or their copies, stand, and seeks to the hindmost.
     pub(crate) fn position(&mut self, feed: &mut dyn Feed, sink: &mut dyn Sink) -> Result<(), Failure> {
         let log = feed.log()?;
+        for (version, table) in feed.tables() {
+            if self.described.insert(version) {
+                sink.describe(&table);
+            }
+        }
         self.stores = match self.role {
             Role::Worker => self.find_stores(&log, sink)?,
             Role::Builder => find_copies(&log, sink, self.control)?,
@@ -67,6 +72,12 @@ impl Worker<'_> {
             let (beginning, reason, shown) = match start {
                 Start::Fill { beginning, reason, shown } => (beginning, reason, shown),
                 Start::Continue(checkpoint) => {
+                    if checkpoint.definition != specs[place].definition {
+                        warn!(
+                            store = specs[place].name,
+                            "the store stays in the form that it has: {REMOVED}"
+                        );
+                    }
                     stores.push(Some(checkpoint));
                     continue;
                 }
@@ -119,7 +130,8 @@ impl Worker<'_> {
         for place in given {
             let spec = sink.stores()[place].clone();
             let Some(Stored::At(copy)) = &copies[place] else { continue };
-            if !copy.ready || copy.definition != spec.definition {
+            // A copy of another form is better than none, and the next one is asked for when it is loaded.
+            if !copy.ready || !copy.is_of(&spec.definition) {
                 continue;
             }
             let (store, offset, lsn) = (spec.name, copy.next_offset, copy.lsn);
@@ -133,6 +145,10 @@ impl Worker<'_> {
         Ok(())
     }
 }
+
+/// Why a store is not built again in another form.
+const REMOVED: &str =
+    "retention has removed the beginning of the log; a new log would have it (millrace generation)";
 
 /// The copies that are to be built, and where each stands.
 fn find_copies(

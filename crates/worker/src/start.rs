@@ -58,7 +58,7 @@ pub(crate) fn decide(spec: &StoreSpec, stored: &Stored, log: &LogState) -> Resul
         Stored::Empty => ("it is empty".to_owned(), Shown::Nothing),
         Stored::Damaged(reason) => (reason.clone(), Shown::Nothing),
         Stored::At(checkpoint) if lost(checkpoint) => (LOST.to_owned(), Shown::Nothing),
-        Stored::At(checkpoint) if checkpoint.definition != spec.definition => {
+        Stored::At(checkpoint) if !checkpoint.is_of(&spec.definition) => {
             ("its definition changed".to_owned(), Shown::Frozen(checkpoint.clone()))
         }
         Stored::At(checkpoint) if newest == Some(checkpoint.generation) => return Ok(Start::Left),
@@ -69,6 +69,10 @@ pub(crate) fn decide(spec: &StoreSpec, stored: &Stored, log: &LogState) -> Resul
             (reason, Shown::Frozen(checkpoint.clone()))
         }
         Stored::At(checkpoint) => match (go_on(spec, checkpoint, log), reset, log.next) {
+            // Where the log's beginning is gone, a store in an old form is better than none.
+            (Ok(()), None, None) if checkpoint.definition != spec.definition && log.start == 0 => {
+                (FORM.to_owned(), Shown::Current(checkpoint.clone()))
+            }
             (Ok(()), None, None) => return Ok(Start::Continue(checkpoint.clone())),
             (Ok(()), _, Some(_)) => return Ok(Start::Succeed(checkpoint.clone())),
             (Err(refusal), _, Some(_)) => (refusal.what, Shown::Frozen(checkpoint.clone())),
@@ -84,6 +88,7 @@ pub(crate) fn decide(spec: &StoreSpec, stored: &Stored, log: &LogState) -> Resul
     Ok(Start::Fill { beginning: beginning(spec, log, &reason)?, reason, shown })
 }
 
+const FORM: &str = "its content has another form than the types of its table ask for";
 const RESET: &str = "the consumer group was reset to the log's start";
 const LOST: &str = "the source was restored to an earlier point or is another one";
 
@@ -192,9 +197,13 @@ mod tests {
     }
 
     fn outcome(stored: Stored, change: impl FnOnce(&mut LogState)) -> String {
+        outcome_of(&spec(), stored, change)
+    }
+
+    fn outcome_of(spec: &StoreSpec, stored: Stored, change: impl FnOnce(&mut LogState)) -> String {
         let mut log = log();
         change(&mut log);
-        match decide(&spec(), &stored, &log) {
+        match decide(spec, &stored, &log) {
             Ok(Start::Continue(at)) => format!("continue at {}", at.next_offset),
             Ok(Start::Fill { beginning, reason, shown }) => {
                 let shown = match shown {
@@ -258,6 +267,32 @@ mod tests {
         let other = Checkpoint { definition: "e".into(), ..at(42) };
         assert_eq!(outcome(Stored::At(other), |_| {}), "fill from 0 (frozen): its definition changed");
         assert!(outcome(Stored::Empty, |log| log.start = 5).contains("retention has removed"));
+    }
+
+    #[test]
+    fn a_store_in_another_form_goes_on_while_it_is_built_again() {
+        let stored = |definition: &str| Stored::At(Checkpoint { definition: definition.into(), ..at(42) });
+        let formed = |definition: &str, change: fn(&mut LogState)| {
+            let spec = StoreSpec { definition: "d:n2".into(), ..spec() };
+            outcome_of(&spec, stored(definition), change)
+        };
+        assert_eq!(formed("d:n2", |_| {}), "continue at 42");
+        for older in ["d", "d:n3"] {
+            let expected = format!("fill from 0 (goes on at 42): {FORM}");
+            assert_eq!(formed(older, |_| {}), expected);
+        }
+        assert_eq!(outcome(stored("d:n2"), |_| {}), format!("fill from 0 (goes on at 42): {FORM}"));
+        assert_eq!(formed("e:n2", |_| {}), "fill from 0 (frozen): its definition changed");
+        // Without the log's beginning it cannot be built again, which is no reason to end it.
+        assert_eq!(formed("d", |log| log.start = 5), "continue at 42");
+        // What has gone over to the next log is that log's affair.
+        let next = |log: &mut LogState| log.next = Some(Successor { generation: 3, diverged: false });
+        let spec = StoreSpec { definition: "d:n2".into(), ..spec() };
+        let gone = Checkpoint { log: "b".into(), generation: 3, ..at(42) };
+        assert_eq!(outcome_of(&spec, Stored::At(gone), next), "left");
+        // A copy in another form begins again.
+        let copy = decide_copy(&spec, &stored("d"), &log()).map(|(at, _)| (at.next_offset, at.definition));
+        assert_eq!(copy, Ok((0, "d:n2".to_owned())));
     }
 
     #[test]

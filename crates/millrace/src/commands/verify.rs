@@ -128,7 +128,7 @@ fn counter_of(store: &str, definition: &Definition, table: TableSchema) -> Resul
     let bound = definition.bind(&table).map_err(not_verified)?;
     Ok(Counter {
         store: store.to_owned(),
-        definition: definition.hash(),
+        definition: bound.stamp(),
         table,
         columns: definition.referenced_columns().into_iter().map(str::to_owned).collect(),
         groups: definition.group_columns().len(),
