@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use change::Refusal;
 use kafka::{Connection, Generations, KafkaError, Names};
-use postgres::plan::{Plan, Table};
+use postgres::plan::Plan;
 use postgres::setup::SetupError;
 use redis_counters::{Counters, Namespace, Server};
 use tokio::runtime::Runtime;
@@ -86,14 +86,12 @@ impl Process {
     /// What the source is to have.
     pub(crate) fn plan(&self, generation: u32) -> Result<Plan, Refusal> {
         let pipeline = &self.config.pipeline;
-        let table =
-            |name: &crate::config::TableName| Table { schema: name.schema.clone(), name: name.table.clone() };
         Ok(Plan {
             pipeline: pipeline.to_string(),
             heartbeat: pipeline.heartbeat(generation),
             slot: pipeline.slot(generation),
             publication: pipeline.publication(),
-            tables: self.config.postgres.tables.iter().map(table).collect(),
+            tables: self.config.postgres.tables.clone(),
             role: self.source()?.user().to_owned(),
             keyless_bytes: self.config.snapshot.keyless_bytes,
         })

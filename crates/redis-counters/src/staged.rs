@@ -6,7 +6,7 @@ use change::{NEW_LOG, Op, Refusal, ReplicaIdentity, TableSchema};
 use worker::{Change, SinkError};
 
 use crate::deltas::{Deltas, Sign};
-use crate::sql::{Bound, Definition, Form, Scratch};
+use crate::sql::{Bound, Definition, Form, Scratch, display_table};
 
 /// A counter's definition and what the changes since the last commit did to it.
 pub(crate) struct Staged {
@@ -121,7 +121,7 @@ impl Staged {
             change.offset,
             change.position,
         );
-        let remedy = format!("{}; then {NEW_LOG}", change.schema.make_full(&table));
+        let remedy = format!("{}; then {NEW_LOG}", change.schema.make_full(&display_table(change.schema)));
         SinkError::Refused(Refusal::new(what, remedy))
     }
 }

@@ -219,7 +219,7 @@ pub(crate) async fn make_publication(
 
 /// Refuses a table that the log knows, unless it is the same one, and the reader has taken note that it was taken out.
 fn refuse_stranger(ledger: &Ledger, table: &Table, oid: Option<u32>) -> Result<(), Refusal> {
-    let schemas = ledger.schemas.iter().filter(|(_, schema)| schema.full_name() == table.to_string());
+    let schemas = ledger.schemas.iter().filter(|(_, schema)| Table::of(schema) == *table);
     if !schemas.map(|(_, schema)| schema.family()).all(|family| Some(family) == oid) {
         let what = format!("the log holds rows of an earlier table {table}, which is not published any more");
         return Err(Refusal::new(what, NEW_LOG));

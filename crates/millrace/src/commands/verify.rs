@@ -117,11 +117,11 @@ fn table(
     client: &Client,
     (schema, table): (&str, &str),
 ) -> Result<Result<TableSchema, NotVerified>, Failure> {
-    let doing = || format!("cannot look at table {schema}.{table}");
+    let name = change::table_name(schema, table);
+    let doing = || format!("cannot look at table {name}");
     let found = process.runtime.block_on(postgres::catalog::table_schema(client, schema, table));
     let found = found.map_err(|error| SetupError::Failed { doing: doing(), error })?;
-    Ok(found
-        .ok_or_else(|| NotVerified::new(format!("table {schema}.{table} does not exist"), "millrace check")))
+    Ok(found.ok_or_else(|| NotVerified::new(format!("table {name} does not exist"), "millrace check")))
 }
 
 fn counter_of(store: &str, definition: &Definition, table: TableSchema) -> Result<Counter, NotVerified> {

@@ -10,7 +10,7 @@ use super::group::Form;
 use super::like::Pattern;
 use super::literal::Literal;
 use super::predicate::{Comparison, Operand, Predicate};
-use super::scope::{display_identifier, quote_identifier};
+use super::scope::{display_identifier, display_table, quote_identifier};
 use super::value::Value;
 
 const COMPARABLE: &str = "use a column of type boolean, smallint, integer, bigint, numeric, text, character varying, \
@@ -116,7 +116,7 @@ impl Binder<'_> {
 
     /// The table as one writes it in SQL.
     fn table(&self) -> String {
-        format!("{}.{}", display_identifier(&self.schema.schema), display_identifier(&self.schema.table))
+        display_table(self.schema)
     }
 
     fn column(&self, name: &str) -> Result<&Column, Refusal> {

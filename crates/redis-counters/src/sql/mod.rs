@@ -34,6 +34,7 @@ pub use bind::Bound;
 pub use definition::{Aggregate, Definition};
 pub use evaluate::{Contribution, Scratch};
 pub(crate) use group::Form;
+pub(crate) use scope::display_table;
 
 #[cfg(test)]
 mod refusal_tests;
