@@ -113,7 +113,7 @@ impl IndexDefinition {
     }
 
     /// The columns, each once.
-    pub(crate) fn columns(&self) -> Vec<&str> {
+    pub fn columns(&self) -> Vec<&str> {
         let mut columns = Vec::new();
         for (_, name) in self.roles() {
             if !columns.contains(&name) {

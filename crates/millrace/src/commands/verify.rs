@@ -143,13 +143,7 @@ fn counter_of(store: &str, definition: &Definition, table: TableSchema) -> Resul
 
 fn index_of(store: &str, definition: &IndexDefinition, table: TableSchema) -> Result<Index, NotVerified> {
     definition.bind(&table).map_err(not_verified)?;
-    let IndexDefinition { text, exact, number, date, .. } = definition;
-    let mut columns: Vec<String> = Vec::new();
-    for column in [text, exact, number, date].into_iter().flatten() {
-        if !columns.contains(column) {
-            columns.push(column.clone());
-        }
-    }
+    let columns = definition.columns().into_iter().map(str::to_owned).collect();
     Ok(Index { store: store.to_owned(), definition: definition.hash(), table, columns })
 }
 

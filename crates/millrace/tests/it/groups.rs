@@ -122,8 +122,16 @@ fn h60_groups_are_found_by_what_postgres_prints_also_after_an_upgrade_and_alter_
 }
 
 #[test]
-fn tables_whose_names_need_quotes() {
+fn tables_whose_names_need_quotes_and_a_generated_column() {
     let mut pipeline = pipeline();
+    pipeline.configure_tables(NAMES, &stores(&pipeline, "text = [\"note\", \"up\"]"));
+    let output = pipeline.millrace(&["check", "--json"]);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains("names up of public.order items, a generated column, which the stream"), "{said}");
+    assert!(said.contains(r#"\"public\".\"order items\" ALTER COLUMN \"up\" DROP EXPRESSION"#), "{said}");
+
+    pipeline.configure_tables(NAMES, &stores(&pipeline, "text = [\"note\"]"));
     run(&mut pipeline);
     assert_eq!(pipeline.counter("others"), map(&[("1", "1"), ("2", "1")]));
     pipeline
