@@ -218,7 +218,7 @@ mod tests {
     #[test]
     fn comes_back_from_the_ledger() {
         let described = TableProgress {
-            description: Some(table()),
+            description: Some(Box::new(table())),
             publication_xmin: 7,
             ..TableProgress::new("public.t".into(), 1, Read::All)
         };

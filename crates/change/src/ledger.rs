@@ -131,7 +131,7 @@ pub struct TableProgress {
     pub storage: Option<Storage>,
     /// What its rows meant when it was last looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub description: Option<Description>,
+    pub description: Option<Box<Description>>,
     /// `pg_publication.xmin` when it was last looked at: another one tells that the publication was altered since. 0
     /// before it is known.
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -186,9 +186,9 @@ impl TableProgress {
 
     /// Takes note of what its rows mean. Returns whether that is new.
     pub fn describe(&mut self, now: &Description) -> bool {
-        let known = self.description.as_ref() == Some(now);
+        let known = self.description.as_deref() == Some(now);
         if !known {
-            self.description = Some(now.clone());
+            self.description = Some(Box::new(now.clone()));
             self.storage = None;
         }
         !known

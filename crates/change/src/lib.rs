@@ -14,6 +14,7 @@ pub mod key;
 mod ledger;
 mod lsn;
 mod members;
+mod name;
 mod position;
 mod record;
 mod refusal;
@@ -29,6 +30,7 @@ pub use ledger::{
     TableProgress, Timeline, Window,
 };
 pub use lsn::{Lsn, ParseLsnError};
+pub use name::{TableNameError, parse_table_name, quoted_table_name, table_name};
 pub use position::{Kind, ParsePositionError, Position};
 pub use record::{HeaderError, Headers, RecordBatch, RecordMeta, RecordRef, header};
 pub use refusal::{NEW_LOG, Refusal};

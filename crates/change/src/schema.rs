@@ -4,6 +4,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::lsn::cut;
+use crate::name::{quoted_table_name, table_name};
 
 /// Which columns of the old row Postgres writes to the WAL for an update or a delete.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -66,9 +67,14 @@ pub struct TableSchema {
 }
 
 impl TableSchema {
-    /// `schema.table`, unquoted, as the configuration names it.
+    /// `schema.table`, as the configuration names it; see [`table_name`].
     pub fn full_name(&self) -> String {
-        format!("{}.{}", self.schema, self.table)
+        table_name(&self.schema, &self.table)
+    }
+
+    /// The same as SQL: `"public"."emails"`.
+    pub fn quoted(&self) -> String {
+        quoted_table_name(&self.schema, &self.table)
     }
 
     /// Whether it is a partitioned table, of which the partitions have the rows.
@@ -76,7 +82,7 @@ impl TableSchema {
         self.root == Some(self.relation)
     }
 
-    /// How to have whole old rows, of the table of this name.
+    /// How to have whole old rows, of the table that has this name in SQL.
     pub fn make_full(&self, name: &str) -> String {
         let also = if self.root.is_some() {
             ", and the same of each partition, which does not inherit it"

@@ -10,7 +10,7 @@ use relay::Ledger;
 use worker::{Feed, FeedError, FeedEvent, LogBatch, LogState, Successor};
 
 use crate::generations::generations;
-use crate::ledger::{entry, read_ledger, require_topics};
+use crate::ledger::{entry, read_ledger_in_order, require_topics};
 use crate::membership::Member;
 use crate::reader::{Next, PartitionReader};
 use crate::wire::fetch::Fetch;
@@ -35,6 +35,8 @@ pub struct KafkaFeed {
     log: Option<Fetch>,
     ledger: PartitionReader,
     schemas: HashMap<SchemaRef, Arc<TableSchema>>,
+    /// Those of the last look at the whole ledger, in its order.
+    described: Vec<SchemaRef>,
     progress: Option<Progress>,
 }
 
@@ -73,6 +75,7 @@ impl KafkaFeed {
             log: None,
             ledger,
             schemas: HashMap::new(),
+            described: Vec::new(),
             progress: None,
         })
     }
@@ -97,7 +100,8 @@ impl KafkaFeed {
 
     /// Reads the ledger from its beginning, and keeps its schemas.
     fn whole_ledger(&mut self) -> Result<Ledger, FeedError> {
-        let mut ledger = read_ledger(&self.connection, &self.names, ReadUntil::Committed)?;
+        let (mut ledger, order) = read_ledger_in_order(&self.connection, &self.names, ReadUntil::Committed)?;
+        self.described = order;
         for (version, schema) in std::mem::take(&mut ledger.schemas) {
             self.schemas.entry(version).or_insert_with(|| Arc::new(schema));
         }
@@ -212,6 +216,11 @@ impl Feed for KafkaFeed {
             let remedy = format!("if the ledger was created anew or has lost records, {NEW_LOG}");
             Refusal::new(what, remedy).into()
         })
+    }
+
+    fn tables(&mut self) -> Vec<(SchemaRef, Arc<TableSchema>)> {
+        let known = |version: &SchemaRef| Some((*version, self.schemas.get(version)?.clone()));
+        self.described.iter().filter_map(known).collect()
     }
 
     fn progress(&mut self) -> Result<Option<&Progress>, FeedError> {

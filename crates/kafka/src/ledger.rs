@@ -8,7 +8,7 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use change::{Headers, LedgerEntry, LedgerError, NEW_LOG, Refusal};
+use change::{Headers, LedgerEntry, LedgerError, NEW_LOG, Refusal, SchemaRef};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::{BorrowedMessage, Headers as _, Message};
@@ -32,6 +32,15 @@ pub enum ReadUntil {
 
 /// Reads the ledger and the log's id and end. Takes part in nothing and fences nobody.
 pub fn read_ledger(connection: &Connection, names: &Names, until: ReadUntil) -> Result<Ledger, KafkaError> {
+    read_ledger_in_order(connection, names, until).map(|(ledger, _)| ledger)
+}
+
+/// The same, and the versions of tables in the order in which the ledger has them.
+pub(crate) fn read_ledger_in_order(
+    connection: &Connection,
+    names: &Names,
+    until: ReadUntil,
+) -> Result<(Ledger, Vec<SchemaRef>), KafkaError> {
     require_topics(connection, names)?;
     let inquirer = connection.inquirer()?;
     let mut reader = PartitionReader::new(connection, names, names.ledger())?;
@@ -41,13 +50,14 @@ pub fn read_ledger(connection: &Connection, names: &Names, until: ReadUntil) -> 
             wait_until_stable(&inquirer, partition)?;
         }
     }
-    let mut ledger = Ledger::default();
+    let (mut ledger, mut order) = (Ledger::default(), Vec::new());
     reader.read_all(reader.bounds()?, |message| {
         match entry(message)? {
             Some(LedgerEntry::Progress(progress)) => ledger.progress = Some(progress),
             Some(LedgerEntry::Slot(intent)) => ledger.slot = Some(intent),
             Some(LedgerEntry::Schema(version, schema)) => {
                 ledger.schemas.insert(version, schema);
+                order.push(version);
             }
             Some(LedgerEntry::Table(relation, table)) => {
                 ledger.tables.insert(relation, table);
@@ -63,7 +73,7 @@ pub fn read_ledger(connection: &Connection, names: &Names, until: ReadUntil) -> 
         // Retention has taken the log's first record; a topic created anew would begin at 0.
         ledger.progress.as_ref().filter(|_| bounds.0 > 0).map(|progress| progress.log.clone())
     });
-    Ok(ledger)
+    Ok((ledger, order))
 }
 
 fn wait_until_stable(

@@ -27,7 +27,7 @@ use crate::{Connection, KafkaError, Names};
 /// How long a clean stop tries to abort what is open; a new producer does it anyway.
 const ABORT_LIMIT: Duration = Duration::from_secs(1);
 
-// What each request looks like: as brokers from Kafka 2.7 on know it.
+// Versions of the requests. Every broker that Millrace supports (Kafka 3.6 and later) knows them.
 const INIT_PRODUCER_ID: i16 = 1;
 const ADD_PARTITIONS: i16 = 2;
 const END_TXN: i16 = 2;

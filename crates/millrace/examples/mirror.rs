@@ -130,7 +130,10 @@ impl Sink for Mirror {
         if change.schema.identity != ReplicaIdentity::Full || !keyed {
             let table = &self.table;
             let what = format!("{table} has no primary key, or its changes do not tell whole rows");
-            let remedy = format!("ALTER TABLE {table} REPLICA IDENTITY FULL, and add a primary key");
+            let remedy = format!(
+                "ALTER TABLE {} REPLICA IDENTITY FULL, and add a primary key",
+                change.schema.quoted()
+            );
             return Err(Refusal::new(what, remedy).into());
         }
         let key = String::from_utf8_lossy(change.key).into_owned();

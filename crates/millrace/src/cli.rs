@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use change::Lsn;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use postgres::plan::Table;
 
 const ABOUT: &str = "\
 Millrace carries the committed changes of a Postgres database to stores derived from it, exactly once and in
@@ -218,9 +219,9 @@ pub(crate) enum Command {
         /// Begin with the first record instead of the next one.
         #[arg(long)]
         from_beginning: bool,
-        /// Only this table: schema.table.
+        /// Only this table: schema.table, as in `postgres.tables`.
         #[arg(long)]
-        table: Option<String>,
+        table: Option<Table>,
         /// End after so many records.
         #[arg(long)]
         limit: Option<u64>,

@@ -86,14 +86,12 @@ impl Process {
     /// What the source is to have.
     pub(crate) fn plan(&self, generation: u32) -> Result<Plan, Refusal> {
         let pipeline = &self.config.pipeline;
-        let table =
-            |name: &crate::config::TableName| Table { schema: name.schema.clone(), name: name.table.clone() };
         Ok(Plan {
             pipeline: pipeline.to_string(),
             heartbeat: pipeline.heartbeat(generation),
             slot: pipeline.slot(generation),
             publication: pipeline.publication(),
-            tables: self.config.postgres.tables.iter().map(table).collect(),
+            tables: self.config.postgres.tables.clone(),
             queried: self.queried(),
             role: self.source()?.user().to_owned(),
             keyless_bytes: self.config.snapshot.keyless_bytes,
@@ -102,11 +100,11 @@ impl Process {
 
     /// The tables that a counter or an index names.
     fn queried(&self) -> Vec<Table> {
-        let table = |schema: &str, name: &str| Table { schema: schema.to_owned(), name: name.to_owned() };
         let counters = self.config.counters.iter().map(|counter| counter.definition.table());
         let indexes = self.config.search.iter().flat_map(|search| &search.indexes);
         let indexes = indexes.map(|index| (index.schema.as_str(), index.table.as_str()));
-        counters.chain(indexes).map(|(schema, name)| table(schema, name)).collect()
+        let table = |(schema, name): (&str, &str)| Table { schema: schema.to_owned(), name: name.to_owned() };
+        counters.chain(indexes).map(table).collect()
     }
 
     /// The workers that are configured.

@@ -1,11 +1,13 @@
 //! What a pipeline is to have at the source, and its names as SQL.
 
 use std::fmt;
+use std::str::FromStr;
 
-use change::TableSchema;
+use change::{TableNameError, TableSchema, parse_table_name, quoted_table_name, table_name};
 use tokio_postgres::{Client, Error};
 
-/// A table's name, its two parts unquoted.
+/// A table's name, its two parts unquoted. As text it is what the configuration has: `public.order items`, which
+/// [`change::table_name`] writes and reads.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Table {
     /// Its schema.
@@ -22,7 +24,7 @@ impl Table {
 
     /// As SQL: `"public"."emails"`.
     pub fn quoted(&self) -> String {
-        format!("{}.{}", quote(&self.schema), quote(&self.name))
+        quoted_table_name(&self.schema, &self.name)
     }
 
     /// The table itself and no child of it, as SQL: children of an inheritance tree are tables of their own.
@@ -41,7 +43,15 @@ impl Table {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.schema, self.name)
+        f.write_str(&table_name(&self.schema, &self.name))
+    }
+}
+
+impl FromStr for Table {
+    type Err = TableNameError;
+
+    fn from_str(text: &str) -> Result<Self, TableNameError> {
+        parse_table_name(text).map(|(schema, name)| Table { schema, name })
     }
 }
 
@@ -74,4 +84,22 @@ pub fn quote(identifier: &str) -> String {
 /// A text as SQL.
 pub fn quote_literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_is_displayed_as_it_is_configured_and_quoted_as_sql() {
+        for (text, quoted) in [
+            ("public.order items", r#""public"."order items""#),
+            ("public.table_with_pk.1#2/3", r#""public"."table_with_pk.1#2/3""#),
+            (r#"public.a"b"#, r#""public"."a""b""#),
+            (r#""my.schema".order items"#, r#""my.schema"."order items""#),
+        ] {
+            let table: Table = text.parse().unwrap();
+            assert_eq!((table.to_string().as_str(), table.quoted().as_str()), (text, quoted));
+        }
+    }
 }

@@ -58,7 +58,7 @@ WITH member AS (
     JOIN pg_catalog.pg_class c ON c.oid = r.prrelid AND c.relkind = 'p'
     WHERE p.pubname = $1
 )
-SELECT m.relid, n.nspname || '.' || c.relname,
+SELECT m.relid, n.nspname::text, c.relname::text,
        CASE WHEN root.oid IS NULL OR root.oid = m.relid THEN coalesce(r.oid, m.publication)
             ELSE (1 + (pg_catalog.hashtextextended(
                 (SELECT string_agg(i.xmin::text, ',' ORDER BY a.place)
@@ -262,14 +262,15 @@ impl Looks {
 
 fn published_table(row: &tokio_postgres::Row) -> Result<PublishedTable, SourceError> {
     let at = |error: Error| failed("cannot look at the publication", &error);
-    let description: String = row.try_get(4).map_err(at)?;
+    let description: String = row.try_get(5).map_err(at)?;
+    let name = Table { schema: row.try_get(1).map_err(at)?, name: row.try_get(2).map_err(at)? };
     Ok(PublishedTable {
         relation: row.try_get(0).map_err(at)?,
-        name: row.try_get(1).map_err(at)?,
-        publication: row.try_get(2).map_err(at)?,
-        estimated_rows: row.try_get(3).map_err(at)?,
+        name: name.to_string(),
+        publication: row.try_get(3).map_err(at)?,
+        estimated_rows: row.try_get(4).map_err(at)?,
         description: catalog::parse_description(&description)?,
-        root: row.try_get(5).map_err(at)?,
+        root: row.try_get(6).map_err(at)?,
         filled: true,
     })
 }

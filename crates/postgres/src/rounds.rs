@@ -331,7 +331,7 @@ async fn names(client: &Client, requests: &[ReadRequest]) -> Result<Vec<Table>, 
 /// What a table looks like under the round's snapshot.
 struct Described {
     schema: TableSchema,
-    description: Description,
+    description: Box<Description>,
     key: KeySql,
 }
 
@@ -366,7 +366,7 @@ async fn describe(
         )));
     }
     let key = KeySql::of(leader, &schema).await.map_err(|e| at(&e))?;
-    Ok(Ok(Described { schema, description, key }))
+    Ok(Ok(Described { schema, description: Box::new(description), key }))
 }
 
 /// Where the leader looks for what is named without a schema.

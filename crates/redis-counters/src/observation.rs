@@ -10,9 +10,11 @@ use worker::Checkpoint;
 
 use crate::keys::Namespace;
 use crate::shape::Shape;
+use crate::sql::Form;
 
 /// The checkpoint's format written by this version.
 const FORMAT: u32 = 1;
+const UPGRADE: &str = "upgrade Millrace, or give this one a Redis prefix of its own";
 /// Lines of an observation.
 const LINES: usize = 19;
 /// The checkpoint's fields, in the order of `counter.lua`. A checkpoint of an older version has no `last`, which is seen
@@ -121,8 +123,16 @@ pub(crate) fn judge(
     let Some(held) = seen.held() else {
         return Ok(Judgement::Damaged("its checkpoint cannot be read".to_owned()));
     };
-    if held.checkpoint.definition != definition {
+    if !held.checkpoint.is_of(definition) {
         return Ok(Judgement::Other(held.checkpoint));
+    }
+    if Form::read(&held.checkpoint.definition).is_none() {
+        return Err(Refusal::new(
+            format!(
+                "the groups of counter `{counter}` are written in a form that this Millrace does not know"
+            ),
+            UPGRADE,
+        ));
     }
     let found = [seen.value, seen.rows, seen.nonnull];
     let names = ["value", "hidden count of rows", "hidden count of values"];
@@ -158,7 +168,7 @@ fn newer(seen: &Observation<'_>, counter: &str) -> Result<(), Refusal> {
             format!(
                 "the checkpoint of counter `{counter}` has format {format}; this Millrace reads {FORMAT}"
             ),
-            "upgrade Millrace, or give this one a Redis prefix of its own",
+            UPGRADE,
         )),
         _ => Ok(()),
     }
@@ -313,7 +323,9 @@ mod tests {
     #[test]
     fn what_is_not_ours_is_refused() {
         assert!(matches!(judged(&with(8, "other")), Ok(Judgement::Other(_))));
-        for text in [with(0, "list"), with(1, "other"), with(3, "2")] {
+        // Written in another form it is whole all the same.
+        assert!(matches!(judged(&with(8, "d:n2")), Ok(Judgement::At(_))));
+        for text in [with(0, "list"), with(1, "other"), with(3, "2"), with(8, "d:?")] {
             assert!(judged(&text).is_err(), "{text}");
         }
         let foreign = [

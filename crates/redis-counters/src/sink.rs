@@ -8,7 +8,7 @@ use crate::connection::Server;
 use crate::keys::Namespace;
 use crate::observation::{Held, Judgement, exists, judge};
 use crate::shape::{Aggregate, Shape};
-use crate::sql::{self, Definition};
+use crate::sql::{self, Definition, Form};
 use crate::staged::Staged;
 use crate::store::{Counter, Store};
 
@@ -163,6 +163,11 @@ impl CountersSink {
     }
 }
 
+/// How a store's groups are written. A store in a form that is not known has been judged to be of another definition.
+fn form_of(checkpoint: &Checkpoint) -> Form {
+    Form::read(&checkpoint.definition).unwrap_or_default()
+}
+
 fn shape(definition: &Definition) -> Shape {
     let aggregate = match definition.aggregate() {
         sql::Aggregate::CountRows => Aggregate::Rows,
@@ -181,6 +186,18 @@ impl Sink for CountersSink {
         self.staged.iter().any(|staged| staged.wants(schema))
     }
 
+    fn describe(&mut self, table: &TableSchema) -> bool {
+        let mut changed = false;
+        for (staged, spec) in self.staged.iter().zip(&mut self.specs).filter(|(s, _)| s.wants(table)) {
+            // What is refused is refused to the first change under this version.
+            let Ok(bound) = staged.definition.bind(table) else { continue };
+            let definition = bound.stamp();
+            changed |= spec.definition != definition;
+            spec.definition = definition;
+        }
+        changed
+    }
+
     fn load(&mut self) -> Result<Vec<Stored>, SinkError> {
         self.discard();
         let mut judgements = self.observe()?;
@@ -192,7 +209,7 @@ impl Sink for CountersSink {
             judgements = self.observe()?;
         }
         let mut all = Vec::with_capacity(judgements.len());
-        for (known, judgement) in self.known.iter_mut().zip(judgements) {
+        for ((known, staged), judgement) in self.known.iter_mut().zip(&mut self.staged).zip(judgements) {
             known.held = None;
             all.push(match judgement {
                 Judgement::Empty => Stored::Empty,
@@ -204,6 +221,7 @@ impl Sink for CountersSink {
                 Judgement::At(held) => match &known.damage {
                     Some(reason) => Stored::Damaged(reason.clone()),
                     None => {
+                        staged.write_in(form_of(&held.checkpoint));
                         known.held = Some(held.clone());
                         Stored::At(held.checkpoint)
                     }
@@ -220,6 +238,7 @@ impl Sink for CountersSink {
         let (counter, known) = (&self.counters[store], &mut self.known[store]);
         let held = Held { checkpoint: to.clone(), groups: u64::from(!counter.shape.grouped) };
         self.staged[store].deltas.clear();
+        self.staged[store].write_in(form_of(to));
         self.store.reset(counter, &known.seen, &held)?;
         let seen = held.expected(&self.store.space, counter.shape);
         *known = Known { seen, held: Some(held), damage: None, suspect: known.suspect };

@@ -6,12 +6,14 @@ use change::{NEW_LOG, Op, Refusal, ReplicaIdentity, TableSchema};
 use worker::{Change, SinkError};
 
 use crate::deltas::{Deltas, Sign};
-use crate::sql::{Bound, Definition, Scratch};
+use crate::sql::{Bound, Definition, Form, Scratch, display_table};
 
 /// A counter's definition and what the changes since the last commit did to it.
 pub(crate) struct Staged {
     pub(crate) definition: Definition,
     pub(crate) deltas: Deltas,
+    /// How the store's groups are written.
+    form: Form,
     /// The definition under the version of the table last seen.
     bound: Option<(Arc<TableSchema>, Bound)>,
     scratch: Scratch,
@@ -19,7 +21,14 @@ pub(crate) struct Staged {
 
 impl Staged {
     pub(crate) fn new(definition: Definition) -> Self {
-        Staged { definition, deltas: Deltas::default(), bound: None, scratch: Scratch::default() }
+        let (deltas, form, scratch) = (Deltas::default(), Form::default(), Scratch::default());
+        Staged { definition, deltas, form, bound: None, scratch }
+    }
+
+    /// From here on groups are written in this form: that of the store.
+    pub(crate) fn write_in(&mut self, form: Form) {
+        self.form = form;
+        self.bound = None;
     }
 
     /// Whether the counter is about this table.
@@ -57,7 +66,7 @@ impl Staged {
             let what = format!("{}; the log has such a change at offset {}", refusal.what, change.offset);
             Refusal::new(what, format!("{}; then {NEW_LOG}", refusal.remedy))
         })?;
-        self.bound = Some((change.schema.clone(), bound));
+        self.bound = Some((change.schema.clone(), bound.written_in(self.form.clone())));
         Ok(())
     }
 
@@ -112,7 +121,7 @@ impl Staged {
             change.offset,
             change.position,
         );
-        let remedy = format!("{}; then {NEW_LOG}", change.schema.make_full(&table));
+        let remedy = format!("{}; then {NEW_LOG}", change.schema.make_full(&display_table(change.schema)));
         SinkError::Refused(Refusal::new(what, remedy))
     }
 }

@@ -248,7 +248,7 @@ impl Reading {
         let begin = |stale| TableProgress {
             root: *root,
             estimated_rows: *estimated_rows,
-            description: Some(description.clone()),
+            description: Some(Box::new(description.clone())),
             publication_xmin: xmin,
             stale,
             ..TableProgress::new(found.name.clone(), *publication, Read::Nothing)
@@ -409,8 +409,8 @@ impl Reading {
     /// Schema and name under which the log has a table, as far as the ledger has them apart.
     pub(crate) fn log_name(&self, relation: u32) -> Option<(String, String)> {
         let family = self.tables.get(&relation)?.family(relation);
-        let Description { schema, table, .. } = self.tables.get(&family)?.description.clone()?;
-        Some((schema, table))
+        let Description { schema, table, .. } = self.tables.get(&family)?.description.as_deref()?;
+        Some((schema.clone(), table.clone()))
     }
 
     /// These transactions may have changed the publication.
@@ -589,10 +589,12 @@ impl Reading {
                  Postgres does not send",
                 table.name
             );
-            let remedy = format!(
-                "ALTER TABLE {} REPLICA IDENTITY FULL; before such an update; then {NEW_LOG}",
-                table.name
-            );
+            let quoted = match change::parse_table_name(&table.name) {
+                Ok((schema, name)) => change::quoted_table_name(&schema, &name),
+                Err(_) => table.name.clone(),
+            };
+            let remedy =
+                format!("ALTER TABLE {quoted} REPLICA IDENTITY FULL; before such an update; then {NEW_LOG}");
             return Err(Refusal::new(what, remedy));
         }
         self.ahead.entry(Effect::Owe(relation, key)).or_insert(ordinal);
@@ -784,7 +786,7 @@ pub(crate) struct ReadPiece {
     /// How far the table is read now.
     pub(crate) read: Read,
     pub(crate) key: Vec<String>,
-    pub(crate) description: Description,
+    pub(crate) description: Box<Description>,
     pub(crate) rows: u64,
     pub(crate) bytes: u64,
 }
@@ -798,7 +800,7 @@ mod tests {
     fn h31_a_partition_that_is_published_by_itself_begins_again() {
         let known = |root| TableProgress {
             root,
-            description: Some(Description::default()),
+            description: Some(Box::default()),
             ..TableProgress::new("public.root".into(), 1, Read::All)
         };
         let tables = [(5, known(Some(5))), (7, known(Some(5))), (8, known(Some(5)))].into();
@@ -838,7 +840,7 @@ mod tests {
     fn read(tables: impl IntoIterator<Item = (u32, Option<u32>)>) -> Reading {
         let known = |(relation, root)| {
             let table = TableProgress::new(format!("public.t{relation}"), 1, Read::All);
-            (relation, TableProgress { root, description: Some(Description::default()), ..table })
+            (relation, TableProgress { root, description: Some(Box::default()), ..table })
         };
         let tables = tables.into_iter().map(known).collect();
         Reading::new(&Ledger { tables, ..Ledger::default() })

@@ -193,7 +193,7 @@ pub struct ReadRequest {
     /// The key in whose order it has been read; empty before its first round.
     pub key: Vec<String>,
     /// What its rows meant then, and where they were for older versions.
-    pub description: Option<Description>,
+    pub description: Option<Box<Description>>,
     /// See [`change::TableProgress::storage`].
     pub storage: Option<Storage>,
     /// Its rows after this key are wanted, in the key's order; `None`: from the first. A table without a key is read
@@ -213,7 +213,7 @@ pub enum RoundEvent<'a> {
         /// Its columns and its key.
         schema: TableSchema,
         /// What its rows mean.
-        description: Description,
+        description: Box<Description>,
     },
     /// A row of that table, whole.
     Row(Tuple<'a>),

@@ -92,6 +92,11 @@ impl IndexDefinition {
         format!("{:032x}", xxh3_128(&canonical))
     }
 
+    /// Its table as the configuration names it.
+    pub(crate) fn table_name(&self) -> String {
+        change::table_name(&self.schema, &self.table)
+    }
+
     pub(crate) fn derives_from(&self, schema: &TableSchema) -> bool {
         self.schema == schema.schema && self.table == schema.table
     }
@@ -108,7 +113,7 @@ impl IndexDefinition {
     }
 
     /// The columns, each once.
-    pub(crate) fn columns(&self) -> Vec<&str> {
+    pub fn columns(&self) -> Vec<&str> {
         let mut columns = Vec::new();
         for (_, name) in self.roles() {
             if !columns.contains(&name) {
@@ -119,9 +124,9 @@ impl IndexDefinition {
     }
 
     fn refuse(&self, what: &str, remedy: &str) -> Refusal {
-        let Self { name, schema, table, .. } = self;
+        let (name, table) = (&self.name, self.table_name());
         let remedy = format!("[search.indexes.{name}]: {remedy}");
-        Refusal::new(format!("the search index `{name}` of {schema}.{table} {what}"), remedy)
+        Refusal::new(format!("the search index `{name}` of {table} {what}"), remedy)
     }
 }
 
@@ -167,7 +172,7 @@ impl Binding {
             .collect();
         let key_len = attributes.len();
         if key_len == 0 {
-            let table = schema.full_name();
+            let table = schema.quoted();
             return Err(definition.refuse(
                 "needs a key to tell the documents apart, and the table has none",
                 &format!(

@@ -384,19 +384,18 @@ impl Store {
 
     fn poison(&self, row: &str, reason: &str) -> SinkError {
         let definition = &self.shelf.definition;
-        let (name, schema, table) = (&definition.name, &definition.schema, &definition.table);
-        SinkError::Poison(format!(
-            "{row} of {schema}.{table} does not fit the search index `{name}`: {reason}"
-        ))
+        let (name, table) = (&definition.name, definition.table_name());
+        SinkError::Poison(format!("{row} of {table} does not fit the search index `{name}`: {reason}"))
     }
 
     fn nowhere(&self, row: &str) -> SinkError {
-        let (schema, table) = (&self.shelf.definition.schema, &self.shelf.definition.table);
+        let definition = &self.shelf.definition;
+        let table = change::quoted_table_name(&definition.schema, &definition.table);
         self.poison(
             row,
             &format!(
                 "an unchanged TOAST value stands neither in the log nor in an earlier document; \
-                 remedy: ALTER TABLE {schema}.{table} REPLICA IDENTITY FULL, and {NEW_LOG}"
+                 remedy: ALTER TABLE {table} REPLICA IDENTITY FULL, and {NEW_LOG}"
             ),
         )
     }

@@ -37,7 +37,7 @@ pub enum Measure {
 pub struct Counter {
     /// `counters.unread`.
     pub store: String,
-    /// Hash of the definition that its checkpoint must have.
+    /// The definition that its checkpoint must have.
     pub definition: String,
     /// Its table, as it is now.
     pub table: TableSchema,

@@ -179,11 +179,7 @@ impl Expected<'_> {
         wanted: Lsn,
     ) -> Result<Option<String>, NotVerified> {
         if at.definition != self.definition {
-            let what = format!("{}: the store was made under another definition", self.store);
-            return Err(NotVerified::new(
-                what,
-                "start the worker with this configuration, which fills it anew",
-            ));
+            return Err(self.other(at));
         }
         if at.log != log {
             let what =
@@ -197,6 +193,23 @@ impl Expected<'_> {
         } else {
             None
         })
+    }
+
+    /// Of a store of another definition, or one in whose form its table would not print its groups.
+    fn other(&self, at: &Checkpoint) -> NotVerified {
+        let store = self.store;
+        if at.is_of(self.definition) {
+            return NotVerified::new(
+                format!(
+                    "{store}: the types of its table ask for another form of its groups than the store has"
+                ),
+                "the worker builds it again; after ALTER TABLE it does so with the table's next change",
+            );
+        }
+        NotVerified::new(
+            format!("{store}: the store was made under another definition"),
+            "start the worker with this configuration, which fills it anew",
+        )
     }
 
     /// The same of what was read together with a checkpoint after it had been reached.

@@ -21,7 +21,7 @@ pub struct Checkpoint {
     pub next_offset: i64,
     /// The store is Postgres up to this LSN.
     pub lsn: Lsn,
-    /// Hash of the store's definition: another definition needs another store.
+    /// The store's definition as its [`StoreSpec`](crate::StoreSpec) had it: another one needs another store.
     pub definition: String,
     /// Whether the store has caught up with the log since it was last empty. `wait` and `verify` need it.
     pub ready: bool,
@@ -66,6 +66,11 @@ impl Checkpoint {
     /// True if this is a [`replaced`](Self::replaced) checkpoint of that log.
     pub(crate) fn was_replaced_in(&self, log: &str) -> bool {
         self.log.strip_suffix(REPLACED) == Some(log)
+    }
+
+    /// Whether the store holds what this definition asks for, in whatever form.
+    pub fn is_of(&self, definition: &str) -> bool {
+        meaning(&self.definition) == meaning(definition)
     }
 
     /// Whether readers of a store at `shown` may be shown one at `self` instead without going back. Offsets compare
@@ -136,6 +141,11 @@ impl<'de> Deserialize<'de> for LastRecord {
         let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
         text.parse().map_err(serde::de::Error::custom)
     }
+}
+
+/// What a definition says of a store's content: all but its form.
+fn meaning(definition: &str) -> &str {
+    definition.split_once(':').map_or(definition, |(meaning, _)| meaning)
 }
 
 #[cfg(test)]

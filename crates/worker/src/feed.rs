@@ -96,6 +96,13 @@ pub trait Feed {
     /// for it is bounded; one that does not come is [`FeedError::Refused`].
     fn schema(&mut self, version: SchemaRef) -> Result<Arc<TableSchema>, FeedError>;
 
+    /// All versions of tables that the ledger holds, in the order in which the reader wrote them; called after
+    /// [`log`](Feed::log). A feed that does not know them returns none: the worker then meets each with its first
+    /// change.
+    fn tables(&mut self) -> Vec<(SchemaRef, Arc<TableSchema>)> {
+        Vec::new()
+    }
+
     /// The newest progress in the ledger that has arrived here; does not block.
     fn progress(&mut self) -> Result<Option<&Progress>, FeedError>;
 

@@ -25,6 +25,11 @@ impl Worker<'_> {
     /// Reads where the stores, or their copies, stand, and seeks to the record that was applied last to the hindmost.
     pub(crate) fn position(&mut self, feed: &mut dyn Feed, sink: &mut dyn Sink) -> Result<(), Failure> {
         let log = feed.log()?;
+        for (version, table) in feed.tables() {
+            if self.described.insert(version) {
+                sink.describe(&table);
+            }
+        }
         self.stores = match self.role {
             Role::Worker => self.find_stores(&log, sink)?,
             Role::Builder => self.find_copies(&log, sink)?,
@@ -86,6 +91,12 @@ impl Worker<'_> {
             let (beginning, reason, shown) = match start {
                 Start::Fill { beginning, reason, shown } => (beginning, reason, shown),
                 Start::Continue(checkpoint) => {
+                    if checkpoint.definition != specs[place].definition {
+                        warn!(
+                            store = specs[place].name,
+                            "the store stays in the form that it has: {REMOVED}"
+                        );
+                    }
                     stores.push(Some(checkpoint));
                     continue;
                 }
@@ -192,7 +203,8 @@ impl Worker<'_> {
         for place in given {
             let spec = sink.stores()[place].clone();
             let Some(Stored::At(copy)) = &copies[place] else { continue };
-            if !copy.ready || copy.definition != spec.definition {
+            // A copy of another form is better than none, and the next one is asked for when it is loaded.
+            if !copy.ready || !copy.is_of(&spec.definition) {
                 continue;
             }
             let (store, offset, lsn) = (spec.name, copy.next_offset, copy.lsn);
@@ -207,6 +219,10 @@ impl Worker<'_> {
     }
 }
 
+/// Why a store is not built again in another form.
+const REMOVED: &str =
+    "retention has removed the beginning of the log; a new log would have it (millrace generation)";
+
 /// What goes on being shown of a store that does not follow the log. If the log has the id in the store's checkpoint,
 /// but cannot continue it, the checkpoint is changed to say so: the copy that is to take the store's place could
 /// never come to an offset that the log may not have.
@@ -218,7 +234,7 @@ fn freeze(
     sink: &mut dyn Sink,
 ) -> Result<Checkpoint, SinkError> {
     let same_log = (&from.log, from.generation) == (&log.id, log.generation);
-    if !same_log || from.definition != specs[place].definition {
+    if !same_log || !from.is_of(&specs[place].definition) {
         return Ok(from);
     }
     let to = from.replaced();

@@ -1,5 +1,5 @@
-use std::collections::BTreeSet;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -187,6 +187,8 @@ pub struct Worker<'a> {
     batch: LogBatch,
     live: Vec<bool>,
     tables: HashMap<SchemaRef, Table>,
+    /// The versions of tables that the sink knows.
+    pub(crate) described: HashSet<SchemaRef>,
     /// After the last whole unit that was taken: where a commit would put the stores.
     pub(crate) next_offset: i64,
     pub(crate) lsn: Lsn,
@@ -233,6 +235,7 @@ impl<'a> Worker<'a> {
             batch: LogBatch::default(),
             live: Vec::new(),
             tables: HashMap::new(),
+            described: HashSet::new(),
             next_offset: 0,
             lsn: Lsn::ZERO,
             applied: None,
@@ -403,6 +406,12 @@ impl<'a> Worker<'a> {
             Entry::Vacant(unknown) => {
                 let schema = feed.schema(version)?;
                 let wanted = sink.wants(&schema);
+                if self.described.insert(version) && sink.describe(&schema) {
+                    let table = schema.full_name();
+                    return Err(Failure::Again(format!(
+                        "the types of {table} ask for another form of a store"
+                    )));
+                }
                 unknown.insert(Table { schema, wanted })
             }
         };

@@ -10,7 +10,10 @@ use crate::Checkpoint;
 pub struct StoreSpec {
     /// Its name for people: `counters.unread`, `search.emails`.
     pub name: String,
-    /// Hash of what defines it; see [`Checkpoint::definition`].
+    /// Hash of what defines it, and after a colon, where the sink has more than one, the form in which the content is
+    /// written. The hash is fixed; the form may follow from the types of the tables, and change with
+    /// [`Sink::describe`]. A store of another form goes on in its own while a copy is built in this one; a store of
+    /// another hash cannot go on.
     pub definition: String,
 }
 
@@ -87,6 +90,13 @@ pub trait Sink {
 
     /// Whether any store derives from this table.
     fn wants(&self, schema: &TableSchema) -> bool;
+
+    /// A version of a table: all that the ledger holds, in its order, before [`load`](Sink::load), and each newer one
+    /// before its first change. Returns true if a store's [definition](StoreSpec::definition) is another one now.
+    fn describe(&mut self, table: &TableSchema) -> bool {
+        let _ = table;
+        false
+    }
 
     /// Reads what each store holds, as it is now. Forgets anything remembered.
     fn load(&mut self) -> Result<Vec<Stored>, SinkError>;

@@ -66,7 +66,7 @@ pub(crate) fn decide(
         Stored::Empty => ("it is empty".to_owned(), Shown::Nothing),
         Stored::Damaged(reason) => (reason.clone(), Shown::Nothing),
         Stored::At(checkpoint) if lost(checkpoint) => (LOST.to_owned(), Shown::Nothing),
-        Stored::At(checkpoint) if checkpoint.definition != spec.definition => {
+        Stored::At(checkpoint) if !checkpoint.is_of(&spec.definition) => {
             ("its definition changed".to_owned(), Shown::Frozen(checkpoint.clone()))
         }
         Stored::At(checkpoint) if newest == Some(checkpoint.generation) => return Ok(Start::Left),
@@ -77,6 +77,10 @@ pub(crate) fn decide(
             (reason, Shown::Frozen(checkpoint.clone()))
         }
         Stored::At(checkpoint) => match (go_on(spec, checkpoint, log, replaced), reset, log.next) {
+            // Where the log's beginning is gone, a store in an old form is better than none.
+            (Ok(()), None, None) if checkpoint.definition != spec.definition && log.start == 0 => {
+                (FORM.to_owned(), Shown::Current(checkpoint.clone()))
+            }
             (Ok(()), None, None) => return Ok(Start::Continue(checkpoint.clone())),
             (Ok(()), _, Some(_)) => return Ok(Start::Succeed(checkpoint.clone())),
             (Err(refusal), _, Some(_)) => (refusal.what, Shown::Frozen(checkpoint.clone())),
@@ -95,6 +99,7 @@ pub(crate) fn decide(
     Ok(Start::Fill { beginning: beginning(spec, log, &reason)?, reason, shown })
 }
 
+const FORM: &str = "its content has another form than the types of its table ask for";
 const RESET: &str = "the consumer group was reset to the log's start";
 const REPLACED: &str = "the log has other records now than those it was built from";
 const LOST: &str = "the source was restored to an earlier point or is another one";
@@ -206,13 +211,18 @@ mod tests {
     }
 
     fn outcome(stored: Stored, change: impl FnOnce(&mut LogState)) -> String {
-        decided(stored, None, change)
+        decided(&spec(), stored, None, change)
     }
 
-    fn decided(stored: Stored, replaced: Option<&str>, change: impl FnOnce(&mut LogState)) -> String {
+    fn decided(
+        spec: &StoreSpec,
+        stored: Stored,
+        replaced: Option<&str>,
+        change: impl FnOnce(&mut LogState),
+    ) -> String {
         let mut log = log();
         change(&mut log);
-        match decide(&spec(), &stored, &log, replaced) {
+        match decide(spec, &stored, &log, replaced) {
             Ok(Start::Continue(at)) => format!("continue at {}", at.next_offset),
             Ok(Start::Fill { beginning, reason, shown }) => {
                 let shown = match shown {
@@ -279,6 +289,33 @@ mod tests {
     }
 
     #[test]
+    fn a_store_in_another_form_goes_on_while_it_is_built_again() {
+        let stored = |definition: &str| Stored::At(Checkpoint { definition: definition.into(), ..at(42) });
+        let formed = |definition: &str, change: fn(&mut LogState)| {
+            let spec = StoreSpec { definition: "d:n2".into(), ..spec() };
+            decided(&spec, stored(definition), None, change)
+        };
+        assert_eq!(formed("d:n2", |_| {}), "continue at 42");
+        for older in ["d", "d:n3"] {
+            let expected = format!("fill from 0 (goes on at 42): {FORM}");
+            assert_eq!(formed(older, |_| {}), expected);
+        }
+        assert_eq!(outcome(stored("d:n2"), |_| {}), format!("fill from 0 (goes on at 42): {FORM}"));
+        assert_eq!(formed("e:n2", |_| {}), "fill from 0 (frozen): its definition changed");
+        // Without the log's beginning it cannot be built again, which is no reason to end it.
+        assert_eq!(formed("d", |log| log.start = 5), "continue at 42");
+        // What has gone over to the next log is that log's affair.
+        let next = |log: &mut LogState| log.next = Some(Successor { generation: 3, diverged: false });
+        let spec = StoreSpec { definition: "d:n2".into(), ..spec() };
+        let gone = Checkpoint { log: "b".into(), generation: 3, ..at(42) };
+        assert_eq!(decided(&spec, Stored::At(gone), None, next), "left");
+        // A copy in another form begins again.
+        let copy =
+            decide_copy(&spec, &stored("d"), &log(), None).map(|(at, _)| (at.next_offset, at.definition));
+        assert_eq!(copy, Ok((0, "d:n2".to_owned())));
+    }
+
+    #[test]
     fn h08_a_recreated_or_truncated_topic_is_refused() {
         assert!(outcome(Stored::At(at(42)), |log| log.id = "b".into()).contains("now holds the log b"));
         assert!(outcome(Stored::At(at(101)), |_| {}).contains("records were lost"));
@@ -289,11 +326,11 @@ mod tests {
     fn a_log_with_other_records_fills_the_store_again_where_it_is_whole() {
         let differs = Some("the record differs");
         let frozen = "fill from 0 (frozen): the record differs";
-        assert_eq!(decided(Stored::At(at(42)), differs, |_| {}), frozen);
+        assert_eq!(decided(&spec(), Stored::At(at(42)), differs, |_| {}), frozen);
         let next = |log: &mut LogState| log.next = Some(Successor { generation: 3, diverged: false });
-        assert_eq!(decided(Stored::At(at(42)), differs, next), frozen, "from the next log");
+        assert_eq!(decided(&spec(), Stored::At(at(42)), differs, next), frozen, "from the next log");
         let cut = |log: &mut LogState| log.start = 5;
-        let refused = decided(Stored::At(at(42)), differs, cut);
+        let refused = decided(&spec(), Stored::At(at(42)), differs, cut);
         assert!(refused.starts_with("refused") && refused.contains("(the record differs)"), "{refused}");
         // What was written into the checkpoint is enough for the next start.
         let replaced = || Stored::At(at(42).replaced());
@@ -303,7 +340,7 @@ mod tests {
         assert!(outcome(replaced(), |log| log.id = "b".into()).starts_with("refused"));
         let other = Checkpoint { definition: "e".into(), ..at(42) };
         assert_eq!(
-            decided(Stored::At(other), differs, |_| {}),
+            decided(&spec(), Stored::At(other), differs, |_| {}),
             "fill from 0 (frozen): its definition changed"
         );
     }

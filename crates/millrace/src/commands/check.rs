@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use change::Refusal;
+use change::{Refusal, TableSchema};
 use kafka::{Connection, KafkaError, Names};
 use postgres::check::{self, Finding, Verdict};
 use postgres::plan::Plan;
@@ -96,33 +96,72 @@ async fn source(process: &Process, client: &Client, plan: &Plan) -> Result<Vec<F
 
 /// Whether each counter and index can be kept from its table as it is.
 async fn stores(process: &Process, client: &Client) -> Result<Vec<Finding>, SetupError> {
-    let failed = |error| SetupError::Failed { doing: "cannot read the catalog".into(), error };
     let mut findings = Vec::new();
     for counter in &process.config.counters {
-        let (schema, table) = counter.definition.table();
-        let Some(table) = postgres::catalog::table_schema(client, schema, table).await.map_err(failed)?
-        else {
-            continue;
-        };
-        let bound = counter.definition.bind(&table).map(drop);
-        findings.push(of_binding(&format!("counters.{}", counter.name), bound));
+        let definition = &counter.definition;
+        let Some(table) = described(client, definition.table()).await? else { continue };
+        let store = format!("counters.{}", counter.name);
+        let bound = definition.bind(&table).map(drop);
+        findings.push(of_binding(client, &store, &table, &definition.referenced_columns(), bound).await?);
     }
     for index in process.config.search.iter().flat_map(|search| &search.indexes) {
-        let Some(table) =
-            postgres::catalog::table_schema(client, &index.schema, &index.table).await.map_err(failed)?
-        else {
-            continue;
-        };
-        findings.push(of_binding(&format!("search.{}", index.name), index.bind(&table)));
+        let Some(table) = described(client, (&index.schema, &index.table)).await? else { continue };
+        let store = format!("search.{}", index.name);
+        findings.push(of_binding(client, &store, &table, &index.columns(), index.bind(&table)).await?);
     }
     Ok(findings)
 }
 
-fn of_binding(store: &str, bound: Result<(), Refusal>) -> Finding {
-    match bound {
-        Ok(()) => Finding::good(format!("{store} can be kept")),
-        Err(refusal) => of_refusal(refusal),
-    }
+/// A table as the stream would describe it; `None` for one that is missing, which was said before.
+async fn described(
+    client: &Client,
+    (schema, table): (&str, &str),
+) -> Result<Option<TableSchema>, SetupError> {
+    postgres::catalog::table_schema(client, schema, table).await.map_err(catalog_failed)
+}
+
+fn catalog_failed(error: tokio_postgres::Error) -> SetupError {
+    SetupError::Failed { doing: "cannot read the catalog".into(), error }
+}
+
+/// Whether a store that names these columns can be kept.
+async fn of_binding(
+    client: &Client,
+    store: &str,
+    table: &TableSchema,
+    columns: &[&str],
+    bound: Result<(), Refusal>,
+) -> Result<Finding, SetupError> {
+    let Err(refusal) = bound else { return Ok(Finding::good(format!("{store} can be kept"))) };
+    // To the stream a generated column is no column at all.
+    let generated = generated(client, table, columns).await?;
+    Ok(generated.map_or_else(
+        || of_refusal(refusal),
+        |column| {
+            let name = table.full_name();
+            Finding::wrong(
+                format!("{store} names {column} of {name}, a generated column, which the stream does not carry"),
+                format!(
+                    "name the columns that it is computed from; or make it an ordinary one, which a trigger keeps: \
+                     ALTER TABLE {} ALTER COLUMN {} DROP EXPRESSION",
+                    table.quoted(),
+                    postgres::plan::quote(&column)
+                ),
+            )
+        },
+    ))
+}
+
+/// The first of these columns that Postgres computes.
+async fn generated(
+    client: &Client,
+    table: &TableSchema,
+    columns: &[&str],
+) -> Result<Option<String>, SetupError> {
+    const GENERATED: &str = "SELECT attname::text FROM pg_catalog.pg_attribute
+        WHERE attrelid = $1 AND attname = ANY ($2) AND attgenerated <> '' ORDER BY attnum LIMIT 1";
+    let row = client.query_opt(GENERATED, &[&table.relation, &columns]).await.map_err(catalog_failed)?;
+    Ok(row.map(|row| row.get(0)))
 }
 
 fn brokers(process: &Process) -> Result<(Option<Option<u32>>, Finding), Failure> {

@@ -51,7 +51,7 @@ pub(crate) fn execute(cli: Cli) -> Outcome {
         }
         Command::Generation(GenerationCommand::Retire { yes }) => generation::retire(&process, yes),
         Command::Tail { from_beginning, table, limit, format } => {
-            tail::execute(&process, from_beginning, table.as_deref(), limit, format)
+            tail::execute(&process, from_beginning, table.as_ref(), limit, format)
         }
         Command::Teardown { yes } => teardown::execute(&process, yes),
         Command::Demo(options) => demo::execute(&process, &path, &options),

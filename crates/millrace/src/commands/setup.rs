@@ -218,7 +218,7 @@ pub(crate) async fn make_publication(
 
 /// Refuses a table that the log knows, unless it is the same one, which the reader then reads again.
 fn refuse_stranger(ledger: &Ledger, table: &Table, oid: Option<u32>) -> Result<(), Refusal> {
-    let schemas = ledger.schemas.iter().filter(|(_, schema)| schema.full_name() == table.to_string());
+    let schemas = ledger.schemas.iter().filter(|(_, schema)| Table::of(schema) == *table);
     if !schemas.map(|(_, schema)| schema.family()).all(|family| Some(family) == oid) {
         let what = format!("the log holds rows of an earlier table {table}, which is not published any more");
         return Err(Refusal::new(what, NEW_LOG));
@@ -291,7 +291,7 @@ pub(crate) fn make_log(
         let unread = TableProgress {
             root,
             estimated_rows,
-            description: Some(description),
+            description: Some(Box::new(description)),
             publication_xmin: xmin,
             ..TableProgress::new(name, publication, Read::Nothing)
         };

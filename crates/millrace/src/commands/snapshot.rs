@@ -6,6 +6,7 @@ use kafka::{Names, ReadUntil};
 use postgres::check;
 use postgres::plan::{Plan, Table};
 use postgres::setup::{self as source, SetupError};
+use relay::PublishedTable;
 
 use super::check::Section;
 use super::setup::{demand, make_publication};
@@ -18,7 +19,8 @@ pub(crate) fn execute(process: &Process, table: &str, yes: bool) -> Outcome {
     let kafka = process.kafka()?;
     let names: Names = process.names(&kafka)?;
     let plan = process.plan(names.generation())?;
-    let Some(wanted) = plan.tables.iter().find(|known| known.to_string() == table) else {
+    let named: Option<Table> = table.parse().ok();
+    let Some(wanted) = plan.tables.iter().find(|known| Some(*known) == named.as_ref()) else {
         let known: Vec<String> = plan.tables.iter().map(Table::to_string).collect();
         let what = format!("table {table} is not in `postgres.tables`, which names {}", known.join(", "));
         return Err(Refusal::new(what, "add it there as schema.table, and run this again").into());
@@ -26,9 +28,10 @@ pub(crate) fn execute(process: &Process, table: &str, yes: bool) -> Outcome {
     let mut admin = process.connect(&process.admin()?)?;
     let (published, _) = process.runtime.block_on(source::published(&admin, &plan))?;
     let ledger = kafka::read_ledger(&kafka, &names, ReadUntil::Committed)?;
-    if let Some(found) = published.iter().find(|found| found.name == table) {
-        let family = found.root.unwrap_or(found.relation);
-        let known = ledger.tables.iter().filter(|(relation, table)| table.family(**relation) == family);
+    let oid = process.runtime.block_on(wanted.oid(&admin)).map_err(failed)?;
+    let family = |found: &PublishedTable| found.root.unwrap_or(found.relation);
+    if let Some(oid) = oid.filter(|oid| published.iter().any(|found| family(found) == *oid)) {
+        let known = ledger.tables.iter().filter(|(relation, table)| table.family(**relation) == oid);
         let known = TableProgress::by_name(known.map(|(_, table)| table));
         println!("{}", progress(table, known.first()));
         return Ok(());
@@ -45,7 +48,7 @@ pub(crate) fn execute(process: &Process, table: &str, yes: bool) -> Outcome {
         Ok::<_, Failure>(())
     })?;
     if !yes {
-        println!("Nothing was changed; `millrace snapshot {table} --yes` does it.");
+        println!("Nothing was changed; `millrace snapshot {} --yes` does it.", shell_word(table));
         return Ok(());
     }
     // It is the running role's rights that count.
@@ -78,6 +81,12 @@ fn progress(table: &str, known: Option<&TableProgress>) -> String {
             progress.rows
         ),
     }
+}
+
+/// A word for a shell.
+fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if text.chars().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
 
 fn failed(error: tokio_postgres::Error) -> SetupError {

@@ -67,7 +67,7 @@ impl Store {
 
     /// The same, under the definition that is configured, and with its copy.
     fn defined(mut self, definition: &str, shown: Option<&Checkpoint>, copy: Option<Rebuild>) -> Self {
-        self.ready &= shown.is_some_and(|shown| shown.definition == definition);
+        self.ready &= shown.is_some_and(|shown| shown.is_of(definition));
         self.rebuild = copy;
         self
     }

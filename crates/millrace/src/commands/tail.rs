@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use change::{Lsn, Position};
 use kafka::{RangeReader, ReadUntil, Start};
+use postgres::plan::Table;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use worker::{LogBatch, LogRecord};
@@ -22,7 +23,7 @@ const POLL: Duration = Duration::from_millis(200);
 pub(crate) fn execute(
     process: &Process,
     from_beginning: bool,
-    table: Option<&str>,
+    table: Option<&Table>,
     limit: Option<u64>,
     format: Format,
 ) -> Outcome {
@@ -92,7 +93,7 @@ struct Source<'a> {
 
 impl Envelope<'_> {
     fn table(&self) -> String {
-        format!("{}.{}", self.source.schema, self.source.table)
+        change::table_name(&self.source.schema, &self.source.table)
     }
 }
 
@@ -109,8 +110,9 @@ impl<'a> Line<'a> {
         Line { record: *record, envelope: envelope.map_err(|error| format!("not an envelope: {error}")) }
     }
 
-    fn is_of(&self, table: &str) -> bool {
-        self.envelope.as_ref().is_ok_and(|envelope| envelope.table() == table)
+    fn is_of(&self, table: &Table) -> bool {
+        let Ok(Envelope { source, .. }) = &self.envelope else { return false };
+        source.schema == table.schema && source.table == table.name
     }
 
     fn human(&self, out: &mut impl Write) -> std::io::Result<()> {

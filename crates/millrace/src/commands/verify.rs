@@ -117,18 +117,18 @@ fn table(
     client: &Client,
     (schema, table): (&str, &str),
 ) -> Result<Result<TableSchema, NotVerified>, Failure> {
-    let doing = || format!("cannot look at table {schema}.{table}");
+    let name = change::table_name(schema, table);
+    let doing = || format!("cannot look at table {name}");
     let found = process.runtime.block_on(postgres::catalog::table_schema(client, schema, table));
     let found = found.map_err(|error| SetupError::Failed { doing: doing(), error })?;
-    Ok(found
-        .ok_or_else(|| NotVerified::new(format!("table {schema}.{table} does not exist"), "millrace check")))
+    Ok(found.ok_or_else(|| NotVerified::new(format!("table {name} does not exist"), "millrace check")))
 }
 
 fn counter_of(store: &str, definition: &Definition, table: TableSchema) -> Result<Counter, NotVerified> {
     let bound = definition.bind(&table).map_err(not_verified)?;
     Ok(Counter {
         store: store.to_owned(),
-        definition: definition.hash(),
+        definition: bound.stamp(),
         table,
         columns: definition.referenced_columns().into_iter().map(str::to_owned).collect(),
         groups: definition.group_columns().len(),
@@ -143,13 +143,7 @@ fn counter_of(store: &str, definition: &Definition, table: TableSchema) -> Resul
 
 fn index_of(store: &str, definition: &IndexDefinition, table: TableSchema) -> Result<Index, NotVerified> {
     definition.bind(&table).map_err(not_verified)?;
-    let IndexDefinition { text, exact, number, date, .. } = definition;
-    let mut columns: Vec<String> = Vec::new();
-    for column in [text, exact, number, date].into_iter().flatten() {
-        if !columns.contains(column) {
-            columns.push(column.clone());
-        }
-    }
+    let columns = definition.columns().into_iter().map(str::to_owned).collect();
     Ok(Index { store: store.to_owned(), definition: definition.hash(), table, columns })
 }
 

@@ -17,11 +17,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use change::Refusal;
+use postgres::plan::Table;
 use redis_counters::sql::Definition;
 use relay::Limits;
 use tantivy_search::IndexDefinition;
 
-pub(crate) use names::{Pipeline, TableName};
+pub(crate) use names::Pipeline;
 use section::{Found, Mistakes, Section};
 
 /// Text that is never printed.
@@ -60,7 +61,7 @@ pub(crate) struct PostgresConfig {
     /// Workers do without, so that their processes need not know it.
     url: Option<Secret>,
     admin_url: Option<Secret>,
-    pub(crate) tables: Vec<TableName>,
+    pub(crate) tables: Vec<Table>,
 }
 
 impl PostgresConfig {
@@ -238,7 +239,7 @@ fn postgres(mut section: Section, mistakes: &Mistakes) -> Option<PostgresConfig>
     Some(PostgresConfig { url, admin_url, tables: tables? })
 }
 
-fn tables(found: Vec<Found<String>>, mistakes: &Mistakes) -> Vec<TableName> {
+fn tables(found: Vec<Found<String>>, mistakes: &Mistakes) -> Vec<Table> {
     let mut seen = BTreeSet::new();
     let mut tables = Vec::new();
     for name in found {
@@ -252,10 +253,12 @@ fn tables(found: Vec<Found<String>>, mistakes: &Mistakes) -> Vec<TableName> {
     tables
 }
 
-fn table_name(found: &Found<String>, mistakes: &Mistakes) -> Option<TableName> {
-    TableName::parse(&found.value)
-        .map_err(|remedy| {
-            mistakes.add(&found.origin, format!("`{}` does not name a table", found.value), remedy);
+fn table_name(found: &Found<String>, mistakes: &Mistakes) -> Option<Table> {
+    let parsed = found.value.parse();
+    parsed
+        .map_err(|error: change::TableNameError| {
+            let what = format!("`{}` does not name a table", found.value);
+            mistakes.add(&found.origin, what, error.to_string());
         })
         .ok()
 }
@@ -284,7 +287,7 @@ fn redis(mut section: Section) -> Option<RedisConfig> {
     Some(RedisConfig { url: url?, prefix })
 }
 
-fn counters(mut section: Section, tables: Option<&[TableName]>, mistakes: &Mistakes) -> Vec<CounterConfig> {
+fn counters(mut section: Section, tables: Option<&[Table]>, mistakes: &Mistakes) -> Vec<CounterConfig> {
     let read = |(name, section)| counter(name, section, tables, mistakes);
     section.named_sections().into_iter().filter_map(read).collect()
 }
@@ -292,7 +295,7 @@ fn counters(mut section: Section, tables: Option<&[TableName]>, mistakes: &Mista
 fn counter(
     name: String,
     mut section: Section,
-    tables: Option<&[TableName]>,
+    tables: Option<&[Table]>,
     mistakes: &Mistakes,
 ) -> Option<CounterConfig> {
     let sql = section.required("sql", "\"SELECT user_id, count(*) FROM public.emails GROUP BY user_id\"");
@@ -311,30 +314,35 @@ fn counter(
         }
     };
     let (schema, table) = definition.table();
-    let table = TableName { schema: schema.into(), table: table.into() };
+    let table = Table { schema: schema.into(), name: table.into() };
     in_pipeline(&table, &sql.origin, &format!("counter {name}"), tables, mistakes)?;
     Some(CounterConfig { name, definition })
 }
 
 /// Whether `postgres.tables` has the table; where that list itself is wrong, nothing is said.
 fn in_pipeline(
-    table: &TableName,
+    table: &Table,
     origin: &tree::Origin,
     reader: &str,
-    tables: Option<&[TableName]>,
+    tables: Option<&[Table]>,
     mistakes: &Mistakes,
 ) -> Option<()> {
     let tables = tables?;
     if tables.contains(table) {
         return Some(());
     }
-    let list: Vec<String> = tables.iter().chain([table]).map(|table| format!("\"{table}\"")).collect();
+    let list: Vec<String> = tables.iter().chain([table]).map(toml_string).collect();
     let what = format!("{reader} reads {table}, which is not in `postgres.tables`");
     mistakes.add(origin, what, format!("add it: tables = [{}]", list.join(", ")));
     None
 }
 
-fn search(mut section: Section, tables: Option<&[TableName]>, mistakes: &Mistakes) -> Option<SearchConfig> {
+/// A table's name as a string of TOML, which takes JSON's escapes.
+fn toml_string(table: &Table) -> String {
+    serde_json::Value::from(table.to_string()).to_string()
+}
+
+fn search(mut section: Section, tables: Option<&[Table]>, mistakes: &Mistakes) -> Option<SearchConfig> {
     let directory = section.required("directory", "\"/var/lib/millrace/search\"");
     let listen = section.required("listen", "\"127.0.0.1:7700\"");
     let listen = listen.and_then(|found| address(found, mistakes));
@@ -358,7 +366,7 @@ fn search(mut section: Section, tables: Option<&[TableName]>, mistakes: &Mistake
 fn index(
     name: String,
     mut section: Section,
-    tables: Option<&[TableName]>,
+    tables: Option<&[Table]>,
     mistakes: &Mistakes,
 ) -> Option<IndexDefinition> {
     let found = section.required("table", "\"public.emails\"");
@@ -372,7 +380,7 @@ fn index(
     let found = found?;
     let table = table_name(&found, mistakes)?;
     in_pipeline(&table, &found.origin, &format!("index {name}"), tables, mistakes)?;
-    let TableName { schema, table } = table;
+    let Table { schema, name: table } = table;
     let definition = IndexDefinition { name, schema, table, text, exact, number, date };
     match definition.validate() {
         Ok(()) => Some(definition),

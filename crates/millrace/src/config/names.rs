@@ -2,8 +2,6 @@
 
 use std::fmt;
 
-/// Longest name that Postgres keeps whole, in bytes.
-const MAX_IDENTIFIER: usize = 63;
 /// Longest name of a counter.
 const MAX_COUNTER_NAME: usize = 64;
 
@@ -47,36 +45,6 @@ impl Pipeline {
 impl fmt::Display for Pipeline {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
-    }
-}
-
-/// A table as the configuration names it: `schema.table`, unquoted, with the letters' case as Postgres has it.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) struct TableName {
-    pub(crate) schema: String,
-    pub(crate) table: String,
-}
-
-impl TableName {
-    /// The name, or what to write instead.
-    pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        if text.contains('"') {
-            return Err(format!("write it without quotes: {}", text.replace('"', "")));
-        }
-        let Some((schema, table)) = text.split_once('.') else {
-            return Err(format!("write the schema too: public.{text}"));
-        };
-        let possible = |part: &str| (1..=MAX_IDENTIFIER).contains(&part.len()) && !part.contains(['.', '\0']);
-        if !possible(schema) || !possible(table) || text.contains(char::is_whitespace) {
-            return Err("write schema.table, as in public.emails".into());
-        }
-        Ok(TableName { schema: schema.to_owned(), table: table.to_owned() })
-    }
-}
-
-impl fmt::Display for TableName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.schema, self.table)
     }
 }
 

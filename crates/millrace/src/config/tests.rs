@@ -247,6 +247,76 @@ reader = "localhost"
 }
 
 #[test]
+fn tables_may_have_any_name() {
+    let text = LEAST.replace(
+        "[\"public.emails\"]",
+        r#"["public.order items", 'public.table_with_pk.1#2/3', 'public.a"b', '"my.schema"."order items"']"#,
+    );
+    let stores = r#"
+[redis]
+url = "redis://r"
+[counters.orders]
+sql = 'SELECT count(*) FROM public."order items"'
+[counters.quoted]
+sql = 'SELECT count(*) FROM "my.schema"."order items"'
+[search]
+directory = "d"
+listen = "[::1]:0"
+[search.indexes.pk]
+table = "public.table_with_pk.1#2/3"
+text = ["a"]
+[search.indexes.ab]
+table = 'public."a""b"'
+text = ["a"]
+"#;
+    let config = parse(&format!("{text}{stores}"), &[]).unwrap();
+    let tables = config.postgres.tables.iter();
+    let parts: Vec<_> = tables.map(|table| (table.schema.as_str(), table.name.as_str())).collect();
+    assert_eq!(
+        parts,
+        [
+            ("public", "order items"),
+            ("public", "table_with_pk.1#2/3"),
+            ("public", "a\"b"),
+            ("my.schema", "order items")
+        ]
+    );
+    assert_eq!(config.search.unwrap().indexes[0].table, "a\"b");
+    let variable = [("MILLRACE_POSTGRES__TABLES", r#"['public.order items', 'public.a"b']"#)];
+    assert_eq!(parse(LEAST, &variable).unwrap().postgres.tables[1].name, "a\"b");
+
+    let text = LEAST.replace(
+        "[\"public.emails\"]",
+        r#"["emails", "\"public\".emails", "public.emails", "public.", 'public."x', 'public.a"b']"#,
+    );
+    mistakes(
+        &text,
+        &[],
+        expect![[r#"
+            millrace.toml:4: `emails` does not name a table
+              remedy: write the schema too, as in public.emails
+            millrace.toml:4: table public.emails is named twice
+              remedy: name it once
+            millrace.toml:4: `public.` does not name a table
+              remedy: write schema.table, as in public.emails
+            millrace.toml:4: `public."x` does not name a table
+              remedy: write schema.table, or a part in double quotes as in SQL: "my.schema"."order items"
+        "#]],
+    );
+    mistakes(
+        &format!(
+            "{}[redis]\nurl = 'redis://r'\n[counters.a]\nsql = 'SELECT count(*) FROM public.\"order items\"'",
+            LEAST.replace("\"public.emails\"", "'public.a\"b'")
+        ),
+        &[],
+        expect![[r#"
+            millrace.toml:10: counter a reads public.order items, which is not in `postgres.tables`
+              remedy: add it: tables = ["public.a\"b", "public.order items"]
+        "#]],
+    );
+}
+
+#[test]
 fn stores_fit_the_pipeline() {
     mistakes(
         &format!(

@@ -6,6 +6,7 @@ mod commands;
 mod debezium;
 mod faults;
 mod generation;
+mod groups;
 mod harness;
 mod mailbox;
 mod mirror;

@@ -6,10 +6,11 @@ use change::{Column, Columns, Encoding, Refusal, ReplicaIdentity, TableSchema};
 use super::column_type::{Family, Type};
 use super::decimal::Decimal;
 use super::definition::{Aggregate, Definition};
+use super::group::Form;
 use super::like::Pattern;
 use super::literal::Literal;
 use super::predicate::{Comparison, Operand, Predicate};
-use super::scope::{display_identifier, quote_identifier};
+use super::scope::{display_identifier, display_table, quote_identifier};
 use super::value::Value;
 
 const COMPARABLE: &str = "use a column of type boolean, smallint, integer, bigint, numeric, text, character varying, \
@@ -24,6 +25,8 @@ pub struct Bound {
     /// The same, as they are found in a row.
     pub(crate) found: Columns,
     pub(crate) group: Vec<(usize, Type)>,
+    /// How groups are written: as this version of the table prints them, until told otherwise.
+    pub(crate) form: Form,
     /// The aggregate's column.
     pub(crate) measured: Option<usize>,
     pub(crate) filter: Option<Condition>,
@@ -33,6 +36,8 @@ pub struct Bound {
 pub(crate) struct BoundColumn {
     pub(crate) name: String,
     pub(crate) encoding: Encoding,
+    /// Whether its type has a modifier, as `numeric(10,2)` has.
+    pub(crate) modified: bool,
 }
 
 /// A [`Predicate`] with places and values in it.
@@ -71,6 +76,17 @@ impl Bound {
     pub fn definition(&self) -> &Definition {
         &self.definition
     }
+
+    /// The definition that a store's checkpoint has whose groups are written as this version of the table prints
+    /// them: the [hash](Definition::hash), and the form of the groups where it is not the shortest.
+    pub fn stamp(&self) -> String {
+        self.form.stamp(self.definition.hash())
+    }
+
+    /// The same, writing groups in this form.
+    pub(crate) fn written_in(self, form: Form) -> Bound {
+        Bound { form, ..self }
+    }
 }
 
 struct Binder<'a> {
@@ -82,22 +98,25 @@ impl Binder<'_> {
     fn bind(&self) -> Result<Bound, Refusal> {
         let named = self.definition.referenced_columns();
         let columns = named.iter().map(|name| {
-            let encoding = Encoding::of(self.column(name)?.type_oid);
-            Ok(BoundColumn { name: (*name).to_owned(), encoding })
+            let column = self.column(name)?;
+            let modified = column.type_name.contains('(');
+            Ok(BoundColumn { name: (*name).to_owned(), encoding: Encoding::of(column.type_oid), modified })
         });
         let columns = columns.collect::<Result<Vec<_>, Refusal>>()?;
         let group = self.definition.group_columns().iter().map(|name| self.group_column(name));
         let group = group.collect::<Result<Vec<_>, _>>()?;
+        let grouped = self.definition.group_columns().iter().map(|name| self.column(name));
+        let form = Form::of(grouped.collect::<Result<Vec<_>, _>>()?.into_iter());
         let measured = self.measured()?;
         let filter = self.definition.filter().map(|filter| self.condition(filter)).transpose()?;
         self.check_identity(&named)?;
         let found = Columns::new(columns.iter().map(|column| column.name.clone()));
-        Ok(Bound { definition: self.definition.clone(), columns, found, group, measured, filter })
+        Ok(Bound { definition: self.definition.clone(), columns, found, group, form, measured, filter })
     }
 
     /// The table as one writes it in SQL.
     fn table(&self) -> String {
-        format!("{}.{}", display_identifier(&self.schema.schema), display_identifier(&self.schema.table))
+        display_table(self.schema)
     }
 
     fn column(&self, name: &str) -> Result<&Column, Refusal> {

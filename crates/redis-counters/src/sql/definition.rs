@@ -126,7 +126,8 @@ impl Definition {
     }
 
     /// Names what the query means: the same for every way to lay it out, another for every other query of the
-    /// subset. 32 hexadecimal digits.
+    /// subset. 32 hexadecimal digits. What a checkpoint has is the [stamp](super::Bound::stamp), which adds how the
+    /// groups are written.
     pub fn hash(&self) -> String {
         format!("{:032x}", xxh3_128(format!("{MEANING} {}", self.canonical()).as_bytes()))
     }

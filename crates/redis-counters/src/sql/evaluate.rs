@@ -6,7 +6,6 @@ use change::Field;
 
 use super::bind::{Bound, BoundColumn, Condition, Side};
 use super::definition::Aggregate;
-use super::group;
 use super::value::Value;
 
 /// What a row adds to one group; a row that goes away takes the same from it.
@@ -65,8 +64,7 @@ impl Bound {
         }
         group.clear();
         for (order, (place, kind)) in self.group.iter().enumerate() {
-            let text = row.text(*place);
-            change::key::append(group, order, text.as_deref().map(|text| group::normalised(*kind, text)));
+            self.form.append(group, order, *kind, row.text(*place).as_deref());
         }
         let Some(place) = self.measured else { return Ok(Some((true, 0))) };
         let Some(text) = row.text(place) else { return Ok(Some((false, 0))) };

@@ -8,7 +8,8 @@
 //! group by, a WHERE of comparisons. [`Definition::bind`] resolves it against one version of the table, where all
 //! that could make our answer differ from Postgres's is refused: a type or a collation whose comparison is not
 //! ours, a literal that depends on the session, a replica identity that leaves out a column of the old row. What
-//! is left is evaluated on rows of the log by [`Bound::contribution`], with SQL's three-valued logic.
+//! is left is evaluated on rows of the log by [`Bound::contribution`], with SQL's three-valued logic. Groups are written
+//! as Postgres prints their values; [`group`] says what that means, and what happens when a column's type changes.
 //!
 //! *What holds:* over any set of rows, the contributions summed by group are what Postgres answers to the query
 //! over the same rows. A test proves it on random rows and queries against a real server.
@@ -32,6 +33,8 @@ mod value;
 pub use bind::Bound;
 pub use definition::{Aggregate, Definition};
 pub use evaluate::{Contribution, Scratch};
+pub(crate) use group::Form;
+pub(crate) use scope::display_table;
 
 #[cfg(test)]
 mod refusal_tests;

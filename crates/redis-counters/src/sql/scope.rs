@@ -1,6 +1,6 @@
 //! Names: how SQL folds and quotes them, and what a column reference in the definition may look like.
 
-use change::Refusal;
+use change::{Refusal, TableSchema};
 use sqlparser::ast::{Expr, Ident, ObjectName};
 
 /// The one table of a definition, under the names by which its columns may be qualified.
@@ -78,6 +78,11 @@ pub(crate) fn display_identifier(name: &str) -> String {
     let plain = name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
         && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
     if plain && !is_reserved(name) { name.to_owned() } else { quote_identifier(name) }
+}
+
+/// A table as one writes it in SQL: for people to read and paste.
+pub(crate) fn display_table(table: &TableSchema) -> String {
+    format!("{}.{}", display_identifier(&table.schema), display_identifier(&table.table))
 }
 
 fn is_reserved(name: &str) -> bool {

@@ -17,8 +17,10 @@ impl Bound {
         let definition = self.definition();
         let names: Vec<String> =
             definition.group_columns().iter().map(|name| quote_identifier(name)).collect();
-        let mut results: Vec<String> =
-            names.iter().zip(&self.group).map(|(name, (_, kind))| group_text(name, *kind)).collect();
+        let text = |(name, (place, kind)): (&String, &(usize, Type))| {
+            group_text(name, *kind, self.columns[*place].modified)
+        };
+        let mut results: Vec<String> = names.iter().zip(&self.group).map(text).collect();
         results.push("count(*)::text".to_owned());
         results.push(match definition.aggregate().column() {
             Some(column) => format!("count({})::text", quote_identifier(column)),
@@ -39,13 +41,15 @@ impl Bound {
     }
 }
 
-/// The text of a group's value, as `contribution` makes it from the log.
-fn group_text(name: &str, kind: Type) -> String {
+/// The text of a group's value, as Postgres itself prints it. Where equal values of a type print differently, the
+/// shortest of their texts.
+fn group_text(name: &str, kind: Type, modified: bool) -> String {
     match kind {
         // The cast says `true`, the type's output and so the log says `t`.
         Type::Boolean => format!("left({name}::text, 1)"),
-        Type::Numeric => format!("trim_scale({name})::text"),
-        // The cast of character(n) drops its trailing blanks.
+        Type::Numeric if !modified => format!("trim_scale({name})::text"),
+        // The cast of character(n) drops its trailing blanks; the type's output has them.
+        Type::Char if modified => format!("textin(bpcharout({name}))"),
         _ => format!("{name}::text"),
     }
 }

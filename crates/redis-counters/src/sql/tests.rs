@@ -111,7 +111,7 @@ fn the_query_for_postgres() {
          AND (size BETWEEN -5 AND 10 OR price IN (1, 2.50, NULL)) AND (is_read IS NOT TRUE) AND \"Odd\"\"\" = 'it''s' \
          AND day > DATE '2024-01-01' GROUP BY user_id, is_read, price, code",
     );
-    expect![[r#"SELECT "user_id"::text, left("is_read"::text, 1), trim_scale("price")::text, "code"::text, count(*)::text, count("size")::text, sum("size")::text FROM public.emails WHERE ("folder" NOT LIKE 'a!_%' ESCAPE '!') AND (("size" BETWEEN -5 AND 10) OR ("price" IN (1, 2.50, NULL))) AND (("is_read") IS NOT TRUE) AND ("Odd""" = 'it''s') AND ("day" > CAST('2024-01-01' AS date)) GROUP BY "user_id", "is_read", "price", "code""#]].assert_eq(&bound.select_sql("public.emails"));
+    expect![[r#"SELECT "user_id"::text, left("is_read"::text, 1), "price"::text, textin(bpcharout("code")), count(*)::text, count("size")::text, sum("size")::text FROM public.emails WHERE ("folder" NOT LIKE 'a!_%' ESCAPE '!') AND (("size" BETWEEN -5 AND 10) OR ("price" IN (1, 2.50, NULL))) AND (("is_read") IS NOT TRUE) AND ("Odd""" = 'it''s') AND ("day" > CAST('2024-01-01' AS date)) GROUP BY "user_id", "is_read", "price", "code""#]].assert_eq(&bound.select_sql("public.emails"));
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 mod content;
 mod damage;
+mod forms;
 mod guard;
 mod outage;
 mod race;

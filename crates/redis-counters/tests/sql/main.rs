@@ -8,6 +8,7 @@
 //! how many tables a run tries.
 
 mod author;
+mod groups;
 mod rows;
 
 use std::collections::BTreeMap;
@@ -45,8 +46,8 @@ fn answer_of(rows: &Rows) -> Answer {
 fn oracle(query: &Query) -> String {
     let text = |spec: &&Spec| match spec.kind {
         K::Boolean => format!("CASE {0} WHEN TRUE THEN 't' WHEN FALSE THEN 'f' END", ident(spec.name)),
-        K::Numeric => format!("trim_scale({})::text", ident(spec.name)),
-        K::Char => format!("rtrim({}::text, ' ')", ident(spec.name)),
+        K::Numeric if !spec.definition.contains('(') => format!("trim_scale({})::text", ident(spec.name)),
+        K::Char => format!("CASE WHEN {0} IS NOT NULL THEN format('%s', {0}) END", ident(spec.name)),
         _ => format!("{}::text", ident(spec.name)),
     };
     let groups: String = query.group.iter().map(|spec| text(spec) + ", ").collect();

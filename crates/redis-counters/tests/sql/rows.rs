@@ -288,7 +288,7 @@ pub(crate) fn log_of(session: &Session, schema: &TableSchema) -> RecordBatch {
         now_us: 0,
     };
     let mut batch = RecordBatch::default();
-    for row in session.sql("SELECT * FROM mails") {
+    for row in session.sql(&format!("SELECT * FROM {}", schema.table)) {
         let tuple = TupleBuf::new(row.iter().map(|value| value.as_deref().map_or(Datum::Null, Datum::Text)));
         let after = Some(tuple.as_tuple());
         let images = change::RowImages { op: Op::Create, before: None, after, previous_key: None };

@@ -53,7 +53,7 @@ fn described(shelf: &Shelf) -> Value {
     json!({
         "uid": definition.name,
         "primaryKey": primary_key,
-        "table": format!("{}.{}", definition.schema, definition.table),
+        "table": definition.table_name(),
         "numberOfDocuments": view.as_ref().map(|view| view.searcher.num_docs()),
         "checkpoint": view.as_ref().map(|view| &view.payload.checkpoint),
         "rebuild": rebuild,

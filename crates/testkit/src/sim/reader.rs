@@ -301,7 +301,7 @@ impl Source for SimSource {
         let mut budget = self.faults.up_to(8);
         for ReadRequest { relation, after, only_keys, keys, .. } in tables {
             let schema = schema(*relation, retyped);
-            deliver(RoundEvent::Table { schema, description: descriptions[relation].clone() })?;
+            deliver(RoundEvent::Table { schema, description: Box::new(descriptions[relation].clone()) })?;
             let mut give = |id: i64, value: &str| {
                 self.fail()?;
                 deliver(RoundEvent::Row(row(id, Datum::Text(value)).as_tuple()))
