@@ -11,7 +11,8 @@ use std::time::Duration;
 use change::{Collation, Column, Description, ReplicaIdentity, TableSchema};
 use relay::{Announced, SourceError};
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Row};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Row, Statement};
 
 use crate::config::{ChannelBinding, Config, ConfigError, Host, Target};
 use crate::error::ConnectionError;
@@ -326,12 +327,55 @@ pub(crate) async fn name_by_root(
     Ok(())
 }
 
+/// What the catalog is asked of a table that the stream has announced, prepared: see [`RESOLVE`], [`ROOT`] and whether a lock
+/// is held without which the table is not altered.
+pub(crate) struct AnnouncedQueries {
+    resolve: Statement,
+    root: Statement,
+    locked: Statement,
+}
+
+/// What the catalog says of the columns of an announced table, and of the root above it.
+pub(crate) type Completion = (Vec<Row>, Option<Row>);
+
+impl AnnouncedQueries {
+    pub(crate) async fn prepare(client: &Client) -> Result<Self, tokio_postgres::Error> {
+        Ok(AnnouncedQueries {
+            resolve: client.prepare(RESOLVE).await?,
+            root: client.prepare(ROOT).await?,
+            locked: client.prepare(LOCKED).await?,
+        })
+    }
+
+    /// Whether somebody holds the lock on the table without which its rows cannot be rewritten. A transaction keeps its locks
+    /// until others see it, so that a statement after this one sees every rewrite that was committed, unless this is so.
+    pub(crate) async fn locked(&self, client: &Client, relation: u32) -> Result<bool, tokio_postgres::Error> {
+        client.query_one(&self.locked, &[&relation]).await?.try_get(0)
+    }
+
+    /// Asks all at once, for [`complete`].
+    pub(crate) async fn ask(
+        &self,
+        client: &Client,
+        publication: &str,
+        announced: &Announced,
+    ) -> Result<Completion, tokio_postgres::Error> {
+        let names: Vec<&str> = announced.columns.iter().map(|column| column.name.as_str()).collect();
+        let types: Vec<u32> = announced.columns.iter().map(|column| column.type_oid).collect();
+        let modifiers: Vec<i32> = announced.columns.iter().map(|column| column.modifier).collect();
+        let by_index = announced.identity == ReplicaIdentity::Index;
+        let relation = announced.relation;
+        let parameters: [&(dyn ToSql + Sync); 5] = [&relation, &names, &types, &modifiers, &by_index];
+        let root: [&(dyn ToSql + Sync); 2] = [&relation, &publication];
+        tokio::try_join!(client.query(&self.resolve, &parameters), client.query_opt(&self.root, &root))
+    }
+}
+
 /// What the stream says of a table, with what the catalog adds to it; and whether the catalog does not know it like that
 /// any more.
-pub(crate) async fn complete(
-    client: &Client,
-    publication: &str,
+pub(crate) fn complete(
     announced: &Announced,
+    (rows, root): Completion,
 ) -> Result<(TableSchema, bool), tokio_postgres::Error> {
     let Announced { relation, schema, table, identity, columns } = announced;
     let columns = columns.iter().map(|column| Bare {
@@ -340,7 +384,7 @@ pub(crate) async fn complete(
         modifier: column.modifier,
         key: column.key,
     });
-    let (columns, outdated) = resolve(client, *relation, *identity, columns.collect()).await?;
+    let (columns, outdated) = resolved(*identity, columns.collect(), &rows)?;
     let mut table = TableSchema {
         relation: *relation,
         root: None,
@@ -349,7 +393,10 @@ pub(crate) async fn complete(
         identity: *identity,
         columns,
     };
-    name_by_root(client, publication, &mut table).await?;
+    if let Some(root) = root {
+        table.root = Some(root.try_get(0)?);
+        (table.schema, table.table) = (root.try_get(1)?, root.try_get(2)?);
+    }
     Ok((table, outdated))
 }
 
@@ -431,12 +478,13 @@ pub(crate) fn types_of_tables() -> String {
     )
 }
 
-/// `None` where there is no such table.
+/// Asks with a prepared [`DESCRIPTION`]. `None` where there is no such table.
 pub(crate) async fn description(
     client: &Client,
+    prepared: &Statement,
     relation: u32,
 ) -> Result<Option<String>, tokio_postgres::Error> {
-    let row = client.query_opt(&description_of("$1"), &[&relation]).await?;
+    let row = client.query_opt(prepared, &[&relation]).await?;
     row.map(|row| row.try_get(0)).transpose()
 }
 
@@ -445,14 +493,10 @@ pub(crate) fn parse_description(json: &str) -> Result<Description, SourceError> 
         .map_err(|error| SourceError::Unavailable(format!("a table's description cannot be read: {error}")))
 }
 
-/// Whether somebody holds the lock on the table without which its rows cannot be rewritten. A transaction keeps its locks until
-/// others see it, so that a statement after this one sees every rewrite that was committed, unless this is so.
-pub(crate) async fn locked_out(client: &Client, relation: u32) -> Result<bool, tokio_postgres::Error> {
-    let locks = "SELECT EXISTS (SELECT FROM pg_catalog.pg_locks
-                 WHERE locktype = 'relation' AND relation = $1 AND mode = 'AccessExclusiveLock' AND granted
-                     AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()))";
-    client.query_one(locks, &[&relation]).await?.try_get(0)
-}
+/// See [`AnnouncedQueries::locked`].
+const LOCKED: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_locks
+    WHERE locktype = 'relation' AND relation = $1 AND mode = 'AccessExclusiveLock' AND granted
+      AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()))";
 
 async fn resolve(
     client: &Client,
@@ -465,10 +509,18 @@ async fn resolve(
     let modifiers: Vec<i32> = bare.iter().map(|column| column.modifier).collect();
     let by_index = identity == ReplicaIdentity::Index;
     let rows = client.query(RESOLVE, &[&relation, &names, &types, &modifiers, &by_index]).await?;
+    resolved(identity, bare, &rows)
+}
+
+fn resolved(
+    identity: ReplicaIdentity,
+    bare: Vec<Bare>,
+    rows: &[Row],
+) -> Result<(Vec<Column>, bool), tokio_postgres::Error> {
     let places: Vec<Option<i32>> = rows.iter().map(|row| row.try_get(8)).collect::<Result<_, _>>()?;
     let keys = key_of(identity, &bare, &places);
     // The query returns one row per column, in order.
-    let columns = bare.into_iter().zip(keys).zip(&rows);
+    let columns = bare.into_iter().zip(keys).zip(rows);
     let columns = columns.map(|((bare, key), row)| column(bare, key, row)).collect::<Result<_, _>>()?;
     let outdated = rows.iter().map(|row| row.try_get(10)).collect::<Result<Vec<bool>, _>>()?;
     Ok((columns, outdated.contains(&true)))

@@ -6,14 +6,16 @@
 
 use std::collections::HashSet;
 
-use change::{Lsn, NEW_LOG, Refusal};
+use change::{Lsn, NEW_LOG, Refusal, Snapshot};
 use relay::{Announced, Described, PublishedTable, SourceError};
+use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Error, Statement};
 
-use crate::catalog;
+use crate::catalog::{self, AnnouncedQueries};
 use crate::check::Finding;
 use crate::error::failed;
 use crate::plan::{Table, quote};
+use crate::rounds;
 
 /// The options, and whether schemas are published whole. Before Postgres 15 there are no such, nor row filters and column
 /// lists, nor the columns that hold them.
@@ -139,6 +141,8 @@ pub(crate) struct Looks {
     tables: Statement,
     hidden: Statement,
     until: Statement,
+    visible: Statement,
+    announced: AnnouncedQueries,
 }
 
 /// What one look found.
@@ -168,6 +172,8 @@ impl Looks {
             tables: client.prepare(&tables).await?,
             hidden: client.prepare(HIDDEN_CHANGE).await?,
             until: client.prepare("SELECT pg_catalog.pg_current_wal_insert_lsn()::text").await?,
+            visible: client.prepare(rounds::VISIBLE).await?,
+            announced: AnnouncedQueries::prepare(client).await?,
         })
     }
 
@@ -206,32 +212,38 @@ impl Looks {
     }
 
     /// A table as it was announced, completed by the catalog. Under one snapshot: half of a change would show else, a
-    /// partition without its key or without its root.
+    /// partition without its key or without its root. All is asked at once and answered in order: what is visible, then
+    /// locks, then the catalog. `None` while the committed transaction `xid` may have altered the table and is not visible.
     pub(crate) async fn describe(
         &self,
         client: &Client,
         name: &str,
         announced: &Announced,
-    ) -> Result<Described, SourceError> {
-        let read = async {
-            client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
-            let (schema, outdated) = catalog::complete(client, name, announced).await?;
-            let options = client.query_opt(&self.options, &[&name]).await?;
-            let table = client.query_opt(&self.tables, &[&name, &announced.relation]).await?;
-            client.batch_execute("COMMIT").await?;
-            Ok((schema, outdated, options, table))
-        };
-        let read: Result<_, Error> = read.await;
+        xid: u32,
+    ) -> Result<Option<Described>, SourceError> {
+        let relation = announced.relation;
+        let by_name: [&(dyn ToSql + Sync); 1] = [&name];
+        let of_table: [&(dyn ToSql + Sync); 2] = [&name, &relation];
+        let asked = tokio::try_join!(
+            client.query_one(&self.visible, &[]),
+            self.announced.locked(client, relation),
+            client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"),
+            self.announced.ask(client, name, announced),
+            client.query_opt(&self.options, &by_name),
+            client.query_opt(&self.tables, &of_table),
+            client.batch_execute("COMMIT"),
+        );
         let at = |error: Error| failed("cannot describe a table", &error);
-        if read.is_err() {
-            // A lost connection has lost the transaction too.
-            let _ = client.batch_execute("ROLLBACK").await;
+        let (visible, locked, (), completion, options, table, ()) = asked.map_err(at)?;
+        let visible: Snapshot = rounds::parse(visible.try_get(0).map_err(at)?)?;
+        if locked && !visible.saw(xid) {
+            return Ok(None);
         }
-        let (schema, outdated, options, table) = read.map_err(at)?;
+        let (schema, outdated) = catalog::complete(announced, completion).map_err(at)?;
         let xmin = options.map(|row| row.try_get::<_, i64>(1)).transpose().map_err(at)?;
         let xmin = xmin.and_then(|xmin| u32::try_from(xmin).ok()).unwrap_or_default();
         let published = table.as_ref().map(published_table).transpose()?;
-        Ok(Described { schema, outdated, published, xmin })
+        Ok(Some(Described { schema, outdated, published, xmin }))
     }
 
     /// Looks at everything once. What is asked first is answered first: locks before the catalog, and the LSN at last.

@@ -14,7 +14,7 @@ use change::{Description, Key, Lsn, Read, Snapshot, TableSchema};
 use relay::{ReadRequest, RelayError, Round, RoundEvent, SourceError};
 use tokio::runtime::Handle;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Error};
+use tokio_postgres::{Client, Error, Statement};
 
 use crate::catalog;
 use crate::config::Target;
@@ -50,6 +50,8 @@ pub(crate) struct Rounds {
     tls: Tls,
     /// Takes the snapshot, and describes what the others read.
     leader: Option<Client>,
+    /// What the leader is asked of each table, prepared there.
+    description: Option<Statement>,
     readers: Vec<Reader>,
     used: Instant,
     /// Bytes of a row on average, by table.
@@ -70,9 +72,12 @@ struct Table {
     sql: String,
 }
 
+/// What is visible to a statement that begins now, as text.
+pub(crate) const VISIBLE: &str = "SELECT pg_catalog.pg_current_snapshot()::text";
+
 /// What is visible to a statement that begins now.
 pub(crate) async fn visible(client: &Client) -> Result<Snapshot, SourceError> {
-    let row = client.query_one("SELECT pg_catalog.pg_current_snapshot()::text", &[]).await;
+    let row = client.query_one(VISIBLE, &[]).await;
     let row = row.map_err(|error| failed("cannot take a snapshot", &error))?;
     parse(row.get(0))
 }
@@ -84,6 +89,7 @@ impl Rounds {
             target: target.clone(),
             tls,
             leader: None,
+            description: None,
             readers: Vec::new(),
             used: Instant::now(),
             row_bytes: HashMap::new(),
@@ -95,7 +101,10 @@ impl Rounds {
     pub(crate) fn connect(&mut self, count: usize) -> Result<(), SourceError> {
         self.used = Instant::now();
         if self.leader.as_ref().is_none_or(Client::is_closed) {
-            self.leader = Some(self.runtime.block_on(catalog::connect_to(&self.target))?);
+            let leader = self.runtime.block_on(catalog::connect_to(&self.target))?;
+            let prepared = self.runtime.block_on(leader.prepare(&catalog::description_of("$1")));
+            self.description = Some(prepared.map_err(|error| failed("cannot prepare a query", &error))?);
+            self.leader = Some(leader);
         }
         self.readers.retain_mut(|reader| reader.session.as_mut().is_some_and(CopySession::rests));
         while self.readers.len() < count.max(1) {
@@ -260,7 +269,13 @@ pub(crate) fn read(
         }
         let mut described = Vec::new();
         for (table, request) in tables.iter().zip(requests) {
-            let now = match rounds.ask(async |leader| describe(leader, publication, table).await)? {
+            let Some(prepared) = rounds.description.clone() else {
+                return Err(
+                    SourceError::Unavailable("there is no connection to read tables with".into()).into()
+                );
+            };
+            let asked = rounds.ask(async |leader| describe(leader, &prepared, publication, table).await);
+            let now = match asked? {
                 Ok(now) => now,
                 Err(reason) => return Ok(Round::NotNow(reason)),
             };
@@ -338,6 +353,7 @@ struct Described {
 /// Looks at a table under the round's snapshot; `Err(reason)` where its rows cannot be told rightly now.
 async fn describe(
     leader: &Client,
+    prepared: &Statement,
     publication: &str,
     table: &Table,
 ) -> Result<Result<Described, String>, SourceError> {
@@ -357,7 +373,8 @@ async fn describe(
     if let Err(schemas) = found.map_err(|e| at(&e))? {
         return Ok(Err(keys::hidden(&schema.full_name(), &schemas)));
     }
-    let json = catalog::description(leader, table.relation).await.map_err(|e| at(&e))?.ok_or_else(gone)?;
+    let json =
+        catalog::description(leader, prepared, table.relation).await.map_err(|e| at(&e))?.ok_or_else(gone)?;
     let description = catalog::parse_description(&json)?;
     if description.persistence == "u" {
         let sql = plan::Table { schema: description.schema, name: description.table }.quoted();
@@ -571,7 +588,7 @@ fn text(datum: change::Datum<'_>) -> Option<String> {
     }
 }
 
-fn parse(text: &str) -> Result<Snapshot, SourceError> {
+pub(crate) fn parse(text: &str) -> Result<Snapshot, SourceError> {
     text.parse().map_err(|error| SourceError::Unavailable(format!("{error}")))
 }
 

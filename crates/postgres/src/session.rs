@@ -54,6 +54,8 @@ pub(crate) const SESSION: &[(&str, &str)] = &[
     ("array_nulls", "on"),
     // Compiling a catalog query takes seconds, and running it milliseconds.
     ("jit", "off"),
+    // So does planning one, where it is asked again and again.
+    ("plan_cache_mode", "force_generic_plan"),
     ("lc_monetary", "C"),
 ];
 

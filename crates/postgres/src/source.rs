@@ -492,18 +492,15 @@ impl Source for PostgresSource {
     }
 
     fn describe(&mut self, announced: &Announced, xid: u32) -> Result<Option<Described>, SourceError> {
-        if !self.visible()?.saw(xid) && self.query(catalog::locked_out(&self.client, announced.relation))? {
-            return Ok(None);
-        }
         if self.types.has(announced.relation) && self.query(self.types.held(&self.client))? {
             return Ok(None);
         }
-        let described = self.looks.describe(&self.client, &self.options.publication, announced);
+        let described = self.looks.describe(&self.client, &self.options.publication, announced, xid);
         let described = self.runtime.block_on(catalog::answered(&self.target, described))?;
-        if let Some(published) = &described.published {
+        if let Some(published) = described.as_ref().and_then(|described| described.published.as_ref()) {
             self.types.note(announced.relation, &published.description.types);
         }
-        Ok(Some(described))
+        Ok(described)
     }
 
     fn visible(&mut self) -> Result<Snapshot, SourceError> {

@@ -602,10 +602,13 @@ impl Reading {
         Ok(())
     }
 
-    /// The table's key is this one now. Under another one its rows in the log have other keys, and how far it was read in its
-    /// order means nothing any more: it begins again.
+    /// The table's key is this one now. Where it was read in the order of another, how far it was read means nothing any
+    /// more, and it begins again. A table that has been read is told by its description.
     pub(crate) fn rekeyed(&mut self, relation: u32, key: &[String], ordinal: u64) {
-        let another = |table: &TableProgress| begun(table) && table.key != key;
+        let in_window = self.piece(relation).is_some();
+        let another = |table: &TableProgress| {
+            (table.pending() || in_window) && !table.key.is_empty() && table.key != key
+        };
         if self.tables.get(&relation).is_some_and(another) {
             self.begin_again(relation, ordinal, "its rows have another key");
         }
