@@ -9,6 +9,8 @@
 //!
 //! `next` is there while stores are being built from a log that will be the current one. A consumer of its own can do as
 //! Millrace's workers do: read the next log from its beginning, and go over to it when it has come as far (by LSN).
+//!
+//! The topic's other records are requests to the workers: see `skips.rs`.
 
 use std::ops::ControlFlow;
 
@@ -20,6 +22,7 @@ use crate::ledger::topic_exists;
 use crate::producer::Producer;
 use crate::publisher::add_now;
 use crate::reader::PartitionReader;
+use crate::skips::{self, Skip};
 use crate::wire::batch::Batch;
 use crate::{Connection, KafkaError, Names};
 
@@ -119,22 +122,37 @@ pub fn write_generations(
 
 /// The pipeline's generations; `None` when `setup` has not made one.
 pub fn generations(connection: &Connection, pipeline: &str) -> Result<Option<Generations>, KafkaError> {
+    Ok(state(connection, pipeline)?.map(|(generations, _)| generations))
+}
+
+/// The same, and the records that stores are to leave out.
+pub fn state(
+    connection: &Connection,
+    pipeline: &str,
+) -> Result<Option<(Generations, Vec<Skip>)>, KafkaError> {
     let names = Names::new(pipeline, 1)?;
     if !topic_exists(&connection.inquirer()?, &names.generations(), connection.outage())? {
         return Ok(None);
     }
     let mut reader = PartitionReader::new(connection, &names, names.generations())?;
     let bounds = reader.bounds()?;
-    read(&mut reader, bounds)
+    let (generations, skips) = read(&mut reader, bounds)?;
+    Ok(generations.map(|generations| (generations, skips)))
 }
 
-fn read(reader: &mut PartitionReader, bounds: (i64, i64)) -> Result<Option<Generations>, KafkaError> {
-    let mut found = None;
+fn read(
+    reader: &mut PartitionReader,
+    bounds: (i64, i64),
+) -> Result<(Option<Generations>, Vec<Skip>), KafkaError> {
+    let (mut found, mut skips) = (None, Vec::new());
     reader.read_all(bounds, |message| {
         found = decode(message)?.or(found.take());
+        if let Some(skip) = skips::decode(message) {
+            skips::take_in(&mut skips, skip);
+        }
         Ok(ControlFlow::Continue(()))
     })?;
-    Ok(found)
+    Ok((found, skips))
 }
 
 /// Follows the generations topic.
@@ -142,26 +160,34 @@ pub struct GenerationsWatch {
     reader: PartitionReader,
     end: i64,
     known: Generations,
+    skips: Vec<Skip>,
 }
 
 impl GenerationsWatch {
     /// Reads what the topic holds now; refused where the pipeline has no log.
     pub fn new(connection: &Connection, pipeline: &str) -> Result<Self, KafkaError> {
         let names = Names::new(pipeline, 1)?;
-        let known = generations(connection, pipeline)?.ok_or_else(|| not_set_up(pipeline))?;
+        let (known, skips) = state(connection, pipeline)?.ok_or_else(|| not_set_up(pipeline))?;
         let reader = PartitionReader::new(connection, &names, names.generations())?;
-        Ok(GenerationsWatch { reader, end: 0, known })
+        Ok(GenerationsWatch { reader, end: 0, known, skips })
     }
 
     /// What the topic says. Asks the brokers for its end only, unless that has moved.
     pub fn look(&mut self) -> Result<Generations, KafkaError> {
         let bounds = self.reader.bounds()?;
         if bounds.1 != self.end {
-            self.known = read(&mut self.reader, bounds)?.unwrap_or(self.known);
+            let (known, skips) = read(&mut self.reader, bounds)?;
+            self.known = known.unwrap_or(self.known);
+            self.skips = skips;
             self.reader.rest()?;
             self.end = bounds.1;
         }
         Ok(self.known)
+    }
+
+    /// The records that stores are to leave out, as of the last look.
+    pub fn skips(&self) -> &[Skip] {
+        &self.skips
     }
 }
 

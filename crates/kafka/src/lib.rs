@@ -27,6 +27,7 @@ mod producer;
 mod publisher;
 mod reader;
 mod setup;
+mod skips;
 mod tail;
 mod topics;
 mod wire;
@@ -34,13 +35,14 @@ mod wire;
 pub use connection::{Connection, KafkaError};
 pub use feed::KafkaFeed;
 pub use generations::{
-    Generation, Generations, GenerationsWatch, generations, not_set_up, write_generations,
+    Generation, Generations, GenerationsWatch, generations, not_set_up, state, write_generations,
 };
 pub use ledger::{ReadUntil, read_ledger};
 pub use membership::group_offset;
 pub use names::Names;
 pub use publisher::KafkaPublisher;
 pub use setup::{SetupRecord, SetupWriter};
+pub use skips::{Skip, request_skip};
 pub use tail::{RangeReader, Start};
 pub use topics::{
     Problem, check_topics, compare_topics, delete_groups, delete_topics, ensure_topics, groups_of,

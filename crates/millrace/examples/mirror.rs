@@ -96,7 +96,7 @@ impl Sink for Mirror {
         &self.stores
     }
 
-    fn wants(&self, schema: &TableSchema) -> bool {
+    fn wants(&self, _store: usize, schema: &TableSchema) -> bool {
         schema.full_name() == self.table
     }
 
@@ -122,10 +122,7 @@ impl Sink for Mirror {
         Ok(())
     }
 
-    fn apply(&mut self, live: &[bool], change: &Change<'_>) -> Result<(), SinkError> {
-        if !live[0] {
-            return Ok(());
-        }
+    fn apply(&mut self, _store: usize, change: &Change<'_>) -> Result<(), SinkError> {
         let keyed = change.schema.key_columns().next().is_some();
         if change.schema.identity != ReplicaIdentity::Full || !keyed {
             let table = &self.table;

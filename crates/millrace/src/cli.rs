@@ -208,6 +208,24 @@ pub(crate) enum Command {
         #[command(flatten)]
         format: Format,
     },
+    /// Leave a record of the log out of a store that cannot take it in.
+    ///
+    /// A store that has stopped at a record (`millrace status` shows which, and why) goes on without it, within seconds or
+    /// when its worker is started. The store's checkpoint records the offset for ever, and `millrace verify` shows what the
+    /// store lacks by it. Nothing is left out that a store can take in.
+    #[command(
+        after_help = "Example:\n  millrace skip counters.unread --offset 41 --reason \"written by a broken script\""
+    )]
+    Skip {
+        /// counters.NAME, search.NAME, or NAME where only one store has it.
+        store: String,
+        /// The record's offset in the log that the store is built from.
+        #[arg(long)]
+        offset: i64,
+        /// Why, for whoever reads it later; kept with the request.
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+    },
     /// Begin a complete new log beside the current one, and go over to it.
     #[command(subcommand)]
     Generation(GenerationCommand),
@@ -279,8 +297,8 @@ pub(crate) enum GenerationCommand {
 /// Records to leave out.
 #[derive(Debug, Args)]
 pub(crate) struct Skip {
-    /// Leave this record of the log out if it cannot be applied; may be given several times. The stores' checkpoints
-    /// record it, `millrace status` shows it, and a store that is filled again stops at it again.
+    /// Leave this record of the log out of every store here that cannot take it in; may be given several times. The
+    /// stores' checkpoints record it and `millrace status` shows it. `millrace skip` says the same to a running worker.
     #[arg(long = "skip-record", value_name = "OFFSET")]
     pub(crate) records: Vec<i64>,
 }

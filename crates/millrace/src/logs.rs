@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use kafka::{Generations, GenerationsWatch};
+use kafka::{Generations, GenerationsWatch, Skip};
 
 use crate::stop::Stop;
 use crate::wiring::Process;
@@ -15,18 +15,49 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What the generations topic said last.
 #[derive(Default)]
-pub(crate) struct Logs(Mutex<Option<Generations>>);
+pub(crate) struct Logs(Mutex<Known>);
+
+#[derive(Default)]
+struct Known {
+    /// `None` before anybody has looked.
+    generations: Option<Generations>,
+    skips: Vec<Skip>,
+    /// Counts what was news.
+    news: u64,
+}
 
 impl Logs {
     /// `None` before anybody has looked.
     pub(crate) fn known(&self) -> Option<Generations> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lock().generations
+    }
+
+    /// Whether the store is to leave out this record of that log.
+    pub(crate) fn skips(&self, generation: u32, store: &str, offset: i64) -> bool {
+        let asked = |skip: &Skip| (skip.generation, &*skip.store, skip.offset) == (generation, store, offset);
+        self.lock().skips.iter().any(asked)
+    }
+
+    /// A number that is another one after every news.
+    pub(crate) fn news(&self) -> u64 {
+        self.lock().news
     }
 
     /// Takes note; gives whether it is news.
     pub(crate) fn learned(&self, generations: Generations) -> bool {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.replace(generations).is_some_and(|before| before != generations)
+        let mut known = self.lock();
+        let news = known.generations.replace(generations).is_some_and(|before| before != generations);
+        known.news += u64::from(news);
+        news
+    }
+
+    /// Takes note of the records that are to be left out.
+    pub(crate) fn learned_skips(&self, skips: &[Skip]) {
+        let mut known = self.lock();
+        if known.skips != skips {
+            known.skips = skips.to_vec();
+            known.news += 1;
+        }
     }
 
     /// Whether this log is of use, as far as is known.
@@ -48,7 +79,9 @@ impl Logs {
                         watch.insert(GenerationsWatch::new(&kafka, pipeline)?)
                     }
                 };
-                watch.look()
+                let found = watch.look()?;
+                self.learned_skips(watch.skips());
+                Ok::<_, kafka::KafkaError>(found)
             })();
             match looked {
                 Ok(found) if self.learned(found) => changed(found),
@@ -59,5 +92,10 @@ impl Logs {
                 }
             }
         }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Known> {
+        // Plain values, good whatever happened to who held them.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

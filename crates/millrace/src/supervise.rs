@@ -62,18 +62,9 @@ impl Supervisor {
         now: Instant,
     ) -> Next {
         match error {
-            WorkerError::Refused(refusal) | WorkerError::Feed(FeedError::Refused(refusal)) => {
-                Next::End(refusal.into())
-            }
             WorkerError::Feed(FeedError::Unavailable(_)) => Next::Again(self.longer(now - started)),
             WorkerError::Feed(FeedError::Fenced) => self.after_fencing(part, now),
-            WorkerError::Feed(FeedError::Poison { offset, reason }) => {
-                Next::End(poison(log, offset, &reason, "").into())
-            }
-            WorkerError::Poison { offset, reason } => {
-                let skip = format!("millrace {part} --skip-record {offset} leaves it out; ");
-                Next::End(poison(log, offset, &reason, &skip).into())
-            }
+            error => Next::End(refusal_of(&error, "STORE", log).into()),
         }
     }
 
@@ -100,6 +91,19 @@ impl Supervisor {
         let wait = self.back_off;
         self.back_off = (self.back_off * 2).min(BACK_OFF.1);
         wait + jitter(wait)
+    }
+}
+
+/// What an error that does not go away says to the operator; `log` is the topic, and `store` the store that has stopped.
+pub(crate) fn refusal_of(error: &WorkerError, store: &str, log: &str) -> Refusal {
+    match error {
+        WorkerError::Refused(refusal) | WorkerError::Feed(FeedError::Refused(refusal)) => refusal.clone(),
+        WorkerError::Feed(FeedError::Poison { offset, reason }) => poison(log, *offset, reason, ""),
+        WorkerError::Poison { offset, reason } => {
+            let skip = format!("millrace skip {store} --offset {offset} --reason TEXT leaves it out; ");
+            poison(log, *offset, reason, &skip)
+        }
+        WorkerError::Feed(error) => Refusal::new(error.to_string(), "see the log of the worker"),
     }
 }
 

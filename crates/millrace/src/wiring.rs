@@ -68,6 +68,12 @@ impl Process {
         Ok(kafka::generations(kafka, pipeline)?.ok_or_else(|| kafka::not_set_up(pipeline))?)
     }
 
+    /// The same, and the records that stores are to leave out.
+    pub(crate) fn state(&self, kafka: &Connection) -> Result<(Generations, Vec<kafka::Skip>), KafkaError> {
+        let pipeline = self.config.pipeline.as_str();
+        Ok(kafka::state(kafka, pipeline)?.ok_or_else(|| kafka::not_set_up(pipeline))?)
+    }
+
     /// Where the source is, for the running role.
     pub(crate) fn source(&self) -> Result<postgres::Config, Refusal> {
         parse_url(self.config.postgres.url()?, "url")

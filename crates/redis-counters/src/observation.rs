@@ -6,7 +6,7 @@
 //! A text of ours never has more lines than that, so equal texts are equal counters.
 
 use change::Refusal;
-use worker::Checkpoint;
+use worker::{Checkpoint, Stopped};
 
 use crate::keys::Namespace;
 use crate::shape::Shape;
@@ -16,11 +16,22 @@ use crate::sql::Form;
 const FORMAT: u32 = 1;
 const UPGRADE: &str = "upgrade Millrace, or give this one a Redis prefix of its own";
 /// Lines of an observation.
-const LINES: usize = 19;
-/// The checkpoint's fields, in the order of `counter.lua`. A checkpoint of an older version has no `last`, which is seen
-/// as empty; an older version that goes on with a newer checkpoint leaves `last` as it is.
-const FIELDS: [&str; 10] =
-    ["format", "log", "generation", "offset", "lsn", "definition", "groups", "state", "skipped", "last"];
+const LINES: usize = 20;
+/// The checkpoint's fields, in the order of `counter.lua`. A checkpoint of an older version has no `last` and no
+/// `stopped`, which are seen as empty; an older version that goes on with a newer checkpoint leaves them as they are.
+const FIELDS: [&str; 11] = [
+    "format",
+    "log",
+    "generation",
+    "offset",
+    "lsn",
+    "definition",
+    "groups",
+    "state",
+    "skipped",
+    "last",
+    "stopped",
+];
 
 /// A counter as our own commits leave it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -43,6 +54,8 @@ pub(crate) enum Judgement {
     Other(Checkpoint),
     /// It is ours and not whole.
     Damaged(String),
+    /// It must not be touched.
+    Refused(Refusal),
 }
 
 /// Type and length of a key.
@@ -73,6 +86,7 @@ impl Held {
             if at.ready { "ready" } else { "filling" }.to_owned(),
             at.skipped.iter().map(i64::to_string).collect::<Vec<_>>().join(","),
             at.last.map_or_else(String::new, |last| last.to_string()),
+            at.stopped.as_ref().map_or_else(String::new, |stop| format!("{} {}", stop.offset, stop.reason)),
         ];
         let mut contents = contents.into_iter();
         FIELDS.map(|field| (field, contents.next().unwrap_or_default()))
@@ -99,6 +113,16 @@ impl Held {
 
 /// Says what is there, or refuses to touch it.
 pub(crate) fn judge(
+    seen: &str,
+    counter: &str,
+    space: &Namespace,
+    shape: Shape,
+    definition: &str,
+) -> Judgement {
+    judge_or_refuse(seen, counter, space, shape, definition).unwrap_or_else(Judgement::Refused)
+}
+
+fn judge_or_refuse(
     seen: &str,
     counter: &str,
     space: &Namespace,
@@ -178,16 +202,16 @@ impl<'a> Observation<'a> {
     fn parse(text: &'a str) -> Option<Self> {
         let lines: [&str; LINES] = text.split('\n').collect::<Vec<_>>().try_into().ok()?;
         let mut fields = [""; FIELDS.len()];
-        fields.copy_from_slice(&lines[3..13]);
+        fields.copy_from_slice(&lines[3..14]);
         let key = |place: usize| (lines[place], lines[place + 1]);
         Some(Observation {
             owners: lines[0],
             owner: lines[1],
             checkpoint: lines[2],
             fields,
-            value: key(13),
-            rows: key(15),
-            nonnull: key(17),
+            value: key(14),
+            rows: key(16),
+            nonnull: key(18),
         })
     }
 
@@ -223,7 +247,8 @@ impl<'a> Observation<'a> {
     }
 
     fn held(&self) -> Option<Held> {
-        let [format, log, generation, offset, lsn, definition, groups, state, skipped, last] = self.fields;
+        let [format, log, generation, offset, lsn, definition, groups, state, skipped, last, stopped] =
+            self.fields;
         format.parse::<u32>().ok().filter(|format| *format > 0)?;
         let ready = match state {
             "ready" => true,
@@ -242,6 +267,11 @@ impl<'a> Observation<'a> {
                 .map(|offset| offset.parse().ok())
                 .collect::<Option<_>>()?,
             last: if last.is_empty() { None } else { Some(last.parse().ok()?) },
+            stopped: match stopped.split_once(' ') {
+                Some((offset, reason)) => Some(Stopped::new(offset.parse().ok()?, reason)),
+                None if stopped.is_empty() => None,
+                None => return None,
+            },
         };
         Some(Held { checkpoint, groups: groups.parse().ok()? })
     }
@@ -265,12 +295,13 @@ mod tests {
             ready: true,
             skipped: vec![4, 6],
             last: "6 0/1A2B3C:t:5 00000000deadbeef".parse().ok(),
+            stopped: Some(Stopped::new(8, "it is not JSON")),
         };
         Held { checkpoint, groups }
     }
 
     fn judged(text: &str) -> Result<Judgement, Refusal> {
-        judge(text, "c", &Namespace::new("", "p"), SHAPE, "d")
+        judge_or_refuse(text, "c", &Namespace::new("", "p"), SHAPE, "d")
     }
 
     fn seen(groups: u64) -> String {
@@ -295,10 +326,11 @@ mod tests {
     #[test]
     fn a_checkpoint_of_an_older_version_names_no_last_record() {
         let mut old = held(2);
-        old.checkpoint.last = None;
-        assert_eq!(judged(&with(12, "")), Ok(Judgement::At(old.clone())));
+        (old.checkpoint.last, old.checkpoint.stopped) = (None, None);
         let expected = old.expected(&Namespace::new("", "p"), SHAPE);
-        assert_eq!(expected, with(12, ""), "the expectation of the next compare-and-set");
+        let lines: Vec<&str> = expected.split('\n').collect();
+        assert_eq!(lines[12..14], ["", ""], "the expectation of the next compare-and-set");
+        assert_eq!(judged(&expected), Ok(Judgement::At(old)));
     }
 
     #[test]
@@ -308,11 +340,12 @@ mod tests {
             (10, ""),
             (11, "4,x"),
             (12, "6 0/1A2B3C"),
-            (13, "none"),
-            (14, "1"),
-            (15, "string"),
-            (16, "3"),
-            (18, "0"),
+            (13, "x"),
+            (14, "none"),
+            (15, "1"),
+            (16, "string"),
+            (17, "3"),
+            (19, "0"),
         ];
         for (place, line) in damages.into_iter().chain(lengths) {
             let judged = judged(&with(place, line));
@@ -329,12 +362,13 @@ mod tests {
             assert!(judged(&text).is_err(), "{text}");
         }
         let foreign = [
-            "hash", "", "none", "", "", "", "", "", "", "", "", "", "", "hash", "5", "none", "0", "none", "0",
+            "hash", "", "none", "", "", "", "", "", "", "", "", "", "", "", "hash", "5", "none", "0", "none",
+            "0",
         ];
         assert!(judged(&foreign.join("\n")).is_err());
         let mut nothing = foreign;
-        nothing[13] = "none";
-        nothing[14] = "0";
+        nothing[14] = "none";
+        nothing[15] = "0";
         assert_eq!(judged(&nothing.join("\n")), Ok(Judgement::Empty));
     }
 }

@@ -69,8 +69,10 @@ struct Known {
     held: Option<Held>,
     /// What a commit found wrong with its content, until it is filled again.
     damage: Option<String>,
-    /// Where that was: until it is past this offset again, a second time is the log's fault.
+    /// Where that was: until it is past this offset again, a second time is the log's fault...
     suspect: Option<i64>,
+    /// ...which filling it again does not mend.
+    refused: Option<Refusal>,
 }
 
 impl CountersSink {
@@ -132,8 +134,10 @@ impl CountersSink {
         for (place, seen) in all.into_iter().enumerate() {
             let counter = &self.counters[place];
             let definition = &self.specs[place].definition;
-            judgements.push(judge(&seen.text, &counter.name, &self.store.space, counter.shape, definition)?);
-            if seen.leftover {
+            let judgement = judge(&seen.text, &counter.name, &self.store.space, counter.shape, definition);
+            let ours = !matches!(judgement, Judgement::Refused(_));
+            judgements.push(judgement);
+            if seen.leftover && ours {
                 self.store.clear_staging(counter)?;
             }
             self.known[place].seen = seen.text;
@@ -155,7 +159,8 @@ impl CountersSink {
         if known.suspect.is_some() && known.damage.is_none() {
             let what = format!("{what}, again after it was filled from the log's beginning");
             let remedy = format!("its table was changed in a way that no change in the log tells: {NEW_LOG}");
-            return SinkError::Refused(Refusal::new(what, remedy));
+            known.refused = Some(Refusal::new(what.clone(), remedy));
+            return SinkError::Moved(what);
         }
         known.damage = Some(reason);
         known.suspect = Some(offset);
@@ -182,15 +187,15 @@ impl Sink for CountersSink {
         &self.specs
     }
 
-    fn wants(&self, schema: &TableSchema) -> bool {
-        self.staged.iter().any(|staged| staged.wants(schema))
+    fn wants(&self, store: usize, schema: &TableSchema) -> bool {
+        self.staged[store].wants(schema)
     }
 
     fn describe(&mut self, table: &TableSchema) -> bool {
         let mut changed = false;
         for (staged, spec) in self.staged.iter().zip(&mut self.specs).filter(|(s, _)| s.wants(table)) {
             // What is refused is refused to the first change under this version.
-            let Ok(bound) = staged.definition.bind(table) else { continue };
+            let Ok(bound) = staged.definition.bind_new_rows(table) else { continue };
             let definition = bound.stamp();
             changed |= spec.definition != definition;
             spec.definition = definition;
@@ -215,17 +220,22 @@ impl Sink for CountersSink {
                 Judgement::Empty => Stored::Empty,
                 Judgement::Damaged(reason) => Stored::Damaged(reason),
                 Judgement::Other(checkpoint) => Stored::At(checkpoint),
+                Judgement::Refused(refusal) => Stored::Refused { refusal, at: None },
                 Judgement::Unclaimed(_) => {
                     return Err(SinkError::Moved("a counter lost its owner while it was read".to_owned()));
                 }
-                Judgement::At(held) => match &known.damage {
-                    Some(reason) => Stored::Damaged(reason.clone()),
-                    None => {
-                        staged.write_in(form_of(&held.checkpoint));
-                        known.held = Some(held.clone());
-                        Stored::At(held.checkpoint)
+                Judgement::At(_) if known.damage.is_some() => {
+                    Stored::Damaged(known.damage.clone().unwrap_or_default())
+                }
+                Judgement::At(held) => {
+                    staged.write_in(form_of(&held.checkpoint));
+                    known.held = Some(held.clone());
+                    let at = held.checkpoint;
+                    match known.refused.clone() {
+                        Some(refusal) => Stored::Refused { refusal, at: Some(at) },
+                        None => Stored::At(at),
                     }
-                },
+                }
             });
         }
         Ok(all)
@@ -241,16 +251,12 @@ impl Sink for CountersSink {
         self.staged[store].write_in(form_of(to));
         self.store.reset(counter, &known.seen, &held)?;
         let seen = held.expected(&self.store.space, counter.shape);
-        *known = Known { seen, held: Some(held), damage: None, suspect: known.suspect };
+        *known = Known { seen, held: Some(held), suspect: known.suspect, ..Known::default() };
         Ok(())
     }
 
-    fn apply(&mut self, live: &[bool], change: &Change<'_>) -> Result<(), SinkError> {
-        for (staged, live) in self.staged.iter_mut().zip(live) {
-            if *live && staged.follows(change.schema) {
-                staged.apply(change)?;
-            }
-        }
+    fn apply(&mut self, store: usize, change: &Change<'_>) -> Result<(), SinkError> {
+        self.staged[store].apply(change)?;
         let (groups, most) = (self.size().0, self.bounds.transaction_groups);
         if groups > most {
             let what = format!("a source transaction changes more than {most} groups of the counters");
@@ -347,12 +353,13 @@ impl Sink for CountersSink {
                 continue;
             }
             let Counter { name, shape, .. } = &copy.counter;
-            let judgement = judge(&copy.seen, name, &self.store.space, *shape, &spec.definition)?;
+            let judgement = judge(&copy.seen, name, &self.store.space, *shape, &spec.definition);
             found.push(Some(match judgement {
                 Judgement::At(held) | Judgement::Unclaimed(held) => Stored::At(held.checkpoint),
                 Judgement::Other(checkpoint) => Stored::At(checkpoint),
                 Judgement::Damaged(reason) => Stored::Damaged(reason),
                 Judgement::Empty => Stored::Empty,
+                Judgement::Refused(refusal) => Stored::Refused { refusal, at: None },
             }));
         }
         Ok(found)

@@ -14,9 +14,22 @@ pub(crate) struct Staged {
     pub(crate) deltas: Deltas,
     /// How the store's groups are written.
     form: Form,
-    /// The definition under the version of the table last seen.
-    bound: Option<(Arc<TableSchema>, Bound)>,
+    bound: Option<Binding>,
     scratch: Scratch,
+}
+
+/// The definition under the version of the table last seen.
+struct Binding {
+    schema: Arc<TableSchema>,
+    bound: Bound,
+    /// Whether an update or a delete tells all that the counter looks at.
+    old_rows: Result<(), Box<Refusal>>,
+}
+
+/// A refusal that only a new log mends, for the old one has the change.
+fn in_log(refusal: &Refusal, change: &Change<'_>) -> Refusal {
+    let what = format!("{}; the log has such a change at offset {}", refusal.what, change.offset);
+    Refusal::new(what, format!("{}; then {NEW_LOG}", refusal.remedy))
 }
 
 impl Staged {
@@ -32,12 +45,6 @@ impl Staged {
     }
 
     /// Whether the counter is about this table.
-    pub(crate) fn follows(&self, schema: &Arc<TableSchema>) -> bool {
-        // Change after change is of the version that was last seen.
-        self.bound.as_ref().is_some_and(|(seen, _)| Arc::ptr_eq(seen, schema)) || self.wants(schema)
-    }
-
-    /// The same, for a version that is new.
     pub(crate) fn wants(&self, schema: &TableSchema) -> bool {
         self.definition.table() == (schema.schema.as_str(), schema.table.as_str())
     }
@@ -53,27 +60,37 @@ impl Staged {
             Op::Create | Op::Update | Op::Delete | Op::Read => {}
         }
         self.bind(change)?;
+        self.check_old_row(change)?;
         let (before, after) = self.images(change)?;
         self.count(change, before, Sign::Minus)?;
         self.count(change, after, Sign::Plus)
     }
 
     fn bind(&mut self, change: &Change<'_>) -> Result<(), SinkError> {
-        if self.bound.as_ref().is_some_and(|(schema, _)| Arc::ptr_eq(schema, change.schema)) {
+        if self.bound.as_ref().is_some_and(|known| Arc::ptr_eq(&known.schema, change.schema)) {
             return Ok(());
         }
-        let bound = self.definition.bind(change.schema).map_err(|refusal| {
-            let what = format!("{}; the log has such a change at offset {}", refusal.what, change.offset);
-            Refusal::new(what, format!("{}; then {NEW_LOG}", refusal.remedy))
-        })?;
-        self.bound = Some((change.schema.clone(), bound.written_in(self.form.clone())));
+        let bound = self.definition.bind_new_rows(change.schema).map_err(|r| in_log(&r, change))?;
+        let old_rows = self.definition.check_old_rows(change.schema).map_err(Box::new);
+        let bound = bound.written_in(self.form.clone());
+        self.bound = Some(Binding { schema: change.schema.clone(), bound, old_rows });
         Ok(())
+    }
+
+    /// A new row can be counted under any replica identity; one whose key changed may lack a value that only the old row
+    /// had.
+    fn check_old_row(&self, change: &Change<'_>) -> Result<(), SinkError> {
+        let whole = matches!(change.event.op, Op::Create | Op::Read) && change.unchanged.is_empty();
+        match &self.bound {
+            Some(Binding { old_rows: Err(refusal), .. }) if !whole => Err(in_log(refusal, change).into()),
+            _ => Ok(()),
+        }
     }
 
     /// The rows that leave and enter the counter.
     ///
-    /// Under a replica identity that is not FULL, `bind` has made sure that the counter looks at nothing but the
-    /// key. An update, whose key stays, then changes nothing, whatever its images hold; and a new row whose
+    /// Under a replica identity that is not FULL, `check_old_row` has made sure that the counter looks at nothing but the
+    /// key, unless the row is new. An update, whose key stays, then changes nothing, whatever its images hold; and a new row whose
     /// key was not sent whole (unchanged TOAST in one of its columns) stands whole in the record's key.
     fn images<'a>(&self, change: &Change<'a>) -> Result<(Option<&'a str>, Option<&'a str>), SinkError> {
         let (before, after) = (change.event.before, change.event.after);
@@ -93,7 +110,7 @@ impl Staged {
     }
 
     fn count(&mut self, change: &Change<'_>, row: Option<&str>, sign: Sign) -> Result<(), SinkError> {
-        let (Some(row), Some((_, bound))) = (row, &self.bound) else { return Ok(()) };
+        let (Some(row), Some(Binding { bound, .. })) = (row, &self.bound) else { return Ok(()) };
         let added = match bound.contribution(row, &mut self.scratch) {
             Ok(Some(contribution)) => self.deltas.add(contribution, sign),
             Ok(None) => Some(()),

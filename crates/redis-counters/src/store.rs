@@ -296,6 +296,7 @@ mod tests {
             ready: false,
             skipped: Vec::new(),
             last: None,
+            stopped: None,
         };
         let held = Held { checkpoint, groups: 0 };
         store.reset(&counter, &seen, &held).unwrap();

@@ -91,6 +91,7 @@ mod tests {
             ready: true,
             skipped: vec![7],
             last: "41 0/4D:t:5 00000000deadbeef".parse().ok(),
+            stopped: Some(worker::Stopped::new(42, "it is not JSON")),
         };
         let (key, seen) = (vec!["id".into()], vec!["body".into()]);
         let payload = Payload { checkpoint, key, seen, index: Some(IndexDefinition::default()) };

@@ -93,8 +93,8 @@ impl Sink for SearchSink {
         &self.specs
     }
 
-    fn wants(&self, schema: &TableSchema) -> bool {
-        self.stores.iter().any(|store| store.shelf.definition.derives_from(schema))
+    fn wants(&self, store: usize, schema: &TableSchema) -> bool {
+        self.stores[store].shelf.definition.derives_from(schema)
     }
 
     fn load(&mut self) -> Result<Vec<Stored>, SinkError> {
@@ -114,13 +114,8 @@ impl Sink for SearchSink {
         self.stores[store].reset(&self.options, to)
     }
 
-    fn apply(&mut self, live: &[bool], change: &Change<'_>) -> Result<(), SinkError> {
-        for (store, live) in self.stores.iter_mut().zip(live) {
-            if *live && store.shelf.definition.derives_from(change.schema) {
-                store.apply(change)?;
-            }
-        }
-        Ok(())
+    fn apply(&mut self, store: usize, change: &Change<'_>) -> Result<(), SinkError> {
+        self.stores[store].apply(change)
     }
 
     fn due_in(&mut self, now_us: i64) -> Duration {

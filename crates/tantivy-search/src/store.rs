@@ -64,6 +64,7 @@ fn nothing() -> Payload {
         ready: false,
         skipped: Vec::new(),
         last: None,
+        stopped: None,
     };
     Payload::empty(&checkpoint, None)
 }
@@ -358,7 +359,7 @@ impl Store {
         let records = next.checkpoint.next_offset - disk.checkpoint.next_offset;
         let aged = records > 0 && elapsed(self.written_us, now_us) >= MEMORY_TIME;
         let (at, on_disk) = (&next.checkpoint, &disk.checkpoint);
-        let other = (at.ready, &at.log) != (on_disk.ready, &on_disk.log);
+        let other = (at.ready, &at.log, &at.stopped) != (on_disk.ready, &on_disk.log, &on_disk.stopped);
         Ok(other || records >= MEMORY_RECORDS || aged)
     }
 

@@ -31,6 +31,30 @@ pub struct Checkpoint {
     /// wrote the checkpoint. Read it through [`last_record`](Self::last_record).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last: Option<LastRecord>,
+    /// Why the store has stopped where it is. An older version moves `next_offset` and may leave this behind, which then
+    /// says nothing: read it through [`stopped_at`](Self::stopped_at).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<Stopped>,
+}
+
+/// The record at which a store has stopped.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Stopped {
+    /// Its offset.
+    pub offset: i64,
+    /// Why the store cannot take it in: one line of at most [`REASON_CHARS`](Self::REASON_CHARS) characters.
+    pub reason: String,
+}
+
+impl Stopped {
+    /// Longest reason that is kept.
+    pub const REASON_CHARS: usize = 500;
+
+    /// Shortens the reason and brings it on one line.
+    pub fn new(offset: i64, reason: &str) -> Self {
+        let plain = reason.chars().map(|c| if c.is_control() { ' ' } else { c });
+        Stopped { offset, reason: plain.take(Self::REASON_CHARS).collect() }
+    }
 }
 
 /// Follows the log's id in the checkpoint of a store whose records the log does not hold any more.
@@ -48,7 +72,13 @@ impl Checkpoint {
             ready: false,
             skipped: Vec::new(),
             last: None,
+            stopped: None,
         }
+    }
+
+    /// The record at which the store has stopped, and why.
+    pub fn stopped_at(&self) -> Option<&Stopped> {
+        self.stopped.as_ref().filter(|stopped| stopped.offset >= self.next_offset)
     }
 
     /// The record before `next_offset`, if the checkpoint names it. An older version moves `next_offset` and may

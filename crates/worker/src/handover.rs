@@ -25,7 +25,7 @@ pub struct Handover(Mutex<State>);
 struct State {
     /// Whether the log is this worker's, and it has looked at its stores.
     positioned: bool,
-    /// Whether a store shows nothing, or something that does not follow the log.
+    /// Whether a store that shows nothing, or something that does not follow the log, waits for its copy.
     lacking: bool,
     /// Whether a store does follow the log.
     keeps: bool,
@@ -92,21 +92,22 @@ impl Handover {
         self.state().recalled = true;
     }
 
-    /// The worker has read where its stores stand.
-    pub(crate) fn positioned(&self, stores: &[Option<Checkpoint>]) {
+    /// The worker has read where its stores stand, and whether any that does not follow the log waits for its copy.
+    pub(crate) fn positioned(&self, stores: &[Option<Checkpoint>], lacking: bool) {
         let mut state = self.state();
         state.stores.fill(Step::None);
         state.positioned = true;
         state.recalled = false;
-        state.lacking = stores.iter().any(Option::is_none);
-        state.keeps = stores.iter().any(Option::is_some);
+        state.lacking = lacking;
         drop(state);
         self.moved(stores);
     }
 
     /// The worker's stores have come so far.
     pub(crate) fn moved(&self, stores: &[Option<Checkpoint>]) {
-        self.state().shown = stores.iter().map(|store| store.as_ref().map(|at| at.lsn)).collect();
+        let mut state = self.state();
+        state.keeps = stores.iter().any(Option::is_some);
+        state.shown = stores.iter().map(|store| store.as_ref().map(|at| at.lsn)).collect();
     }
 
     /// The worker does not know where its stores stand, or the log is another's.

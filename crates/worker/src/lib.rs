@@ -13,6 +13,8 @@
 //!
 //! To keep a store of your own, implement [`Sink`] and give it to [`run`].
 //!
+//! A record that one store cannot take in stops that store, and the others go on; with no store left the worker ends.
+//!
 //! A store that must be filled from the log's beginning never holds up the others: [`build`] fills a copy beside it,
 //! with a feed of its own, and when that has caught up it takes the store's place ([`Handover`]). A sink that keeps no
 //! copies is filled in place.
@@ -27,8 +29,9 @@ mod position;
 mod run;
 mod sink;
 mod start;
+mod stops;
 
-pub use checkpoint::{Checkpoint, LastRecord, ParseLastRecordError};
+pub use checkpoint::{Checkpoint, LastRecord, ParseLastRecordError, Stopped};
 pub use feed::{Feed, FeedError, FeedEvent, GroupOffset, LogBatch, LogRecord, LogState, Successor};
 pub use handover::Handover;
 pub use run::{Control, Role, STAGES, Worker, WorkerError, build, run};

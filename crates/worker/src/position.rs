@@ -8,6 +8,7 @@ use tracing::{info, warn};
 use crate::continuity::{Continuity, Mismatch};
 use crate::run::{Failure, Member, Role, Worker, WorkerError, elapsed};
 use crate::start::{Shown, Start, decide, decide_copy};
+use crate::stops::Stop;
 use crate::{Checkpoint, Feed, LogState, Move, Sink, SinkError, StoreSpec, Stored};
 
 /// A record that the ledger does not know is missing if it does not come within this time. The ledger may be late behind
@@ -30,6 +31,7 @@ impl Worker<'_> {
                 sink.describe(&table);
             }
         }
+        self.frozen = vec![None; sink.stores().len()];
         self.stores = match self.role {
             Role::Worker => self.find_stores(&log, sink)?,
             Role::Builder => self.find_copies(&log, sink)?,
@@ -52,16 +54,19 @@ impl Worker<'_> {
         }
         // Answers a reset: what follows from it is recorded in the stores by now.
         feed.commit(at.map_or(log.start, |(offset, _)| offset))?;
+        self.end_without_stores()?;
         self.member = Member::Positioned;
         match (self.role, at) {
             (Role::Builder, None) => self.done = true,
             (_, None) if self.done => info!("the stores have gone over to the next log"),
-            (_, None) => info!("no store follows the log until it has been built"),
+            (Role::Worker, None) => info!("no store follows the log until it has been built"),
             (_, Some((offset, lsn))) => info!(offset, %lsn, "reading the log"),
         }
         self.control.moved(&self.stores);
         if let (Role::Worker, Some(handover)) = (self.role, self.control.handover()) {
-            handover.positioned(&self.stores);
+            let stopped: Vec<usize> = self.stops.all().collect();
+            let lacking = |place: &usize| self.stores[*place].is_none() && !stopped.contains(place);
+            handover.positioned(&self.stores, (0..self.stores.len()).any(|place| lacking(&place)));
         }
         Ok(())
     }
@@ -76,14 +81,15 @@ impl Worker<'_> {
         let stored = sink.load().map_err(unlocated)?;
         let copies = sink.copies().map_err(unlocated)?;
         let specs = sink.stores().to_vec();
-        self.frozen = vec![None; specs.len()];
-        // All or none: what is refused for one store leaves the others as they are.
         let start_of = |(place, spec): (usize, &StoreSpec)| {
             decide(spec, &stored[place], log, self.why_replaced(place, &stored[place]))
         };
-        let starts: Result<Vec<Start>, Refusal> = specs.iter().enumerate().map(start_of).collect();
+        let starts: Vec<Result<Start, Refusal>> = specs.iter().enumerate().map(start_of).collect();
+        let starts: Result<Vec<Start>, SinkError> = (starts.into_iter().enumerate())
+            .map(|(place, start)| self.or_stopped(sink, place, &stored[place], start, log))
+            .collect();
+        let starts = starts.map_err(unlocated)?;
         let mut stores = Vec::with_capacity(specs.len());
-        let starts = starts.map_err(WorkerError::Refused)?;
         // Those that are still to be built are built from that log, wherever this worker is.
         let follows = |start: &Start| matches!(start, Start::Continue(_) | Start::Succeed(_));
         self.done = starts.contains(&Start::Left) && !starts.iter().any(follows);
@@ -110,6 +116,11 @@ impl Worker<'_> {
                     stores.push(None);
                     continue;
                 }
+                Start::Stopped(at) => {
+                    self.frozen[place] = at;
+                    stores.push(None);
+                    continue;
+                }
             };
             let store = &specs[place].name;
             if copies[place].is_none() {
@@ -123,6 +134,10 @@ impl Worker<'_> {
                     Shown::Frozen(checkpoint) => {
                         let shown = freeze(place, checkpoint, &specs, log, sink).map_err(unlocated)?;
                         self.frozen[place] = Some(shown);
+                        None
+                    }
+                    Shown::Stopped(checkpoint) => {
+                        self.frozen[place] = Some(checkpoint);
                         None
                     }
                     Shown::Nothing => None,
@@ -142,13 +157,24 @@ impl Worker<'_> {
     }
 
     /// The copies that are to be built, and where each stands.
-    fn find_copies(&self, log: &LogState, sink: &mut dyn Sink) -> Result<Vec<Option<Checkpoint>>, Failure> {
+    fn find_copies(
+        &mut self,
+        log: &LogState,
+        sink: &mut dyn Sink,
+    ) -> Result<Vec<Option<Checkpoint>>, Failure> {
         let wanted = sink.copies().map_err(unlocated)?;
         let stored = sink.load().map_err(unlocated)?;
         let specs = sink.stores().to_vec();
         let mut stores = Vec::with_capacity(specs.len());
         for (place, spec) in specs.iter().enumerate() {
             if wanted[place].is_none() {
+                stores.push(None);
+                continue;
+            }
+            if let Stored::Refused { refusal, .. } = &stored[place] {
+                self.stops.set(place, Stop::as_it_is(&stored[place], refusal.clone()));
+            }
+            if self.stops.reread(place, &stored[place]).is_some() {
                 stores.push(None);
                 continue;
             }

@@ -1,5 +1,5 @@
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use tracing::{info, warn};
 
 use crate::continuity::Continuity;
 use crate::position::Replaced;
+use crate::stops::{Cause, Stops};
 use crate::{
     Change, Checkpoint, Feed, FeedError, FeedEvent, Handover, LastRecord, LogBatch, LogRecord, Move, Sink,
     SinkError,
@@ -19,7 +20,7 @@ const POLL: Duration = Duration::from_millis(100);
 /// The same while a store changes hands and stands still, which takes several turns of the worker and of the builder.
 const HANDOVER_POLL: Duration = Duration::from_millis(10);
 /// While idle, the stores are looked at this often.
-const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+pub(crate) const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// The consumer group's offset is committed at most this often.
 const GROUP_INTERVAL: Duration = Duration::from_secs(1);
 /// A store stands still for its copy for at most so long; a copy that goes on needs no more than a commit.
@@ -33,7 +34,7 @@ pub enum WorkerError {
     /// The feed failed.
     #[error("log: {0}")]
     Feed(#[from] FeedError),
-    /// A record that cannot be applied; none after it was. [`Control::skip`] can leave it out.
+    /// A record that no store can take in; none after it was. [`Control::skip`] can leave it out.
     #[error("the record at offset {offset} of the log cannot be applied: {reason}")]
     Poison {
         /// Its offset.
@@ -51,11 +52,16 @@ pub trait Control {
     /// Whether to end in order. Asked often.
     fn stop(&self) -> bool;
 
-    /// Whether the record at this offset, which cannot be applied, is to be left out of the stores instead of
-    /// ending the worker. Their checkpoints record it for ever.
-    fn skip(&self, offset: i64) -> bool {
-        let _ = offset;
+    /// Whether the record at this offset, which the store at this place of the sink's order cannot take in, is to be left
+    /// out of the store. Its checkpoint records that for ever. Asked for again every second while the store is stopped.
+    fn skip(&self, store: usize, offset: i64) -> bool {
+        let _ = (store, offset);
         false
+    }
+
+    /// The store has stopped, for this reason, or goes on. The other stores follow the log.
+    fn stopped(&self, store: usize, why: Option<&WorkerError>) {
+        let _ = (store, why);
     }
 
     /// The stores have come so far, in the sink's order; `None` for one that does not follow the log here.
@@ -165,7 +171,8 @@ impl Failure {
 /// What is remembered of one version of a table.
 struct Table {
     schema: Arc<TableSchema>,
-    wanted: bool,
+    /// Places of the stores that derive from it.
+    wanted: Vec<usize>,
 }
 
 /// The loop of [`run`] or [`build`], for a caller that takes its steps one by one, as the simulator does.
@@ -185,7 +192,6 @@ pub struct Worker<'a> {
     /// See [`done`](Self::done).
     pub(crate) done: bool,
     batch: LogBatch,
-    live: Vec<bool>,
     tables: HashMap<SchemaRef, Table>,
     /// The versions of tables that the sink knows.
     pub(crate) described: HashSet<SchemaRef>,
@@ -198,8 +204,12 @@ pub struct Worker<'a> {
     pub(crate) continuity: Continuity,
     /// Stores, by place, whose records the log does not hold any more.
     pub(crate) replaced: Vec<Option<Replaced>>,
-    /// The unit of which a part was taken.
+    /// Stores that stop at a record, or have.
+    pub(crate) stops: Stops,
+    /// The unit of which a part was taken...
     pub(crate) open: Option<(Lsn, Kind)>,
+    /// ...and the offset of its first record.
+    pub(crate) unit: i64,
     /// The last change taken.
     pub(crate) last: Option<Position>,
     /// A store that is being filled is ready when it has come to this offset and this LSN. The offset alone would not do:
@@ -208,12 +218,14 @@ pub struct Worker<'a> {
     /// Offset of the last record of a table that is being read: until the ledger says that it has been, no store here is
     /// ready.
     pub(crate) restarted: Option<i64>,
-    /// Records that could not be applied and are left out.
-    skipped: BTreeSet<i64>,
+    /// Records that a store, by place, could not take in and that are left out of it.
+    pub(crate) skipped: BTreeMap<usize, BTreeSet<i64>>,
     /// When what is staged is to be committed.
     due_in: Duration,
     back_off: Duration,
     checked_at: i64,
+    /// When it was asked whether stopped stores are to go on.
+    pub(crate) asked_at: i64,
     /// When it was read where the stores stand.
     pub(crate) positioned_at: i64,
     group_at: i64,
@@ -233,7 +245,6 @@ impl<'a> Worker<'a> {
             given: false,
             done: false,
             batch: LogBatch::default(),
-            live: Vec::new(),
             tables: HashMap::new(),
             described: HashSet::new(),
             next_offset: 0,
@@ -241,14 +252,17 @@ impl<'a> Worker<'a> {
             applied: None,
             continuity: Continuity::default(),
             replaced: Vec::new(),
+            stops: Stops::default(),
             open: None,
+            unit: 0,
             last: None,
             ready_at: None,
             restarted: None,
-            skipped: BTreeSet::new(),
+            skipped: BTreeMap::new(),
             due_in: POLL,
             back_off: BACK_OFF.0,
             checked_at: clock.now_us(),
+            asked_at: 0,
             positioned_at: 0,
             group_at: 0,
         }
@@ -316,6 +330,7 @@ impl<'a> Worker<'a> {
             self.follow_ledger(feed)?;
             self.commit_when_due(feed, sink)?;
             self.hand_over(feed, sink)?;
+            self.go_on_if_told(feed, sink)?;
             if self.member == Member::Assigned {
                 // What is left of this batch is read again.
                 return Ok(());
@@ -352,11 +367,18 @@ impl<'a> Worker<'a> {
             self.next_offset = offset + 1;
             return Ok(());
         }
+        if self.open.is_none() {
+            if self.stops.any_due(offset) {
+                self.stop_before(feed, sink, offset)?;
+            }
+            self.unit = offset;
+        }
+        if record.position.is_none() {
+            return self.take_foreign(offset);
+        }
         self.check_order(&record)?;
-        if let Some(version) = record.schema
-            && !self.skipped.contains(&offset)
-        {
-            self.apply(feed, sink, version, record).map_err(|failure| self.or_skip(failure))?;
+        if let Some(version) = record.schema {
+            self.apply(feed, sink, version, record)?;
         }
         if let Some(end_lsn) = record.commit {
             self.open = None;
@@ -370,11 +392,7 @@ impl<'a> Worker<'a> {
     /// A unit ends with its mark and nowhere else, and positions only grow. Anything else is not a log of ours.
     fn check_order(&mut self, record: &LogRecord<'_>) -> Result<(), WorkerError> {
         let poison = |reason| WorkerError::Feed(FeedError::Poison { offset: record.offset, reason });
-        let Some(position) = record.position else {
-            return Err(poison(
-                "it has no header `millrace.position`: it was not written by Millrace".into(),
-            ));
-        };
+        let Some(position) = record.position else { return Ok(()) };
         let unit = (position.lsn, position.kind);
         // On an idle source several rounds of a snapshot stand at one LSN, their ordinals going on.
         let again = |last: Position| {
@@ -405,7 +423,7 @@ impl<'a> Worker<'a> {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(unknown) => {
                 let schema = feed.schema(version)?;
-                let wanted = sink.wants(&schema);
+                let wanted = (0..self.stores.len()).filter(|store| sink.wants(*store, &schema)).collect();
                 if self.described.insert(version) && sink.describe(&schema) {
                     let table = schema.full_name();
                     return Err(Failure::Again(format!(
@@ -415,33 +433,37 @@ impl<'a> Worker<'a> {
                 unknown.insert(Table { schema, wanted })
             }
         };
-        let Table { schema, wanted: true } = table else { return Ok(()) };
-        let Some(position) = record.position else { return Ok(()) };
-        let event = Event::decode(record.value)
-            .map_err(|error| WorkerError::Poison { offset, reason: error.to_string() })?;
+        let Table { schema, wanted } = table;
+        let Some(position) = record.position.filter(|_| !wanted.is_empty()) else { return Ok(()) };
+        let event = match Event::decode(record.value) {
+            Ok(event) => event,
+            Err(error) => {
+                let stores = wanted.clone();
+                return self.cannot_take_in(stores, offset, &Cause::Poison(error.to_string()));
+            }
+        };
         if position.kind == Kind::Round || record.anew {
             self.restarted = Some(offset);
             self.ready_at = None;
         }
-        self.live.clear();
-        let live = |(store, held): (&Option<Checkpoint>, &Option<i64>)| {
-            held.is_none() && store.as_ref().is_some_and(|store| offset >= store.next_offset)
-        };
-        self.live.extend(self.stores.iter().zip(&self.held).map(live));
         let LogRecord { key, unchanged, previous_key, .. } = record;
         let change = Change { offset, position, schema, key, event, unchanged, previous_key };
-        sink.apply(&self.live, &change).map_err(|error| Failure::of_sink(error, offset))
-    }
-
-    /// What a record that cannot be applied has staged so far is forgotten, and when its transaction is read again
-    /// the record is left out.
-    fn or_skip(&mut self, failure: Failure) -> Failure {
-        match failure {
-            Failure::Final(WorkerError::Poison { offset, reason }) if self.control.skip(offset) => {
-                self.skipped.insert(offset);
-                Failure::Again(format!("the record at offset {offset} is skipped, as told: {reason}"))
+        let live = |store: &&usize| {
+            let at = self.stores[**store].as_ref();
+            let follows = self.held[**store].is_none() && at.is_some_and(|at| offset >= at.next_offset);
+            follows && !(self.skipped.get(*store).is_some_and(|skipped| skipped.contains(&offset)))
+        };
+        let failed =
+            wanted.iter().filter(live).find_map(|store| Some((*store, sink.apply(*store, &change).err()?)));
+        match failed {
+            None => Ok(()),
+            Some((store, SinkError::Poison(reason))) => {
+                self.cannot_take_in(vec![store], offset, &Cause::Poison(reason))
             }
-            other => other,
+            Some((store, SinkError::Refused(refusal))) => {
+                self.cannot_take_in(vec![store], offset, &Cause::Refused(refusal))
+            }
+            Some((_, error)) => Err(Failure::of_sink(error, offset)),
         }
     }
 
@@ -486,10 +508,13 @@ impl<'a> Worker<'a> {
                 lsn: self.lsn,
                 ready: (from.ready && self.restarted.is_none()) || caught_up,
                 last: self.applied,
+                stopped: None,
                 ..from.clone()
             };
-            if from.next_offset < to.next_offset {
-                to.skipped.extend(self.skipped.range(from.next_offset..to.next_offset));
+            if let Some(skipped) = self.skipped.get(&place)
+                && from.next_offset < to.next_offset
+            {
+                to.skipped.extend(skipped.range(from.next_offset..to.next_offset));
             }
             // A store ahead of the hindmost stays where it is.
             let moves = to.next_offset >= from.next_offset && to.lsn >= from.lsn && to != *from;
@@ -505,7 +530,7 @@ impl<'a> Worker<'a> {
     }
 
     /// Effects and checkpoints move together; the group's offset follows.
-    fn commit(&mut self, feed: &mut dyn Feed, sink: &mut dyn Sink) -> Result<(), Failure> {
+    pub(crate) fn commit(&mut self, feed: &mut dyn Feed, sink: &mut dyn Sink) -> Result<(), Failure> {
         self.follow_siblings();
         let moves = self.moves();
         if moves.iter().all(Option::is_none) {

@@ -26,6 +26,13 @@ pub enum Stored {
     Damaged(String),
     /// The log up to here.
     At(Checkpoint),
+    /// Something that must not be touched, or that filling it again would not mend: only the operator can help.
+    Refused {
+        /// Why, and what helps.
+        refusal: Refusal,
+        /// Where it stands, if its checkpoint may be written.
+        at: Option<Checkpoint>,
+    },
 }
 
 /// One change of a row, as the log tells it.
@@ -67,10 +74,11 @@ pub enum SinkError {
     /// worker reads the checkpoints again.
     #[error("{0}")]
     Moved(String),
-    /// This change cannot be applied, and none after it may be. The worker stops.
+    /// This change cannot be applied to the store, and none after it may be. From [`Sink::apply`] it stops the store, and
+    /// the others go on; from another method it ends the worker.
     #[error("{0}")]
     Poison(String),
-    /// Going on could be wrong; only the operator can help.
+    /// Going on could be wrong; only the operator can help. From [`Sink::apply`] it stops the store, as `Poison` does.
     #[error(transparent)]
     Refused(#[from] Refusal),
 }
@@ -79,7 +87,7 @@ pub enum SinkError {
 ///
 /// Calls come from one thread, in this order: `load`, then for each store that is not usable `reset`, then
 /// `apply` for the changes in log order and `commit` now and then, always between two source transactions.
-/// After an error other than `Poison` and `Refused`: `discard`, and `load` again.
+/// After an error that does not end the worker: `discard`, and `load` again.
 ///
 /// The last four methods are for a sink that can build a copy beside a store; one that leaves them as they are has
 /// its stores emptied and filled in place. Such a sink has two instances, each on a thread of its own: the worker's,
@@ -88,8 +96,8 @@ pub trait Sink {
     /// The stores, in an order that never changes; the other methods speak of them by their place in it.
     fn stores(&self) -> &[StoreSpec];
 
-    /// Whether any store derives from this table.
-    fn wants(&self, schema: &TableSchema) -> bool;
+    /// Whether the store derives from this table.
+    fn wants(&self, store: usize, schema: &TableSchema) -> bool;
 
     /// A version of a table: all that the ledger holds, in its order, before [`load`](Sink::load), and each newer one
     /// before its first change. Returns true if a store's [definition](StoreSpec::definition) is another one now.
@@ -104,8 +112,9 @@ pub trait Sink {
     /// Empties a store and gives it the checkpoint `to`, atomically: from here on it is the log up to there.
     fn reset(&mut self, store: usize, to: &Checkpoint) -> Result<(), SinkError>;
 
-    /// Stages a change for the stores marked in `live`. Nothing of it may be visible to readers before `commit`.
-    fn apply(&mut self, live: &[bool], change: &Change<'_>) -> Result<(), SinkError>;
+    /// Stages a change of a table that the store [wants](Sink::wants). Nothing of it may be visible to readers before
+    /// `commit`.
+    fn apply(&mut self, store: usize, change: &Change<'_>) -> Result<(), SinkError>;
 
     /// How much longer what is staged may wait for its commit (`now_us`: microseconds since the epoch). Called at the
     /// end of a poll; zero, which means now, for a store that commits cheaply.

@@ -15,6 +15,8 @@ pub(crate) enum Start {
     Succeed(Checkpoint),
     /// It has gone over to a later log.
     Left,
+    /// It has stopped, here if it is anywhere, and stays so.
+    Stopped(Option<Checkpoint>),
 }
 
 /// What becomes of a store's content while it is built anew.
@@ -26,6 +28,8 @@ pub(crate) enum Shown {
     Frozen(Checkpoint),
     /// It goes on following the log.
     Current(Checkpoint),
+    /// It has stopped here, and stays so.
+    Stopped(Checkpoint),
 }
 
 /// Decides from what the store holds, what the log is, and what the consumer group says.
@@ -65,6 +69,7 @@ pub(crate) fn decide(
     let (reason, shown) = match stored {
         Stored::Empty => ("it is empty".to_owned(), Shown::Nothing),
         Stored::Damaged(reason) => (reason.clone(), Shown::Nothing),
+        Stored::Refused { refusal, .. } => return Err(refusal.clone()),
         Stored::At(checkpoint) if lost(checkpoint) => (LOST.to_owned(), Shown::Nothing),
         Stored::At(checkpoint) if !checkpoint.is_of(&spec.definition) => {
             ("its definition changed".to_owned(), Shown::Frozen(checkpoint.clone()))
@@ -118,6 +123,7 @@ pub(crate) fn decide_copy<'s>(
         }
         Stored::At(_) => replaced.unwrap_or("its copy belongs to another definition or log"),
         Stored::Damaged(reason) => reason,
+        Stored::Refused { refusal, .. } => return Err(refusal.clone()),
         Stored::Empty => "it has just been asked for",
     };
     Ok((beginning(spec, log, reason)?, Some(reason)))
@@ -207,6 +213,7 @@ mod tests {
             ready: true,
             skipped: Vec::new(),
             last: None,
+            stopped: None,
         }
     }
 
@@ -229,11 +236,13 @@ mod tests {
                     Shown::Nothing => "nothing".to_owned(),
                     Shown::Frozen(_) => "frozen".to_owned(),
                     Shown::Current(at) => format!("goes on at {}", at.next_offset),
+                    Shown::Stopped(at) => format!("stopped at {}", at.next_offset),
                 };
                 format!("fill from {} ({shown}): {reason}", beginning.next_offset)
             }
             Ok(Start::Succeed(at)) => format!("goes on at {} and is built from the next log", at.next_offset),
             Ok(Start::Left) => "left".to_owned(),
+            Ok(Start::Stopped(_)) => "stopped".to_owned(),
             Err(refusal) => format!("refused: {}", refusal.what),
         }
     }

@@ -10,6 +10,7 @@ mod run;
 mod search;
 mod service;
 mod setup;
+mod skip;
 mod snapshot;
 mod status;
 mod stores;
@@ -46,6 +47,7 @@ pub(crate) fn execute(cli: Cli) -> Outcome {
             verify::execute(&process, &stores, timeout, all, format)
         }
         Command::Rebuild { stores, wait, format } => rebuild::execute(&process, &stores, wait, format),
+        Command::Skip { store, offset, reason } => skip::execute(&process, &store, offset, reason),
         Command::Generation(GenerationCommand::New { again, wait, format }) => {
             generation::new(&process, again, wait, format)
         }

@@ -69,7 +69,7 @@ pub(crate) fn execute(process: &Process, wanted: &[String], wait: bool, format: 
 }
 
 /// The stores that a name means.
-fn resolve(name: &str, all: &[String]) -> Result<Vec<String>, Refusal> {
+pub(super) fn resolve(name: &str, all: &[String]) -> Result<Vec<String>, Refusal> {
     let kind = |kind: &str| all.iter().filter(|store| store.starts_with(kind)).cloned().collect::<Vec<_>>();
     let found = match name {
         "counters" => kind("counters."),

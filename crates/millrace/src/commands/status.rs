@@ -9,7 +9,7 @@ use kafka::{Connection, Generation, Generations, KafkaError, Names, RangeReader,
 use postgres::setup::SetupError;
 use serde::Serialize;
 use tokio_postgres::Client;
-use worker::{FeedError, LastRecord, LogBatch};
+use worker::{FeedError, LastRecord, LogBatch, Stopped};
 
 use super::stores::{Store, Stores};
 use crate::cli::Format;
@@ -384,10 +384,13 @@ fn print(report: &Report) {
     }
     let newest = report.next.as_ref().map_or(&report.log, |next| &next.log);
     for StoreLine { store, lag, last_record } in &report.stores {
-        let mut state = match (&store.problem, store.ready) {
-            (Some(problem), _) => problem.clone(),
-            (None, true) => "ready".into(),
-            (None, false) => "filling".into(),
+        let mut state = match (&store.problem, &store.stopped, store.ready) {
+            (Some(problem), _, _) => problem.clone(),
+            (None, Some(Stopped { offset, reason }), _) => {
+                format!("has stopped at offset {offset}: {reason}")
+            }
+            (None, None, true) => "ready".into(),
+            (None, None, false) => "filling".into(),
         };
         if let Some(rebuild) = &store.rebuild {
             let end = newest.here().map_or_else(String::new, |log| format!(" of {}", log.end));

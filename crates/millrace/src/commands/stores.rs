@@ -7,7 +7,7 @@ use std::time::Duration;
 use change::{Lsn, Refusal};
 use redis_counters::Counters;
 use serde::{Deserialize, Serialize};
-use worker::{Checkpoint, LastRecord};
+use worker::{Checkpoint, LastRecord, Stopped};
 
 use crate::wiring::Process;
 
@@ -35,6 +35,9 @@ pub(crate) struct Store {
     /// Records that were left out on the operator's word.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) skipped: Vec<i64>,
+    /// Why it has stopped, and at which record of the log.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) stopped: Option<Stopped>,
     /// Why nothing is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) problem: Option<String>,
@@ -60,6 +63,7 @@ impl Store {
             ready: at.ready,
             rebuild: None,
             skipped: at.skipped.clone(),
+            stopped: at.stopped_at().cloned(),
             problem: None,
             last: at.last_record(),
         }
@@ -81,6 +85,7 @@ impl Store {
             ready: false,
             rebuild: None,
             skipped: Vec::new(),
+            stopped: None,
             problem: Some(problem.to_string()),
             last: None,
         }

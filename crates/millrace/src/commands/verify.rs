@@ -125,7 +125,7 @@ fn table(
 }
 
 fn counter_of(store: &str, definition: &Definition, table: TableSchema) -> Result<Counter, NotVerified> {
-    let bound = definition.bind(&table).map_err(not_verified)?;
+    let bound = definition.bind_new_rows(&table).map_err(not_verified)?;
     Ok(Counter {
         store: store.to_owned(),
         definition: bound.stamp(),

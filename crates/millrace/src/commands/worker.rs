@@ -5,7 +5,9 @@
 //! and the worker goes over when they all have taken their places; or at once, where the current log cannot be followed
 //! any more.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,7 +20,7 @@ use crate::failpoint;
 use crate::failure::{Failure, Outcome};
 use crate::logs::Logs;
 use crate::stop::{Stop, SystemClock};
-use crate::supervise::{Next, Supervisor};
+use crate::supervise::{self, Next, Supervisor};
 use crate::telemetry::WorkerMetrics;
 
 /// Between two looks whether something is to be built.
@@ -49,6 +51,7 @@ pub(crate) fn run(service: &Service, names: [&'static str; 2], sinks: Sinks<'_>)
         name,
         building: name != part,
         stores: stores.clone(),
+        stopped: Mutex::default(),
         metrics: WorkerMetrics::new(&service.telemetry, name),
         handover: &handover,
     };
@@ -155,6 +158,7 @@ fn build_when_asked(watch: &Watch<'_>, copies: &mut dyn Sink, ended: &Stop) -> O
         }
         let started = Instant::now();
         let mut log = String::new();
+        let news = watch.logs.news();
         let Err(error) = attempt(watch, copies, &mut log, |logs| logs.newest()) else { continue };
         let reason = error.to_string();
         service.telemetry.tell(watch.name, false, reason.clone());
@@ -167,8 +171,15 @@ fn build_when_asked(watch: &Watch<'_>, copies: &mut dyn Sink, ended: &Stop) -> O
                     "the rebuild stands still, the other stores go on; restart when it is mended: {}",
                     failure.to_string().trim_end()
                 );
-                while !ended.wait(LOOK) && watch.handover.keeps() {}
-                return if ended.is_set() { Ok(()) } else { Err(failure) };
+                // A new log, or a record that is to be left out, can help.
+                while watch.logs.news() == news {
+                    if ended.wait(LOOK) {
+                        return Ok(());
+                    }
+                    if !watch.handover.keeps() {
+                        return Err(failure);
+                    }
+                }
             }
             Next::Again(wait) => {
                 tracing::warn!(part = watch.name, reason, ?wait, "the builder begins again");
@@ -189,12 +200,15 @@ fn attempt(
 ) -> Result<(), WorkerError> {
     let process = &watch.service.process;
     let kafka = process.kafka()?;
-    let logs = process.generations(&kafka).map_err(FeedError::from)?;
+    let (logs, skips) = process.state(&kafka).map_err(FeedError::from)?;
     watch.logs.learned(logs);
+    watch.logs.learned_skips(&skips);
     let generation = generation(logs).number;
     watch.generation.store(generation, Ordering::Relaxed);
     let names = Names::new(process.config.pipeline.as_str(), generation)?;
     *log = names.log();
+    // What had stopped is tried again.
+    watch.stopped.lock().unwrap_or_else(PoisonError::into_inner).clear();
     let clock = SystemClock(watch.service.stop.clone());
     if watch.building {
         worker::build(&mut KafkaFeed::alone(&kafka, &names)?, sink, &clock, watch)
@@ -216,6 +230,8 @@ struct Watch<'a> {
     /// The log that is followed, or was last.
     generation: AtomicU32,
     stores: Vec<String>,
+    /// The stores that have stopped, and why.
+    stopped: Mutex<BTreeMap<String, String>>,
     metrics: WorkerMetrics,
     handover: &'a Handover,
 }
@@ -238,8 +254,32 @@ impl Control for Watch<'_> {
         over || self.service.stop.is_set()
     }
 
-    fn skip(&self, offset: i64) -> bool {
-        self.service.skip.contains(&offset)
+    fn skip(&self, store: usize, offset: i64) -> bool {
+        let generation = self.generation.load(Ordering::Relaxed);
+        self.service.skip.contains(&offset) || self.logs.skips(generation, &self.stores[store], offset)
+    }
+
+    fn stopped(&self, store: usize, why: Option<&WorkerError>) {
+        let name = &self.stores[store];
+        let mut stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        match why {
+            Some(error) => {
+                let log = Names::new(
+                    self.service.process.config.pipeline.as_str(),
+                    self.generation.load(Ordering::Relaxed),
+                );
+                let log = log.map(|names| names.log()).unwrap_or_default();
+                let refusal = supervise::refusal_of(error, name, &log);
+                tracing::error!(
+                    part = self.name,
+                    store = name,
+                    "the store stops, and shows what it has; the other stores go on: {}",
+                    refusal.to_string().trim_end()
+                );
+                stopped.insert(name.clone(), refusal.what);
+            }
+            None => drop(stopped.remove(name)),
+        }
     }
 
     fn moved(&self, stores: &[Option<Checkpoint>]) {
@@ -251,12 +291,17 @@ impl Control for Watch<'_> {
             }
         }
         let ready = stores.iter().all(|store| store.as_ref().is_some_and(|store| store.ready));
-        let (ready, state) = match (self.building, ready) {
+        let stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        let stopped = stopped.iter().next().map(|(store, reason)| format!("{store} has stopped: {reason}"));
+        let (ready, state) = match (&stopped, self.building, ready) {
+            (Some(reason), _, _) => (false, reason.as_str()),
             // The stores say what is missing; a build that goes on is as it should be.
-            (true, _) if stores.iter().any(Option::is_some) => (true, "building from the log's beginning"),
-            (true, _) => (true, NOTHING),
-            (false, true) => (true, "following the log"),
-            (false, false) => (false, "filling from the log's beginning"),
+            (None, true, _) if stores.iter().any(Option::is_some) => {
+                (true, "building from the log's beginning")
+            }
+            (None, true, _) => (true, NOTHING),
+            (None, false, true) => (true, "following the log"),
+            (None, false, false) => (false, "filling from the log's beginning"),
         };
         if self.service.telemetry.tell(self.name, ready, state) {
             tracing::info!(part = self.name, state);

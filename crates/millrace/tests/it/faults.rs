@@ -132,7 +132,7 @@ fn h40_a_transaction_without_its_end_is_not_applied() {
         let log = pipeline.log(role.command());
         assert_eq!(status.code(), Some(3), "{log}");
         assert!(log.contains("begins while the unit before it has no end mark"), "{log}");
-        assert!(!log.contains("--skip-record"), "what is no log of ours cannot be skipped: {log}");
+        assert!(!log.contains("millrace skip"), "what is no log of ours cannot be skipped: {log}");
     }
     assert_eq!(pipeline.counter("mails"), before);
 }
@@ -154,13 +154,22 @@ fn a_poison_record_stops_the_workers_until_it_is_skipped() {
     });
     drop(tail);
     for role in workers {
-        let said = pipeline.refused(&[role.command()]);
-        let offset = said.split("--skip-record ").nth(1).and_then(|rest| rest.split(' ').next());
+        let said = match role {
+            // Of another table is one counter, which goes on.
+            Role::Counters => {
+                pipeline.spawn(role);
+                let stopped = |log: &str| log.matches("millrace skip counters.").count();
+                soon("the others stop", || stopped(&pipeline.log("counters")) == 4);
+                pipeline.assert_alive();
+                pipeline.kill(role);
+                pipeline.log("counters")
+            }
+            _ => pipeline.refused(&[role.command()]),
+        };
+        let offset = said.split("--offset ").nth(1).and_then(|rest| rest.split(' ').next());
         let offset = offset.unwrap_or_else(|| panic!("{said}")).to_owned();
         assert!(said.contains(&format!("topic {LOG}, partition 0, offset {offset}: ")), "{said}");
         // What cannot be applied is left out, and nothing else is.
-        let wrong = pipeline.refused(&[role.command(), "--skip-record", "3"]);
-        assert!(wrong.contains(&format!("offset {offset}: ")), "{wrong}");
         let skip =
             pipeline.process(&[role.command(), "--skip-record", &offset, "--skip-record", "3"], "skip");
         let named = format!("\"skipped\":[{offset}]");
@@ -168,8 +177,8 @@ fn a_poison_record_stops_the_workers_until_it_is_skipped() {
             let status = pipeline.succeed(&["status", "--json"]);
             let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
             let stores = status["stores"].as_array().expect("stores").iter();
-            let mut ours = stores
-                .filter(|store| store["store"].as_str().is_some_and(|name| name.starts_with(role.command())));
+            let of_emails = |name: &str| name.starts_with(role.command()) && name != "counters.points";
+            let mut ours = stores.filter(|store| store["store"].as_str().is_some_and(of_emails));
             ours.all(|store| store.to_string().contains(&named) && store["ready"] == true)
         });
         drop(skip);

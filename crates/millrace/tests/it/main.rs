@@ -14,5 +14,6 @@ mod partitions;
 mod reader;
 mod rebuild;
 mod snapshot;
+mod stops;
 mod tidy;
 mod verify;

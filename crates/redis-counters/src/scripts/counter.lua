@@ -35,7 +35,8 @@ local function keys_of(place)
   }
 end
 
-local FIELDS = { 'format', 'log', 'generation', 'offset', 'lsn', 'definition', 'groups', 'state', 'skipped', 'last' }
+local FIELDS = { 'format', 'log', 'generation', 'offset', 'lsn', 'definition', 'groups', 'state', 'skipped', 'last',
+  'stopped' }
 
 local function observe(keys, name)
   local seen = {}

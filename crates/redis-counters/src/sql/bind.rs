@@ -65,9 +65,22 @@ pub(crate) enum Side {
 impl Definition {
     /// Resolves the query against a version of its table. Refuses what cannot be counted exactly.
     pub fn bind(&self, schema: &TableSchema) -> Result<Bound, Refusal> {
-        Binder { definition: self, schema }.bind().map_err(|refusal| {
-            Refusal::new(format!("counter \"{}\": {}", self.name(), refusal.what), refusal.remedy)
-        })
+        let bound = self.bind_new_rows(schema)?;
+        self.check_old_rows(schema).map(|()| bound)
+    }
+
+    /// The same, for rows that are new: those can be counted whatever a change tells of an old row.
+    pub fn bind_new_rows(&self, schema: &TableSchema) -> Result<Bound, Refusal> {
+        Binder { definition: self, schema }.bind().map_err(|refusal| self.named(refusal))
+    }
+
+    /// Refuses a version of the table of which an update or a delete does not tell all that the query looks at.
+    pub(crate) fn check_old_rows(&self, schema: &TableSchema) -> Result<(), Refusal> {
+        Binder { definition: self, schema }.check_identity().map_err(|refusal| self.named(refusal))
+    }
+
+    fn named(&self, refusal: Refusal) -> Refusal {
+        Refusal::new(format!("counter \"{}\": {}", self.name(), refusal.what), refusal.remedy)
     }
 }
 
@@ -109,7 +122,6 @@ impl Binder<'_> {
         let form = Form::of(grouped.collect::<Result<Vec<_>, _>>()?.into_iter());
         let measured = self.measured()?;
         let filter = self.definition.filter().map(|filter| self.condition(filter)).transpose()?;
-        self.check_identity(&named)?;
         let found = Columns::new(columns.iter().map(|column| column.name.clone()));
         Ok(Bound { definition: self.definition.clone(), columns, found, group, form, measured, filter })
     }
@@ -135,11 +147,11 @@ impl Binder<'_> {
     }
 
     /// A change subtracts what the old row had added, so the old row must hold every column of the query.
-    fn check_identity(&self, named: &[&str]) -> Result<(), Refusal> {
+    fn check_identity(&self) -> Result<(), Refusal> {
         if self.schema.identity == ReplicaIdentity::Full {
             return Ok(());
         }
-        for name in named {
+        for name in self.definition.referenced_columns() {
             if self.column(name)?.key.is_none() {
                 return Err(Refusal::new(
                     format!(

@@ -258,9 +258,9 @@ fn other_tables_and_stores_that_stay_are_left_alone() {
     rig.sink.commit(&moves).unwrap();
     assert_eq!((text(&redis, "all"), hash(&redis, "bytes").len()), (Some("0".into()), 1));
     let mut other = (*schema(ReplicaIdentity::Full)).clone();
-    assert!(rig.sink.wants(&other));
+    assert!(rig.sink.wants(0, &other));
     other.table = "users".into();
-    assert!(!rig.sink.wants(&other));
+    assert!(!rig.sink.wants(0, &other));
 }
 
 #[test]
@@ -286,10 +286,10 @@ fn h33_a_key_with_an_unchanged_toast_value_is_taken_from_the_records_key() {
         unchanged: br#"["folder"]"#,
         previous_key: br#"{"id":1,"folder":"inbox"}"#,
     };
-    rig.sink.apply(&[true], &change).unwrap();
+    rig.sink.apply(0, &change).unwrap();
     // An update that leaves the key alone, with the key's placeholder in it, changes nothing.
     let update = worker::Change { event: change::Event { op: Op::Update, ..change.event }, ..change };
-    rig.sink.apply(&[true], &update).unwrap();
+    rig.sink.apply(0, &update).unwrap();
     rig.offset = 3;
     rig.commit().unwrap();
     assert_eq!(hash(&redis, "by_folder"), map(&[("inbox", "1")]));

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use change::{Collation, Column, Event, Kind, Lsn, Op, Position, ReplicaIdentity, TableSchema};
+use change::{Collation, Column, Event, Kind, Lsn, Op, Position, Refusal, ReplicaIdentity, TableSchema};
 use redis_counters::sql::Definition;
 use redis_counters::{Bounds, CountersSink, Namespace, Server};
 use testkit::services::Redis;
@@ -119,6 +119,7 @@ impl Rig {
             ready: false,
             skipped: Vec::new(),
             last: None,
+            stopped: None,
         }
     }
 
@@ -158,7 +159,6 @@ impl Rig {
         before: Option<&str>,
         after: Option<&str>,
     ) -> Result<(), SinkError> {
-        let live = vec![true; self.sink.stores().len()];
         let change = Change {
             offset: self.offset,
             position: Position { lsn: Lsn(self.offset as u64 + 1), kind: Kind::Transaction, ordinal: 0 },
@@ -169,7 +169,9 @@ impl Rig {
             previous_key: b"",
         };
         self.offset += 1;
-        self.sink.apply(&live, &change)
+        let stores = 0..self.sink.stores().len();
+        let wanted: Vec<usize> = stores.filter(|store| self.sink.wants(*store, schema)).collect();
+        wanted.into_iter().try_for_each(|store| self.sink.apply(store, &change))
     }
 
     pub(crate) fn insert(&mut self, mail: &Mail) {
@@ -231,4 +233,12 @@ pub(crate) fn run(redis: &Redis, command: &str) {
         call.arg(part);
     }
     call.exec(&mut redis.connect()).unwrap();
+}
+
+/// Why the first store is refused.
+pub(crate) fn refusal(stored: &[Stored]) -> &Refusal {
+    match &stored[0] {
+        Stored::Refused { refusal, .. } => refusal,
+        other => panic!("{other:?}"),
+    }
 }

@@ -74,6 +74,7 @@ pub(crate) fn start_of(definition: &IndexDefinition) -> Checkpoint {
         ready: false,
         skipped: Vec::new(),
         last: None,
+        stopped: None,
     }
 }
 
@@ -199,7 +200,7 @@ impl Bench {
             unchanged: record.unchanged,
             previous_key: record.previous_key,
         };
-        self.sink.apply(&[true], &change)
+        self.sink.apply(0, &change)
     }
 
     /// Commits what was sent, ready.

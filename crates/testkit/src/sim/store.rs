@@ -1,7 +1,7 @@
 //! A store with two parts, each a table's rows with a checkpoint in the same atomic write, and a copy of each while one
 //! is built.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
@@ -58,6 +58,8 @@ pub(crate) struct SimSink {
     /// Whether it is the builder's.
     of_copies: bool,
     staged: [Vec<Edit>; 2],
+    /// The record that a part, by place, cannot take in.
+    poison: Rc<Cell<Option<(usize, i64)>>>,
     /// Called with the content after each commit and each swap.
     observe: Rc<dyn Fn(&Parts)>,
 }
@@ -68,6 +70,7 @@ impl SimSink {
         parts: Rc<RefCell<Parts>>,
         faults: Faults,
         definitions: [u32; 2],
+        poison: Rc<Cell<Option<(usize, i64)>>>,
         observe: Rc<dyn Fn(&Parts)>,
     ) -> Self {
         let spec = |(table, definition): (&u32, u32)| StoreSpec {
@@ -75,7 +78,7 @@ impl SimSink {
             definition: definition.to_string(),
         };
         let specs = TABLES.iter().zip(definitions).map(spec).collect();
-        SimSink { parts, faults, specs, of_copies: false, staged: [Vec::new(), Vec::new()], observe }
+        SimSink { parts, faults, specs, of_copies: false, staged: [Vec::new(), Vec::new()], poison, observe }
     }
 
     /// The same over the copies.
@@ -117,8 +120,8 @@ impl Sink for SimSink {
         &self.specs
     }
 
-    fn wants(&self, _: &TableSchema) -> bool {
-        true
+    fn wants(&self, store: usize, table: &TableSchema) -> bool {
+        TABLES[store] == table.relation
     }
 
     fn load(&mut self) -> Result<Vec<Stored>, SinkError> {
@@ -141,11 +144,10 @@ impl Sink for SimSink {
         self.fail()
     }
 
-    fn apply(&mut self, live: &[bool], change: &Change<'_>) -> Result<(), SinkError> {
+    fn apply(&mut self, store: usize, change: &Change<'_>) -> Result<(), SinkError> {
         self.fail()?;
-        let store = TABLES.iter().position(|table| *table == change.schema.relation).expect("a known table");
-        if !live[store] {
-            return Ok(());
+        if self.poison.get() == Some((store, change.offset)) {
+            return Err(SinkError::Poison("simulated".into()));
         }
         let event = &change.event;
         self.staged[store].push(match event.op {

@@ -107,6 +107,8 @@ fn went_on(step: Result<(), WorkerError>, shortened: bool) -> bool {
         Err(WorkerError::Refused(refusal)) if shortened && refusal.what.contains("records were lost") => {
             false
         }
+        // No store is left that can take in the log.
+        Err(WorkerError::Poison { reason, .. }) if reason == "simulated" => false,
         Err(error) => panic!("the worker ended: {error}"),
     }
 }
@@ -120,6 +122,8 @@ pub struct World {
     parts: Rc<RefCell<Parts>>,
     /// How the parts are defined.
     definitions: [u32; 2],
+    /// The record that a part, by place, cannot take in.
+    poison: Rc<Cell<Option<(usize, i64)>>>,
     /// How far readers have seen each part come.
     shown: Rc<RefCell<[Lsn; 2]>>,
     /// Copies of the store to restore from.
@@ -173,6 +177,7 @@ impl World {
             broker: Rc::new(RefCell::new(Broker::new(progress, table))),
             parts: Rc::default(),
             definitions: [1, 1],
+            poison: Rc::default(),
             shown: Rc::default(),
             backups: vec![Parts::default()],
             limits,
@@ -196,7 +201,12 @@ impl World {
     fn meddle(&mut self) {
         let mut parts = self.parts.borrow_mut();
         let part = self.faults.up_to(1);
-        match self.faults.up_to(10) {
+        match self.faults.up_to(11) {
+            11 => {
+                let offset = self.broker.borrow().end();
+                let record = (part, offset - self.faults.up_to(20) as i64);
+                self.poison.set(Some(record).filter(|_| !self.faults.strike_often()));
+            }
             0 | 1 => self.backups.push(parts.clone()),
             2 => {
                 *parts = self.backups[self.faults.up_to(self.backups.len() - 1)].clone();
@@ -287,8 +297,15 @@ impl World {
                 *shown = at;
             }
         });
-        let sink =
-            || SimSink::new(self.parts.clone(), self.faults.clone(), self.definitions, observe.clone());
+        let sink = || {
+            SimSink::new(
+                self.parts.clone(),
+                self.faults.clone(),
+                self.definitions,
+                self.poison.clone(),
+                observe.clone(),
+            )
+        };
         let feed = || SimFeed::new(self.broker.clone(), self.faults.clone());
         let pair = Pair(Handover::new(TABLES.len()));
         let (mut sink, mut copies, mut log) = (sink(), sink().of_copies(), feed());
@@ -325,6 +342,7 @@ impl World {
     /// Without further faults everything arrives, once.
     fn settle(&mut self) {
         self.faults.calm.set(true);
+        self.poison.set(None);
         self.server.borrow_mut().history.reveal_all();
         self.relay(PATIENCE);
         while self.redefined_beyond() {

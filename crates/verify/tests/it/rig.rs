@@ -61,6 +61,7 @@ impl Rig {
             ready: true,
             skipped: Vec::new(),
             last: None,
+            stopped: None,
         }
     }
 
@@ -331,6 +332,7 @@ impl<'a, T> Store<'a, T> {
             ready: true,
             skipped: Vec::new(),
             last: None,
+            stopped: None,
         };
         Store { at, content, then: Some(Box::new(then)) }
     }
