@@ -31,6 +31,8 @@ fn schema() -> TableSchema {
         type_name: format!("type {type_oid}"),
         key: (name == "id").then_some(1),
         collation: None,
+        number: None,
+        recorded: None,
     };
     TableSchema {
         relation: 16384,

@@ -3,6 +3,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::Description;
 use crate::lsn::cut;
 use crate::name::{quoted_table_name, table_name};
 
@@ -46,6 +47,21 @@ pub struct Column {
     /// Its collation, where its type has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub collation: Option<Collation>,
+    /// `pg_attribute.attnum`, which a column keeps for its life and no other column of the table ever gets; absent where the
+    /// catalog did not know the column any more, or an older version described it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub number: Option<i16>,
+    /// What the records of this version call it, if that is not `name`; empty where they do not have it. See
+    /// [`TableSchema::with_present_names`].
+    #[serde(skip)]
+    pub recorded: Option<String>,
+}
+
+impl Column {
+    /// What the records of this version call it: a name that no column has, if they do not have it.
+    pub fn recorded_name(&self) -> &str {
+        self.recorded.as_deref().unwrap_or(&self.name)
+    }
 }
 
 /// A table, as of one version: what a worker needs to read its rows.
@@ -108,6 +124,27 @@ impl TableSchema {
                 column.key = known.key.or(column.key);
             }
             column.collation = known.collation.clone();
+            column.number = column.number.or(known.number);
+        }
+        self
+    }
+
+    /// The same version with the names that its columns have now: a column that was renamed is found under its new name,
+    /// and one that lost its name to another is not found. A column of the `newest` version that these records do not have
+    /// is among the columns, without being recorded.
+    pub fn with_present_names(mut self, now: &Description, newest: &TableSchema) -> TableSchema {
+        let named = |number| now.columns.iter().find(|column| Some(column.number) == number);
+        for column in &mut self.columns {
+            let Some(present) = named(column.number).filter(|present| present.name != column.name) else {
+                continue;
+            };
+            column.recorded = Some(std::mem::replace(&mut column.name, present.name.clone()));
+        }
+        self.columns.retain(|column| now.names(column));
+        for column in &newest.columns {
+            if self.column(&column.name).is_none() {
+                self.columns.push(Column { key: None, recorded: Some(String::new()), ..column.clone() });
+            }
         }
         self
     }
@@ -227,6 +264,7 @@ impl Encoding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ColumnDescription;
 
     fn table(columns: &[(&str, Option<u16>)]) -> TableSchema {
         let column = |(name, key): &(&str, Option<u16>)| Column {
@@ -235,6 +273,8 @@ mod tests {
             type_name: "text".into(),
             key: *key,
             collation: None,
+            number: None,
+            recorded: None,
         };
         TableSchema {
             relation: 1,
@@ -258,5 +298,47 @@ mod tests {
         // The stream says which columns are in the key of an index; only their order is not known.
         let index = TableSchema { identity: ReplicaIdentity::Index, ..described };
         assert_eq!(index.completed_from(&known).key_columns().count(), 0);
+    }
+
+    fn named(columns: &[(i16, &str)]) -> (TableSchema, Description) {
+        let names: Vec<_> = columns.iter().map(|(_, name)| (*name, None)).collect();
+        let mut schema = table(&names);
+        for (column, (number, _)) in schema.columns.iter_mut().zip(columns) {
+            column.number = Some(*number);
+        }
+        let columns = schema.columns.iter().map(|column| ColumnDescription {
+            number: column.number.unwrap_or_default(),
+            name: column.name.clone(),
+            ..ColumnDescription::default()
+        });
+        let now = Description { columns: columns.collect(), ..Description::default() };
+        (schema, now)
+    }
+
+    /// Name and recorded name of each column of the older version, as the later one calls them.
+    fn present(older: &[(i16, &str)], later: &[(i16, &str)]) -> Vec<(String, String)> {
+        let (newest, now) = named(later);
+        let seen = named(older).0.with_present_names(&now, &newest);
+        let name = |column: &Column| (column.name.clone(), column.recorded_name().to_owned());
+        seen.columns.iter().map(name).collect()
+    }
+
+    #[test]
+    fn columns_of_an_older_version_have_the_names_that_they_have_now() {
+        let pair = |name: &str, recorded: &str| (name.to_owned(), recorded.to_owned());
+        let older = [(1, "id"), (2, "a"), (3, "b")];
+        assert_eq!(present(&older, &older), [pair("id", "id"), pair("a", "a"), pair("b", "b")]);
+        let renamed = present(&older, &[(1, "id"), (2, "title"), (3, "b")]);
+        assert_eq!(renamed, [pair("id", "id"), pair("title", "a"), pair("b", "b")]);
+        let swapped = present(&older, &[(1, "id"), (2, "b"), (3, "a")]);
+        assert_eq!(swapped, [pair("id", "id"), pair("b", "a"), pair("a", "b")]);
+        let replaced = present(&older, &[(1, "id"), (3, "b"), (4, "a")]);
+        assert_eq!(
+            replaced,
+            [pair("id", "id"), pair("b", "b"), pair("a", "")],
+            "rows do not have the new one"
+        );
+        let dropped = present(&older, &[(1, "id"), (3, "b")]);
+        assert_eq!(dropped, [pair("id", "id"), pair("a", "a"), pair("b", "b")], "its name is nobody else's");
     }
 }

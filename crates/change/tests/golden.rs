@@ -16,6 +16,8 @@ fn schema(identity: ReplicaIdentity) -> TableSchema {
         type_name: type_name.into(),
         key: (name == "id").then_some(1),
         collation: None,
+        number: None,
+        recorded: None,
     };
     let columns = [
         ("id", 20, "bigint"),

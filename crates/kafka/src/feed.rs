@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use change::{LedgerEntry, NEW_LOG, Progress, Refusal, SchemaRef, TableSchema};
+use change::{Description, LedgerEntry, NEW_LOG, Progress, Refusal, SchemaRef, TableProgress, TableSchema};
 use relay::Ledger;
 use worker::{Feed, FeedError, FeedEvent, LogBatch, LogState, Successor};
 
@@ -35,6 +35,10 @@ pub struct KafkaFeed {
     log: Option<Fetch>,
     ledger: PartitionReader,
     schemas: HashMap<SchemaRef, Arc<TableSchema>>,
+    /// The newest version of each relation among them.
+    newest: HashMap<u32, u32>,
+    /// What the relations' columns are called now.
+    tables: HashMap<u32, Box<Description>>,
     /// Those of the last look at the whole ledger, in its order.
     described: Vec<SchemaRef>,
     progress: Option<Progress>,
@@ -75,6 +79,8 @@ impl KafkaFeed {
             log: None,
             ledger,
             schemas: HashMap::new(),
+            newest: HashMap::new(),
+            tables: HashMap::new(),
             described: Vec::new(),
             progress: None,
         })
@@ -86,10 +92,9 @@ impl KafkaFeed {
             match self.ledger.next(std::mem::take(&mut timeout))? {
                 Next::Record(message) => match entry(&message)? {
                     Some(LedgerEntry::Progress(progress)) => self.take_progress(progress),
-                    Some(LedgerEntry::Schema(version, schema)) => {
-                        self.schemas.entry(version).or_insert_with(|| Arc::new(schema));
-                    }
-                    Some(LedgerEntry::Slot(_) | LedgerEntry::Table(..)) | None => {}
+                    Some(LedgerEntry::Schema(version, schema)) => self.take_schema(version, schema),
+                    Some(LedgerEntry::Table(relation, table)) => self.take_table(relation, table),
+                    Some(LedgerEntry::Slot(_)) | None => {}
                 },
                 Next::End => {}
                 Next::Nothing => break,
@@ -103,9 +108,37 @@ impl KafkaFeed {
         let (mut ledger, order) = read_ledger_in_order(&self.connection, &self.names, ReadUntil::Committed)?;
         self.described = order;
         for (version, schema) in std::mem::take(&mut ledger.schemas) {
-            self.schemas.entry(version).or_insert_with(|| Arc::new(schema));
+            self.take_schema(version, schema);
+        }
+        for (relation, table) in std::mem::take(&mut ledger.tables) {
+            self.take_table(relation, table);
         }
         Ok(ledger)
+    }
+
+    fn take_schema(&mut self, version: SchemaRef, schema: TableSchema) {
+        self.schemas.entry(version).or_insert_with(|| Arc::new(schema));
+        let newest = self.newest.entry(version.relation).or_default();
+        *newest = version.version.max(*newest);
+    }
+
+    /// Keeps what the table's columns are called now.
+    fn take_table(&mut self, relation: u32, table: TableProgress) {
+        if let Some(description) = table.description {
+            self.tables.insert(relation, description);
+        }
+    }
+
+    /// A version with the names that its columns have now, which is how the stores' definitions name them.
+    fn present(&self, version: SchemaRef) -> Option<Arc<TableSchema>> {
+        let schema = self.schemas.get(&version)?;
+        let Some(now) = self.tables.get(&version.relation) else { return Some(schema.clone()) };
+        let newest = SchemaRef { version: *self.newest.get(&version.relation)?, ..version };
+        if newest == version && schema.columns.iter().all(|column| now.names(column)) {
+            return Some(schema.clone());
+        }
+        let newest = self.schemas.get(&newest)?;
+        Some(Arc::new(TableSchema::clone(schema).with_present_names(now, newest)))
     }
 
     /// Keeps the newest progress: [`Feed::log`] may have read ahead of what arrives here.
@@ -202,13 +235,12 @@ impl Feed for KafkaFeed {
     }
 
     fn schema(&mut self, version: SchemaRef) -> Result<Arc<TableSchema>, FeedError> {
-        if let Some(schema) = self.await_ledger(|feed| feed.schemas.get(&version).cloned())? {
+        if let Some(schema) = self.await_ledger(|feed| feed.present(version))? {
             return Ok(schema);
         }
         // It has not come. Whether it is not there, or cannot be read now, only a whole look tells.
         self.whole_ledger()?;
-        let known = self.schemas.get(&version).cloned();
-        known.ok_or_else(|| {
+        self.present(version).ok_or_else(|| {
             let what = format!(
                 "topic \"{}\" does not hold schema {version}, which the log uses",
                 self.names.ledger()
@@ -219,7 +251,7 @@ impl Feed for KafkaFeed {
     }
 
     fn tables(&mut self) -> Vec<(SchemaRef, Arc<TableSchema>)> {
-        let known = |version: &SchemaRef| Some((*version, self.schemas.get(version)?.clone()));
+        let known = |version: &SchemaRef| Some((*version, self.present(*version)?));
         self.described.iter().filter_map(known).collect()
     }
 

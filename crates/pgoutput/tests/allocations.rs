@@ -16,6 +16,8 @@ fn schema() -> TableSchema {
         type_name: format!("type {type_oid}"),
         key: (name == "id").then_some(1),
         collation: None,
+        number: None,
+        recorded: None,
     };
     let columns =
         [("id", 20), ("user_id", 20), ("subject", 25), ("is_read", 16), ("size", 1700), ("sent_at", 1184)];

@@ -44,7 +44,8 @@ SELECT b.type,
             ELSE coalesce(pg_catalog.to_jsonb(d) ->> 'datlocale', pg_catalog.to_jsonb(d) ->> 'daticulocale') END,
        pg_catalog.array_position((p.indkey::int2[])[0:p.indnkeyatts - 1], a.attnum),
        pg_catalog.pg_encoding_to_char(d.encoding) = 'UTF8',
-       a.attname IS NULL
+       a.attname IS NULL,
+       a.attnum
 FROM given g
 JOIN LATERAL (SELECT type, modifier FROM base WHERE place = g.place ORDER BY depth DESC LIMIT 1) b ON true
 JOIN pg_catalog.pg_database d ON d.datname = pg_catalog.current_database()
@@ -553,6 +554,8 @@ fn column(bare: Bare, key: Option<u16>, row: &Row) -> Result<Column, tokio_postg
         type_name: type_name.unwrap_or_else(|| format!("oid {}", bare.type_oid)),
         key,
         collation: collation(row)?,
+        number: row.try_get(11)?,
+        recorded: None,
     })
 }
 

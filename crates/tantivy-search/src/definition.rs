@@ -134,15 +134,24 @@ impl IndexDefinition {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Attribute {
     pub(crate) name: String,
+    /// What the log's rows of this version call it; empty where they do not have it, which reads as NULL.
+    pub(crate) recorded: String,
     pub(crate) encoding: Encoding,
     pub(crate) key: bool,
-    /// Whether this version of the table has it.
-    pub(crate) present: bool,
+    /// Whether the table has such a column, in this version or by now.
+    pub(crate) known: bool,
+}
+
+impl Attribute {
+    /// Whether this version's rows have it.
+    pub(crate) fn present(&self) -> bool {
+        !self.recorded.is_empty()
+    }
 }
 
 impl AsRef<str> for Attribute {
     fn as_ref(&self) -> &str {
-        &self.name
+        &self.recorded
     }
 }
 
@@ -165,9 +174,10 @@ impl Binding {
             .key_columns()
             .map(|column| Attribute {
                 name: column.name.clone(),
+                recorded: column.recorded_name().to_owned(),
                 encoding: Encoding::of(column.type_oid),
                 key: true,
-                present: true,
+                known: true,
             })
             .collect();
         let key_len = attributes.len();
@@ -195,9 +205,10 @@ impl Binding {
             let place = attributes.iter().position(|known| known.name == name).unwrap_or_else(|| {
                 attributes.push(Attribute {
                     name: name.to_owned(),
+                    recorded: column.map_or_else(String::new, |column| column.recorded_name().to_owned()),
                     encoding: column.map_or(Encoding::Text, |column| Encoding::of(column.type_oid)),
                     key: false,
-                    present: column.is_some(),
+                    known: column.is_some(),
                 });
                 attributes.len() - 1
             });

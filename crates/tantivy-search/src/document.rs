@@ -67,12 +67,12 @@ impl<'a> Draft<'a> {
         let unchanged = names_of(change.unchanged)?;
         let mut holes = Vec::new();
         for (attribute, field) in row.iter().zip(fields) {
-            if unchanged.contains(&Cow::Borrowed(attribute.name.as_str())) {
+            if unchanged.contains(&Cow::Borrowed(attribute.recorded.as_str())) {
                 holes.push(values.len());
             }
             values.push(match field {
-                Field::Missing if attribute.present => {
-                    return Err(format!("its row has no column `{}`", attribute.name));
+                Field::Missing if attribute.present() => {
+                    return Err(format!("its row has no column `{}`", attribute.recorded));
                 }
                 Field::Missing => Field::Null,
                 field => field,

@@ -310,9 +310,9 @@ impl Store {
         }
         let mut seen: BTreeSet<String> = self.current.seen.iter().cloned().collect();
         for attribute in &binding.attributes {
-            if attribute.present {
+            if attribute.present() {
                 seen.insert(attribute.name.clone());
-            } else if seen.contains(&attribute.name) {
+            } else if !attribute.known && seen.contains(&attribute.name) {
                 return Err(SinkError::Refused(Refusal::new(
                     format!("column `{}` of {} was dropped or renamed", attribute.name, schema.full_name()),
                     format!("take it out of [search.indexes.{name}], which fills the index again"),

@@ -84,8 +84,15 @@ pub(crate) fn described() -> LedgerEntry {
 }
 
 pub(crate) fn schema() -> TableSchema {
-    let column =
-        Column { name: "id".into(), type_oid: 20, type_name: "bigint".into(), key: Some(1), collation: None };
+    let column = Column {
+        name: "id".into(),
+        type_oid: 20,
+        type_name: "bigint".into(),
+        key: Some(1),
+        collation: None,
+        number: None,
+        recorded: None,
+    };
     TableSchema {
         relation: VERSION.relation,
         root: None,

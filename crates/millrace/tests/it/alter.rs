@@ -153,12 +153,25 @@ fn start(pipeline: &mut Pipeline, roles: &[Role]) {
 
 /// What is ready at this LSN is right at it.
 fn right(pipeline: &mut Pipeline, what: &str) {
-    pipeline.succeed(&["wait", "--timeout", "90s"]);
-    let output = pipeline.millrace(&["verify"]);
+    right_of(pipeline, what, &[]);
+}
+
+/// The same, of these stores alone.
+fn right_of(pipeline: &mut Pipeline, what: &str, stores: &[String]) {
+    let stores: Vec<&str> = stores.iter().flat_map(|store| ["--store", store]).collect();
+    pipeline.succeed(&[&["wait", "--timeout", "90s"], &stores[..]].concat());
+    let output = pipeline.millrace(&[&["verify"], &stores[..]].concat());
     let said =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{what}: {said}");
     pipeline.assert_alive();
+}
+
+/// The stores of [`STORES`] over a table.
+fn stores_of(table: &str) -> Vec<String> {
+    let names = |block: &str| block.contains(&format!("public.{table}"));
+    let name = |block: &str| block.split(']').next().map(|name| name.replace("search.indexes.", "search."));
+    STORES.split("\n[").filter(|block| names(block)).filter_map(name).collect()
 }
 
 #[test]
@@ -167,14 +180,16 @@ fn h30_what_gives_rows_another_meaning_is_read_again() {
     let tables = ["item", "dropped", "feeling", "sides", "pairs", "typed", "made", "keyed", "parts"];
     let mut pipeline = pipeline_of(&setup.join(";"), &tables, STORES);
     start(&mut pipeline, &ROLES);
-    for (what, _, changes, follows) in ALTERED {
+    for ((what, _, changes, follows), table) in ALTERED.into_iter().zip(tables) {
+        let stores = stores_of(table);
+        assert!(!stores.is_empty(), "{table}");
         for line in changes.lines() {
             pipeline.postgres.sql("app", line);
         }
         // Nothing follows in the stream, and no store may say that it has come so far.
-        right(&mut pipeline, what);
+        right_of(&mut pipeline, what, &stores);
         pipeline.postgres.sql("app", follows);
-        right(&mut pipeline, what);
+        right_of(&mut pipeline, what, &stores);
     }
     // The same with everything in one backlog.
     pipeline.kill(Role::Reader);
@@ -430,4 +445,39 @@ fn a_query_of_a_table_with_children_is_refused() {
     assert_eq!(status.code(), Some(3));
     let said = pipeline.refused(&["setup"]);
     assert!(said.contains("public.parent has children by inheritance (public.child)"), "{said}");
+}
+
+#[test]
+fn h30_a_renamed_column_that_a_store_then_names_is_filled_from_the_right_values() {
+    let stores = |name: &str| {
+        format!(
+            "[counters.owners]\nsql = \"SELECT {name}, count(*) FROM public.mail GROUP BY {name}\"\n\
+             [search.indexes.mail]\ntable = \"public.mail\"\ntext = [\"subject\"]\nnumber = [\"{name}\"]\n"
+        )
+    };
+    let setup = "CREATE TABLE mail (id int PRIMARY KEY, subject text, owner int, sender int);
+        ALTER TABLE mail REPLICA IDENTITY FULL;
+        INSERT INTO mail SELECT g, 'subject ' || g, g % 2, 100 + g FROM generate_series(1, 6) g";
+    let mut pipeline = pipeline_of(setup, &["mail"], &stores("owner"));
+    start(&mut pipeline, &ROLES);
+    // The rows are not read again, and those of the log have the old name.
+    pipeline.postgres.sql("app", "ALTER TABLE mail RENAME owner TO holder");
+    pipeline.postgres.sql("app", "UPDATE mail SET sender = 0 WHERE id = 1");
+    soon("both stores stop", || {
+        ["counters", "search"].iter().all(|role| pipeline.log(role).contains("owner"))
+    });
+    [Role::Counters, Role::Search].into_iter().for_each(|role| pipeline.kill(role));
+    configure(&pipeline, &["mail"], &stores("holder"));
+    [Role::Counters, Role::Search].into_iter().for_each(|role| pipeline.spawn(role));
+    right(&mut pipeline, "renamed");
+
+    // Another column takes the name. Before it come rows without it, which are dead by then.
+    pipeline
+        .postgres
+        .sql("app", "ALTER TABLE mail RENAME holder TO was; ALTER TABLE mail RENAME sender TO holder");
+    right(&mut pipeline, "renamed over each other");
+    pipeline.succeed(&["rebuild", "owners", "mail", "--wait"]);
+    right(&mut pipeline, "and built anew");
+    let read_anew = pipeline.log("reader").matches("is read anew").count();
+    assert_eq!(read_anew, 1, "only where a name changed hands");
 }

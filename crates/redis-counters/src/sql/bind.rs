@@ -34,7 +34,8 @@ pub struct Bound {
 
 #[derive(Clone, Debug)]
 pub(crate) struct BoundColumn {
-    pub(crate) name: String,
+    /// Its name in a row; empty where rows do not have it, which reads as NULL.
+    pub(crate) recorded: String,
     pub(crate) encoding: Encoding,
     /// Whether its type has a modifier, as `numeric(10,2)` has.
     pub(crate) modified: bool,
@@ -113,7 +114,8 @@ impl Binder<'_> {
         let columns = named.iter().map(|name| {
             let column = self.column(name)?;
             let modified = column.type_name.contains('(');
-            Ok(BoundColumn { name: (*name).to_owned(), encoding: Encoding::of(column.type_oid), modified })
+            let recorded = column.recorded_name().to_owned();
+            Ok(BoundColumn { recorded, encoding: Encoding::of(column.type_oid), modified })
         });
         let columns = columns.collect::<Result<Vec<_>, Refusal>>()?;
         let group = self.definition.group_columns().iter().map(|name| self.group_column(name));
@@ -122,7 +124,7 @@ impl Binder<'_> {
         let form = Form::of(grouped.collect::<Result<Vec<_>, _>>()?.into_iter());
         let measured = self.measured()?;
         let filter = self.definition.filter().map(|filter| self.condition(filter)).transpose()?;
-        let found = Columns::new(columns.iter().map(|column| column.name.clone()));
+        let found = Columns::new(columns.iter().map(|column| column.recorded.clone()));
         Ok(Bound { definition: self.definition.clone(), columns, found, group, form, measured, filter })
     }
 

@@ -78,8 +78,11 @@ impl Bound {
 
 impl<'r> Row<'r> {
     fn check(&self) -> Result<(), String> {
-        match self.fields.iter().position(|field| *field == Field::Missing) {
-            Some(place) => Err(format!("the row has no column {:?}", self.columns[place].name)),
+        let missing = |(field, column): (&Field<'_>, &BoundColumn)| {
+            *field == Field::Missing && !column.recorded.is_empty()
+        };
+        match self.fields.iter().zip(self.columns).position(missing) {
+            Some(place) => Err(format!("the row has no column {:?}", self.columns[place].recorded)),
             None => Ok(()),
         }
     }
@@ -90,7 +93,7 @@ impl<'r> Row<'r> {
     }
 
     fn bad(&self, place: usize, text: &str) -> String {
-        format!("column {:?} holds {text:?}, which is no value of its type", self.columns[place].name)
+        format!("column {:?} holds {text:?}, which is no value of its type", self.columns[place].recorded)
     }
 
     /// The value of one side of a comparison; `None` for NULL.

@@ -154,7 +154,15 @@ mod tests {
     use super::*;
 
     fn column(type_oid: u32, type_name: &str) -> Column {
-        Column { name: "c".into(), type_oid, type_name: type_name.into(), key: None, collation: None }
+        Column {
+            name: "c".into(),
+            type_oid,
+            type_name: type_name.into(),
+            key: None,
+            collation: None,
+            number: None,
+            recorded: None,
+        }
     }
 
     fn written(type_oid: u32, type_name: &str, text: &str) -> String {

@@ -39,7 +39,15 @@ pub(super) fn emails(identity: ReplicaIdentity) -> TableSchema {
             _ => None,
         };
         let (name, type_name) = (name.to_owned(), type_name.to_owned());
-        Column { key: (name == "id").then_some(1), name, type_oid, type_name, collation }
+        Column {
+            key: (name == "id").then_some(1),
+            name,
+            type_oid,
+            type_name,
+            collation,
+            number: None,
+            recorded: None,
+        }
     };
     TableSchema {
         relation: 16_384,

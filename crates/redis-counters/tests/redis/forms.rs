@@ -25,6 +25,8 @@ fn sales(amount: &str, code: &str) -> Arc<TableSchema> {
         type_name: type_name.into(),
         key: None,
         collation,
+        number: None,
+        recorded: None,
     };
     Arc::new(TableSchema {
         relation: 16_500,

@@ -41,6 +41,8 @@ pub(crate) fn schema(identity: ReplicaIdentity) -> Arc<TableSchema> {
         type_name: type_name.into(),
         key,
         collation,
+        number: None,
+        recorded: None,
     };
     Arc::new(TableSchema {
         relation: 16384,

@@ -43,6 +43,8 @@ fn schema(session: &Session) -> TableSchema {
         type_name: text(row, 2),
         key: None,
         collation: Some(Collation { name: "C".into(), deterministic: true, bytewise: true }),
+        number: None,
+        recorded: None,
     };
     TableSchema {
         relation: 16_384,

@@ -236,6 +236,8 @@ pub(crate) fn schema() -> TableSchema {
             type_oid: spec.type_oid,
             type_name: spec.definition.to_owned(),
             key: (spec.name == "id").then_some(1),
+            number: None,
+            recorded: None,
             collation: collation.map(|(name, bytewise)| Collation {
                 name: name.to_owned(),
                 deterministic: true,

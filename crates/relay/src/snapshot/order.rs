@@ -80,6 +80,8 @@ mod tests {
             type_name: String::new(),
             key: Some(place as u16 + 1),
             collation: Some(Collation { name: "x".into(), deterministic: true, bytewise }),
+            number: None,
+            recorded: None,
         };
         KeyOrder::of(&TableSchema {
             relation: 1,

@@ -28,6 +28,8 @@ pub(crate) fn table(columns: &[(&str, u32)]) -> Arc<TableSchema> {
         type_name: format!("type {type_oid}"),
         key: name.ends_with('!').then_some(place),
         collation: None,
+        number: None,
+        recorded: None,
     };
     Arc::new(TableSchema {
         relation: 16384,

@@ -468,6 +468,8 @@ pub(crate) fn schema(table: u32, retyped: u32) -> TableSchema {
         type_name: type_name.into(),
         key,
         collation,
+        number: None,
+        recorded: None,
     };
     let first = table == TABLES[0];
     let (id_oid, id_type) = if first { (20, "bigint") } else { (1700, "numeric") };

@@ -126,6 +126,8 @@ fn table(session: &Session) -> TableSchema {
         type_name: text(row, 2),
         key: (text(row, 0) == "id").then_some(1),
         collation: None,
+        number: None,
+        recorded: None,
     };
     let relation = session.sql("SELECT 'mails'::regclass::oid")[0][0].clone().expect("an oid");
     TableSchema {
