@@ -6,7 +6,7 @@
 //! stable end must reach it, and only then does "nothing more is committed" mean that all has been read.
 
 use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use change::{Headers, LedgerEntry, LedgerError, NEW_LOG, Refusal, SchemaRef};
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -82,13 +82,14 @@ fn wait_until_stable(
 ) -> Result<(), KafkaError> {
     let (topic, limit) = (partition.topic(), partition.outage());
     let end = watermarks(inquirer, topic, limit)?.1;
-    let start = Instant::now();
+    // Looks are counted, not time: a process that was frozen has not looked meanwhile.
+    let mut waited = Duration::ZERO;
     loop {
         let stable = partition.bounds()?.1;
         if stable >= end {
             return Ok(());
         }
-        if start.elapsed() >= limit {
+        if waited >= limit {
             return Err(KafkaError::Refused(Refusal::new(
                 format!(
                     "topic \"{topic}\" has records up to {end}, of which those from {stable} on are hidden by an open \
@@ -102,6 +103,7 @@ fn wait_until_stable(
             )));
         }
         std::thread::sleep(LOOK);
+        waited += LOOK;
     }
 }
 

@@ -84,6 +84,12 @@ impl Turns {
         Ok(())
     }
 
+    /// Fails with [`KafkaError::Fenced`] if a newer writer has started. Every writer begins with the first producer, so
+    /// that is the one to ask.
+    pub(crate) fn confirm(&mut self, topic: &str) -> Result<(), KafkaError> {
+        self.producers[0].confirm(topic)
+    }
+
     /// Only the first of them.
     pub(crate) fn into_first(self) -> Producer {
         let [first, _] = self.producers;
@@ -135,18 +141,33 @@ impl Producer {
         if new.is_empty() {
             return Ok(());
         }
-        let added = new.iter().map(|topic| {
-            AddPartitionsToTxnTopic::default().with_name(TopicName(topic.clone())).with_partitions(vec![0])
-        });
-        let added = added.collect();
+        let request = self.registration(&new);
         let coordinator = self.begun()?;
         self.topics.extend(new);
-        let request = AddPartitionsToTxnRequest::default()
+        self.registrar.register(coordinator, request)
+    }
+
+    /// Asks the coordinator whether this producer may still write into `topic`, which need not be new to the open
+    /// transaction. Begins one where none is open; it is for dropping the producer afterwards.
+    fn confirm(&mut self, topic: &str) -> Result<(), KafkaError> {
+        self.opened.get_or_insert_with(Instant::now);
+        let request = self.registration(&[StrBytes::from_string(topic.to_owned())]);
+        let mut coordinator = self.begun()?;
+        let confirmed = register(&mut coordinator, &request, self.outage);
+        self.coordinator = Some(coordinator);
+        confirmed.map_err(|error| self.explain(error))
+    }
+
+    /// The request that tells the coordinator that a transaction writes into these topics.
+    fn registration(&self, topics: &[StrBytes]) -> AddPartitionsToTxnRequest {
+        let added = topics.iter().map(|topic| {
+            AddPartitionsToTxnTopic::default().with_name(TopicName(topic.clone())).with_partitions(vec![0])
+        });
+        AddPartitionsToTxnRequest::default()
             .with_v3_and_below_transactional_id(self.transactional_id.clone())
             .with_v3_and_below_producer_id(ProducerNumber(self.producer.id))
             .with_v3_and_below_producer_epoch(self.producer.epoch)
-            .with_v3_and_below_topics(added);
-        self.registrar.register(coordinator, request)
+            .with_v3_and_below_topics(added.collect())
     }
 
     /// Whether the transaction has begun, or could not.
@@ -280,10 +301,7 @@ impl Registrar {
         let (done, answers) = channel();
         let work = move || {
             for (mut coordinator, request) in asked {
-                let registered = patiently(outage, |deadline| {
-                    let answer = coordinator.ask(&request, ADD_PARTITIONS, deadline)?;
-                    coordinator.judge(first_error(&answer), "cannot begin a Kafka transaction")
-                });
+                let registered = register(&mut coordinator, &request, outage);
                 if done.send((coordinator, registered)).is_err() {
                     return;
                 }
@@ -311,6 +329,18 @@ impl Registrar {
     fn wait(&self) -> Result<Registered, KafkaError> {
         self.answers.recv().map_err(|_| gone())
     }
+}
+
+/// Registers what a transaction writes into. Asks again while the last transaction of the producer is ending.
+fn register(
+    coordinator: &mut Coordinator,
+    request: &AddPartitionsToTxnRequest,
+    outage: Duration,
+) -> Result<(), KafkaError> {
+    patiently(outage, |deadline| {
+        let answer = coordinator.ask(request, ADD_PARTITIONS, deadline)?;
+        coordinator.judge(first_error(&answer), "cannot begin a Kafka transaction")
+    })
 }
 
 fn gone() -> KafkaError {

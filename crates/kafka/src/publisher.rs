@@ -150,6 +150,11 @@ impl Publisher for KafkaPublisher {
     fn commit(&mut self, entries: &[LedgerEntry], progress: &mut Progress) -> Result<(), PublishError> {
         Ok(self.commit_all(entries, progress)?)
     }
+
+    fn confirm(&mut self) -> Result<(), PublishError> {
+        let ledger = &self.ledger;
+        Ok(self.producers.as_mut().map_or(Ok(()), |turns| turns.confirm(ledger))?)
+    }
 }
 
 fn opened(producers: &mut Option<Turns>) -> Result<&mut Turns, KafkaError> {

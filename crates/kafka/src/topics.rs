@@ -18,7 +18,7 @@ use rdkafka::error::{KafkaError as ClientError, KafkaResult, RDKafkaErrorCode as
 
 use crate::connection::Reports;
 use crate::ledger::topic_exists;
-use crate::membership::{SESSION_TIMEOUT, group_offset};
+use crate::membership::{group_offset, session_timeout};
 use crate::reader::PartitionReader;
 use crate::{Connection, KafkaError, Names};
 
@@ -191,7 +191,7 @@ pub fn delete_groups(connection: &Connection, groups: &[String]) -> Result<(), K
             _ => None,
         });
         let Some(group) = member else { return tolerate(doing, results, &[Code::GroupIdNotFound]) };
-        if started.elapsed() > SESSION_TIMEOUT + LOOK {
+        if started.elapsed() > session_timeout(connection) + LOOK {
             let what = format!("consumer group \"{group}\" has a member: a worker runs");
             return Err(KafkaError::Refused(Refusal::new(what, "stop the worker first")));
         }

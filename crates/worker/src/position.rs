@@ -14,6 +14,21 @@ use crate::{Checkpoint, Feed, LogState, Move, Sink, SinkError, StoreSpec, Stored
 /// the log, by as long as the brokers take to end a transaction in both.
 const MISSING_AFTER: Duration = Duration::from_secs(10);
 
+/// The part of one idle poll that counts as waiting. A process that was frozen has not waited meanwhile: what came in
+/// that time may not be here yet.
+const IDLE_STEP: Duration = Duration::from_secs(1);
+
+/// A log that ends before a store for longer than this has lost records. A broker that was cut off from the others, and
+/// that clients still reach, has an old end until they find the new leader.
+const BEYOND_AFTER: Duration = Duration::from_secs(10);
+
+/// What the stores were when the log first seemed not to be theirs.
+#[derive(Debug)]
+pub(crate) struct Doubt {
+    stored: Vec<Stored>,
+    since_us: i64,
+}
+
 /// A store that the log does not continue, although it has the id in the store's checkpoint.
 #[derive(Clone, Debug)]
 pub(crate) struct Replaced {
@@ -35,7 +50,8 @@ impl Worker<'_> {
             Role::Builder => self.find_copies(&log, sink)?,
         };
         self.continuity = Continuity::of(&self.stores, log.start);
-        self.positioned_at = self.clock.now_us();
+        self.idle = (Duration::ZERO, self.clock.now_us());
+        self.doubt = None;
         self.held = vec![None; self.stores.len()];
         self.given = false;
         let hindmost = self.stores.iter().flatten().min_by_key(|at| at.next_offset);
@@ -82,6 +98,7 @@ impl Worker<'_> {
             decide(spec, &stored[place], log, self.why_replaced(place, &stored[place]))
         };
         let starts: Result<Vec<Start>, Refusal> = specs.iter().enumerate().map(start_of).collect();
+        self.confirm(&stored, log, starts.as_ref().err())?;
         let mut stores = Vec::with_capacity(specs.len());
         let starts = starts.map_err(WorkerError::Refused)?;
         // Those that are still to be built are built from that log, wherever this worker is.
@@ -142,9 +159,14 @@ impl Worker<'_> {
     }
 
     /// The copies that are to be built, and where each stands.
-    fn find_copies(&self, log: &LogState, sink: &mut dyn Sink) -> Result<Vec<Option<Checkpoint>>, Failure> {
+    fn find_copies(
+        &mut self,
+        log: &LogState,
+        sink: &mut dyn Sink,
+    ) -> Result<Vec<Option<Checkpoint>>, Failure> {
         let wanted = sink.copies().map_err(unlocated)?;
         let stored = sink.load().map_err(unlocated)?;
+        self.confirm(&stored, log, None)?;
         let specs = sink.stores().to_vec();
         let mut stores = Vec::with_capacity(specs.len());
         for (place, spec) in specs.iter().enumerate() {
@@ -169,6 +191,35 @@ impl Worker<'_> {
         Ok(stores)
     }
 
+    /// Has log and stores read again before a store is refused, or is taken to be ahead of the log.
+    ///
+    /// The log was read before the stores. If this process was frozen in between, another worker has moved the stores to
+    /// places that this log did not have. If the second look finds the stores where the first one did, the log that was
+    /// read between the two is the one that they belong to.
+    fn confirm(
+        &mut self,
+        stored: &[Stored],
+        log: &LogState,
+        refusal: Option<&Refusal>,
+    ) -> Result<(), Failure> {
+        let ahead = stored.iter().any(|store| is_ahead(store, log));
+        if refusal.is_none() && !ahead {
+            return Ok(());
+        }
+        let now = self.clock.now_us();
+        let first = self.doubt.as_ref().filter(|doubt| doubt.stored == stored).map(|doubt| doubt.since_us);
+        if first.is_some_and(|since| !ahead || elapsed(since, now) >= BEYOND_AFTER) {
+            return Ok(());
+        }
+        if first.is_none() {
+            self.doubt = Some(Doubt { stored: stored.to_vec(), since_us: now });
+        }
+        Err(Failure::Again(match refusal {
+            Some(refusal) if !ahead => refusal.what.clone(),
+            _ => format!("a store is further than offset {}, where the log ended when it was read", log.end),
+        }))
+    }
+
     /// Remembers that the log does not go on from where a store was left, and has the stores read again: that decides
     /// what becomes of it.
     pub(crate) fn left_behind(&mut self, mismatch: &Mismatch) -> Failure {
@@ -180,7 +231,13 @@ impl Worker<'_> {
 
     /// On an idle log: gives up waiting for a record that a store was left at and that the log does not hold.
     pub(crate) fn miss_last_records(&mut self, feed: &mut dyn Feed) -> Result<(), Failure> {
-        if !self.continuity.waits() || elapsed(self.positioned_at, self.clock.now_us()) < MISSING_AFTER {
+        if !self.continuity.waits() {
+            return Ok(());
+        }
+        let now = self.clock.now_us();
+        let (waited, since) = self.idle;
+        self.idle = (waited + elapsed(since, now).min(IDLE_STEP), now);
+        if self.idle.0 < MISSING_AFTER {
             return Ok(());
         }
         let log_end = feed.progress()?.map(|progress| progress.log_end);
@@ -216,6 +273,14 @@ impl Worker<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// True if the store was built from more of this very log than the log is said to have.
+fn is_ahead(store: &Stored, log: &LogState) -> bool {
+    match store {
+        Stored::At(at) => (&at.log, at.generation) == (&log.id, log.generation) && at.next_offset > log.end,
+        Stored::Empty | Stored::Damaged(_) => false,
     }
 }
 

@@ -40,6 +40,8 @@ struct Log {
     next: i64,
     assigned: bool,
     progress: Option<Progress>,
+    /// The log as it is after it was described once.
+    later: Option<Box<Log>>,
 }
 
 impl Log {
@@ -47,7 +49,7 @@ impl Log {
         // Behind each transaction is a control record.
         let end = records.last().map_or(0, |(offset, _)| offset + 2);
         let records = records.iter().map(|(offset, header)| (*offset, (*header).to_owned())).collect();
-        Log { records, start: 0, end, next: 0, assigned: false, progress: None }
+        Log { records, start: 0, end, next: 0, assigned: false, progress: None, later: None }
     }
 }
 
@@ -74,6 +76,9 @@ impl Feed for Log {
 
     fn log(&mut self) -> Result<LogState, FeedError> {
         let (start, end) = (self.start, self.end);
+        if let Some(later) = self.later.take() {
+            *self = Log { assigned: self.assigned, ..*later };
+        }
         Ok(LogState { id: LOG.into(), generation: 1, diverged: false, start, end, group: None, next: None })
     }
 
@@ -106,6 +111,8 @@ struct Store {
     applied: Vec<Vec<i64>>,
     /// The copies that were asked for; `None` for a sink that keeps none.
     copies: Option<Vec<bool>>,
+    /// Where another worker leaves the first store before this one looks at it.
+    moved_to: Option<Checkpoint>,
 }
 
 impl Store {
@@ -119,6 +126,7 @@ impl Store {
             staged: none.clone(),
             applied: none,
             copies: Some(vec![false; checkpoints.len()]),
+            moved_to: None,
         }
     }
 
@@ -140,6 +148,9 @@ impl Sink for Store {
     }
 
     fn load(&mut self) -> Result<Vec<Stored>, SinkError> {
+        if let Some(moved) = self.moved_to.take() {
+            self.stored[0] = Stored::At(moved);
+        }
         Ok(self.stored.clone())
     }
 
@@ -340,9 +351,52 @@ fn a_store_is_not_moved_before_its_last_record_has_come() {
     let mut worker = Worker::new(Role::Worker, &clock, &Unwatched);
     log.assigned = false;
     (0..8).for_each(|_| worker.step(&mut log, &mut store).unwrap());
-    clock.sleep(Duration::from_secs(11));
+    // A process that was frozen for an hour has not waited for an hour.
+    clock.sleep(Duration::from_secs(3600));
     (0..8).for_each(|_| worker.step(&mut log, &mut store).unwrap());
+    assert_eq!((store.checkpoint(0), &store.copies), (&left, &Some(vec![false])));
+    for _ in 0..12 {
+        clock.sleep(Duration::from_secs(1));
+        worker.step(&mut log, &mut store).unwrap();
+    }
     assert_eq!((store.checkpoint(0).lsn, &store.copies), (left.lsn, &Some(vec![true])));
+}
+
+#[test]
+fn a_worker_that_was_frozen_goes_on_where_another_one_left_the_store() {
+    // It knows the log's end of the time before, and the store's place of the time after.
+    let mut log = Log::of(&WRITTEN[..4]);
+    log.later = Some(Box::new(Log::of(&WRITTEN)));
+    let mut store = Store::at(&[left_after(3)]);
+    store.moved_to = Some(left_after(6));
+    live(&mut log, &mut store).unwrap();
+    assert_eq!((&store.applied, &store.copies), (&vec![vec![]], &Some(vec![false])));
+    assert_eq!(store.checkpoint(0), &left_after(6));
+}
+
+#[test]
+fn a_log_that_ends_before_a_store_is_looked_at_again_before_it_is_refused() {
+    let left = left_after(6);
+    let clock = Still(Cell::new(0));
+    let step = |worker: &mut Worker<'_>, log: &mut Log, store: &mut Store, steps: usize| {
+        (0..steps).try_for_each(|_| worker.step(log, store))
+    };
+    // A broker that was cut off answered; then the others do.
+    let (mut log, mut store) = (Log::of(&WRITTEN[..4]), Store::at(std::slice::from_ref(&left)));
+    let mut worker = Worker::new(Role::Worker, &clock, &Unwatched);
+    step(&mut worker, &mut log, &mut store, 7).unwrap();
+    log = Log { assigned: true, ..Log::of(&WRITTEN) };
+    step(&mut worker, &mut log, &mut store, 3).unwrap();
+    assert_eq!((store.checkpoint(0), &store.copies), (&left, &Some(vec![false])));
+    drop(worker);
+    // The records were lost.
+    let (mut log, mut store) = (Log::of(&WRITTEN[..4]), Store::at(std::slice::from_ref(&left)));
+    let mut worker = Worker::new(Role::Worker, &clock, &Unwatched);
+    step(&mut worker, &mut log, &mut store, 7).unwrap();
+    let refused = step(&mut worker, &mut log, &mut store, 7);
+    let lost = |error: &WorkerError| error.to_string().contains("records were lost");
+    assert!(refused.as_ref().is_err_and(lost), "{refused:?}");
+    assert_eq!(store.checkpoint(0), &left);
 }
 
 #[test]

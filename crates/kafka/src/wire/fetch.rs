@@ -14,7 +14,6 @@ use worker::{FeedError, LogBatch};
 use super::broker::{Broker, WireError};
 use super::cluster::{Cluster, judge, patiently};
 use super::records::{Aborted, Encoded, Unreadable, batches};
-use crate::reader::out_of_range;
 use crate::{Connection, KafkaError};
 
 /// The last with topics by name. The broker compares the epoch of what was read last with its own log.
@@ -177,7 +176,13 @@ impl Fetcher {
         // Another leader's log is another from somewhere before here on.
         let diverged = partition.diverging_epoch.end_offset >= 0;
         if diverged || partition.error_code == Code::OffsetOutOfRange.code() {
-            return Err(out_of_range(&self.topic).into());
+            // Not refused: while this process was frozen, retention may have passed this place, which another worker has
+            // left long ago. Where the stores are is read again, and decides.
+            let what = format!(
+                "topic \"{}\" does not hold offset {} as it was read before",
+                &*self.topic, self.offset
+            );
+            return Err(KafkaError::Unavailable(what).into());
         }
         judge(partition.error_code, doing)?;
         let records = partition.records.unwrap_or_default();
