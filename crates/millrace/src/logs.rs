@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use kafka::{Generations, GenerationsWatch};
+use kafka::{Generations, GenerationsWatch, KafkaError};
 
 use crate::stop::Stop;
 use crate::wiring::Process;
@@ -27,6 +27,16 @@ impl Logs {
     pub(crate) fn learned(&self, generations: Generations) -> bool {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         known.replace(generations).is_some_and(|before| before != generations)
+    }
+
+    /// Asks the brokers now. Where they do not answer, what was known before stays.
+    pub(crate) fn look(&self, process: &Process) {
+        let found =
+            process.kafka_briefly().map_err(KafkaError::from).and_then(|kafka| process.generations(&kafka));
+        match found {
+            Ok(found) => drop(self.learned(found)),
+            Err(error) => tracing::debug!(%error, "cannot look at the generations"),
+        }
     }
 
     /// Whether this log is of use, as far as is known.

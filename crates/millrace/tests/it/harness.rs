@@ -172,7 +172,9 @@ impl Pipeline {
         let mut command = Command::new("unshare");
         command.args(["--uts", "sh", "-c", r#"hostname "$0" && exec "$@""#, host]);
         command.arg(millrace.get_program()).args(millrace.get_args()).stdin(Stdio::null());
-        millrace.get_envs().for_each(|(key, _)| drop(command.env_remove(key)));
+        for (key, _) in millrace.get_envs() {
+            command.env_remove(key);
+        }
         Process::spawn(command.stdout(log.try_clone().expect("a second handle")).stderr(log))
     }
 
