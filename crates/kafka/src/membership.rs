@@ -17,7 +17,7 @@ use rdkafka::{ClientConfig, ClientContext, Offset, TopicPartitionList};
 use worker::{FeedError, FeedEvent, GroupOffset};
 
 use crate::connection::Reports;
-use crate::reader::{Absence, explain, is_outage};
+use crate::reader::{Absence, LEADERS_MS, explain, is_outage};
 use crate::{Connection, KafkaError, Names};
 
 /// How long leaving the group may hold up the caller. librdkafka may wait for brokers that are away.
@@ -25,6 +25,8 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(3);
 /// How long a member may be silent before the group gives the log to another, unless configured otherwise (ms).
 const SESSION_TIMEOUT_MS: &str = "6000";
 const HEARTBEAT_MS: &str = "1500";
+/// How often it is asked who keeps the group (ms): a broker that was cut off from the others goes on answering.
+const COORDINATOR_MS: (&str, &str) = ("coordinator.query.interval.ms", "10000");
 /// What marks an offset in the group as committed by a worker.
 const TAG: &str = "millrace:1";
 
@@ -135,7 +137,12 @@ pub(crate) fn session_timeout(connection: &Connection) -> Duration {
 }
 
 fn client(connection: &Connection) -> ClientConfig {
-    connection.client(&[("session.timeout.ms", SESSION_TIMEOUT_MS), ("heartbeat.interval.ms", HEARTBEAT_MS)])
+    connection.client(&[
+        LEADERS_MS,
+        COORDINATOR_MS,
+        ("session.timeout.ms", SESSION_TIMEOUT_MS),
+        ("heartbeat.interval.ms", HEARTBEAT_MS),
+    ])
 }
 
 fn committed(

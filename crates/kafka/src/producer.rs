@@ -18,7 +18,8 @@ use kafka_protocol::messages::{
 };
 use kafka_protocol::protocol::StrBytes;
 
-use crate::wire::batch::{Batch, Compression, ProducerId};
+use crate::publisher::now_ms;
+use crate::wire::batch::{Batch, Compression, ProducerId, Record};
 use crate::wire::broker::WireError;
 use crate::wire::cluster::{Coordinator, patiently};
 use crate::wire::outbox::Outbox;
@@ -34,6 +35,9 @@ const END_TXN: i16 = 2;
 
 /// The code that a partition has because of another's.
 const OPERATION_NOT_ATTEMPTED: i16 = 55;
+
+/// The key of a record that is never committed; see [`Turns::probe`].
+const PROBE: &[u8] = b"probe";
 
 pub(crate) struct Producer {
     outage: Duration,
@@ -82,6 +86,13 @@ impl Turns {
         self.producer().commit()?;
         self.turn = 1 - self.turn;
         Ok(())
+    }
+
+    /// Writes a record into `topic` that nobody sees, and returns the offset after it. Whoever reads the topic up to
+    /// there has all that earlier writers committed: a broker that leads the topic no more, but does not know it, takes
+    /// no record and does not have this one.
+    pub(crate) fn probe(&mut self, topic: &str) -> Result<i64, KafkaError> {
+        self.producers[0].probe(topic)
     }
 
     /// Fails with [`KafkaError::Fenced`] if a newer writer has started. Every writer begins with the first producer, so
@@ -202,18 +213,37 @@ impl Producer {
                 "records are on their way that a commit would leave out".into(),
             ));
         }
-        let request = self.end(true);
+        self.finish(true)
+    }
+
+    /// See [`Turns::probe`].
+    fn probe(&mut self, topic: &str) -> Result<i64, KafkaError> {
+        let mut batch = self.batch();
+        batch.push(&Record { key: Some(PROBE), value: None, timestamp_ms: now_ms() });
+        self.begin(&[topic])?;
+        self.send([(topic, batch)])?;
+        self.settle()?;
+        let end = self.written_end(topic);
+        self.finish(false)?;
+        end.ok_or_else(|| {
+            KafkaError::Unavailable(format!("topic \"{topic}\" did not tell a record's offset"))
+        })
+    }
+
+    /// Ends the open transaction. It is asked for once: see the top of this file.
+    fn finish(&mut self, committed: bool) -> Result<(), KafkaError> {
+        let request = self.end(committed);
         let mut coordinator = self.begun()?;
         let ended = patiently(self.outage, |deadline| {
             coordinator.connect(deadline)?;
             let answer = coordinator.ask(&request, END_TXN, deadline).map_err(|error| match error {
-                WireError::Again(what) => KafkaError::Unavailable(format!(
-                    "a Kafka transaction may have been committed, or not: {what}"
-                ))
-                .into(),
+                WireError::Again(what) => {
+                    KafkaError::Unavailable(format!("a Kafka transaction may have ended, or not: {what}"))
+                        .into()
+                }
                 error => error,
             })?;
-            coordinator.judge(answer.error_code, "cannot commit a Kafka transaction")
+            coordinator.judge(answer.error_code, "cannot end a Kafka transaction")
         });
         self.coordinator = Some(coordinator);
         ended.map_err(|error| self.explain(error))?;

@@ -154,6 +154,10 @@ impl Outbox {
                 unanswered.into_iter().rev().for_each(|group| self.waiting.push_front(group));
                 self.partitions.iter_mut().for_each(|partition| partition.leader = None);
             }
+            if matches!(done, Err(WireError::Again(_))) {
+                // The broker that named this leader may not know the next one.
+                self.cluster.doubt();
+            }
             done
         })
     }
