@@ -10,6 +10,7 @@ use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode as Code};
 use rdkafka::{ClientConfig, ClientContext};
 
+use crate::reader::LEADERS_MS;
 use crate::wire::batch::Compression;
 use crate::wire::cluster::Cluster;
 use crate::wire::security::Security;
@@ -147,13 +148,14 @@ impl Connection {
         for (key, value) in &self.properties {
             config.set(key, value);
         }
-        config.set("bootstrap.servers", &self.bootstrap);
+        // Also those that the bootstrap servers have named: one of them may be away, or know nothing new.
+        config.set("bootstrap.servers", self.cluster.addresses());
         config
     }
 
     /// A client for questions that are neither reads nor writes: metadata and true end offsets.
     pub(crate) fn inquirer(&self) -> Result<BaseConsumer<Reports>, KafkaError> {
-        let mut config = self.client(&[]);
+        let mut config = self.client(&[LEADERS_MS]);
         config.set("isolation.level", "read_uncommitted");
         config
             .create_with_context(Reports::default())

@@ -190,6 +190,9 @@ impl Feed for KafkaFeed {
             if read { member.busy() } else { member.idle()? }
         }
         self.drain_ledger(Duration::ZERO)?;
+        if let (Some(log), Some(progress)) = (&self.log, &self.progress) {
+            log.expect(progress.log_end);
+        }
         Ok(news.unwrap_or(if batch.is_empty() { FeedEvent::Idle } else { FeedEvent::Records }))
     }
 

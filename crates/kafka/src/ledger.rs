@@ -6,7 +6,7 @@
 //! stable end must reach it, and only then does "nothing more is committed" mean that all has been read.
 
 use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use change::{Headers, LedgerEntry, LedgerError, NEW_LOG, Refusal, SchemaRef};
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -20,6 +20,11 @@ use crate::{Connection, KafkaError, Names};
 
 /// How often the stable end is asked for while it has to move.
 const LOOK: Duration = Duration::from_millis(50);
+
+/// A client that does not see what should be there is replaced by a new one after this time.
+const NEW_CLIENT: Duration = Duration::from_secs(1);
+/// A log that ends before where the ledger says for this long has lost records.
+const LOST_AFTER: Duration = Duration::from_secs(10);
 
 /// How far [`read_ledger`] reads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,21 +40,42 @@ pub fn read_ledger(connection: &Connection, names: &Names, until: ReadUntil) -> 
     read_ledger_in_order(connection, names, until).map(|(ledger, _)| ledger)
 }
 
+/// Reads the ledger to its true end, which is not before `written`: a record there was [written](crate::producer::Turns::probe)
+/// by the caller. For whoever has fenced the older writers and goes on from what it reads.
+pub(crate) fn read_ledger_to(
+    connection: &Connection,
+    names: &Names,
+    written: i64,
+) -> Result<Ledger, KafkaError> {
+    read(connection, names, Some(written)).map(|(ledger, _)| ledger)
+}
+
 /// The same, and the versions of tables in the order in which the ledger has them.
 pub(crate) fn read_ledger_in_order(
     connection: &Connection,
     names: &Names,
     until: ReadUntil,
 ) -> Result<(Ledger, Vec<SchemaRef>), KafkaError> {
+    read(connection, names, (until == ReadUntil::TrueEnd).then_some(0))
+}
+
+/// Where `written` is there, reads to the true end, which is not before it.
+fn read(
+    connection: &Connection,
+    names: &Names,
+    written: Option<i64>,
+) -> Result<(Ledger, Vec<SchemaRef>), KafkaError> {
     require_topics(connection, names)?;
-    let inquirer = connection.inquirer()?;
-    let mut reader = PartitionReader::new(connection, names, names.ledger())?;
-    let log = PartitionReader::new(connection, names, names.log())?;
-    if until == ReadUntil::TrueEnd {
-        for partition in [&reader, &log] {
-            wait_until_stable(&inquirer, partition)?;
+    let (mut reader, log) = match written {
+        Some(written) => {
+            let reader = stable_reader(connection, names, names.ledger(), written)?;
+            (reader, stable_reader(connection, names, names.log(), 0)?)
         }
-    }
+        None => (
+            PartitionReader::new(connection, names, names.ledger())?,
+            PartitionReader::new(connection, names, names.log())?,
+        ),
+    };
     let (mut ledger, mut order) = (Ledger::default(), Vec::new());
     reader.read_all(reader.bounds()?, |message| {
         match entry(message)? {
@@ -67,7 +93,10 @@ pub(crate) fn read_ledger_in_order(
         Ok(ControlFlow::Continue(()))
     })?;
     // After the ledger, so that the log's end is never before the one that the ledger tells.
-    ledger.log_end = watermarks(&inquirer, log.topic(), log.outage())?.1;
+    let told = ledger.progress.as_ref().map_or(0, |progress| progress.log_end);
+    // Whoever only looks need not wait.
+    let told = written.map_or(0, |_| told);
+    ledger.log_end = log_end(connection, names, told)?;
     let bounds = log.bounds()?;
     ledger.log = log_id(log, bounds)?.or_else(|| {
         // Retention has taken the log's first record; a topic created anew would begin at 0.
@@ -76,33 +105,66 @@ pub(crate) fn read_ledger_in_order(
     Ok((ledger, order))
 }
 
-fn wait_until_stable(
-    inquirer: &BaseConsumer<Reports>,
-    partition: &PartitionReader,
-) -> Result<(), KafkaError> {
-    let (topic, limit) = (partition.topic(), partition.outage());
-    let end = watermarks(inquirer, topic, limit)?.1;
-    let start = Instant::now();
+/// The log's end, which should not be before the one that the ledger tells. If it is, records were lost, or a broker
+/// answered that does not lead the log any more.
+fn log_end(connection: &Connection, names: &Names, expected: i64) -> Result<i64, KafkaError> {
+    let mut waited = Duration::ZERO;
     loop {
-        let stable = partition.bounds()?.1;
-        if stable >= end {
-            return Ok(());
+        // A new client each time, as it may have turned to the wrong broker.
+        let end = watermarks(&connection.inquirer()?, &names.log(), connection.outage())?.1;
+        if end >= expected || waited >= LOST_AFTER {
+            return Ok(end);
         }
-        if start.elapsed() >= limit {
-            return Err(KafkaError::Refused(Refusal::new(
-                format!(
-                    "topic \"{topic}\" has records up to {end}, of which those from {stable} on are hidden by an open \
-                     transaction of another producer, for {limit:?} now"
-                ),
-                format!(
-                    "find it and abort it: kafka-transactions.sh --bootstrap-server BROKER describe-producers \
-                     --topic {topic} --partition 0, then abort --topic {topic} --partition 0 --start-offset OFFSET; \
-                     only Millrace may write to this topic"
-                ),
-            )));
+        std::thread::sleep(NEW_CLIENT);
+        waited += NEW_CLIENT;
+    }
+}
+
+/// A reader of a topic, which sees its true end. That is not before `written`.
+///
+/// The same client has to be used for reading: another one may have turned to a broker that does not lead the topic any
+/// more. For that reason a client that does not see the end is replaced now and then.
+fn stable_reader(
+    connection: &Connection,
+    names: &Names,
+    topic: String,
+    written: i64,
+) -> Result<PartitionReader, KafkaError> {
+    let limit = connection.outage();
+    let end = watermarks(&connection.inquirer()?, &topic, limit)?.1.max(written);
+    let mut reader = PartitionReader::new(connection, names, topic)?;
+    // Looks are counted, not time: a process that was frozen has not looked meanwhile.
+    let (mut waited, mut replaced) = (Duration::ZERO, Duration::ZERO);
+    loop {
+        let stable = reader.bounds()?.1;
+        if stable >= end {
+            return Ok(reader);
+        }
+        if waited >= limit {
+            return Err(KafkaError::Refused(hidden(reader.topic(), (stable, end), limit)));
         }
         std::thread::sleep(LOOK);
+        waited += LOOK;
+        if waited - replaced >= NEW_CLIENT {
+            replaced = waited;
+            reader = PartitionReader::new(connection, names, reader.topic().to_owned())?;
+        }
     }
+}
+
+/// Another producer's transaction hides the records from `stable` to `end`.
+fn hidden(topic: &str, (stable, end): (i64, i64), limit: Duration) -> Refusal {
+    Refusal::new(
+        format!(
+            "topic \"{topic}\" has records up to {end}, of which those from {stable} on are hidden by an open \
+             transaction of another producer, for {limit:?} now"
+        ),
+        format!(
+            "find it and abort it: kafka-transactions.sh --bootstrap-server BROKER describe-producers \
+             --topic {topic} --partition 0, then abort --topic {topic} --partition 0 --start-offset OFFSET; \
+             only Millrace may write to this topic"
+        ),
+    )
 }
 
 /// The entry in a record of the ledger; `None` for a tombstone, which this version does not write.

@@ -13,17 +13,20 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError as ClientError, KafkaResult, RDKafkaErrorCode as Code};
 use rdkafka::types::RDKafkaRespErr;
-use rdkafka::{ClientContext, Offset, TopicPartitionList};
+use rdkafka::{ClientConfig, ClientContext, Offset, TopicPartitionList};
 use worker::{FeedError, FeedEvent, GroupOffset};
 
 use crate::connection::Reports;
-use crate::reader::{Absence, explain, is_outage};
+use crate::reader::{Absence, LEADERS_MS, explain, is_outage};
 use crate::{Connection, KafkaError, Names};
 
 /// How long leaving the group may hold up the caller. librdkafka may wait for brokers that are away.
 const CLOSE_LIMIT: Duration = Duration::from_secs(3);
-/// How long a member may be silent before the group gives the log to another.
-pub(crate) const SESSION_TIMEOUT: Duration = Duration::from_secs(6);
+/// How long a member may be silent before the group gives the log to another, unless configured otherwise (ms).
+const SESSION_TIMEOUT_MS: &str = "6000";
+const HEARTBEAT_MS: &str = "1500";
+/// How often it is asked who keeps the group (ms): a broker that was cut off from the others goes on answering.
+const COORDINATOR_MS: (&str, &str) = ("coordinator.query.interval.ms", "10000");
 /// What marks an offset in the group as committed by a worker.
 const TAG: &str = "millrace:1";
 
@@ -38,13 +41,7 @@ pub(crate) struct Member {
 
 impl Member {
     pub(crate) fn join(connection: &Connection, names: &Names, group: &str) -> Result<Self, KafkaError> {
-        let session = SESSION_TIMEOUT.as_millis().to_string();
-        let mut settings = vec![
-            ("group.protocol", "classic"),
-            ("partition.assignment.strategy", "range"),
-            ("heartbeat.interval.ms", "1500"),
-            ("session.timeout.ms", session.as_str()),
-        ];
+        let mut settings = vec![("group.protocol", "classic"), ("partition.assignment.strategy", "range")];
         let instance = connection.host().map(|host| format!("{group}@{host}"));
         settings.extend(instance.as_deref().map(|instance| ("group.instance.id", instance)));
         let consumer = consumer(connection, group, &settings)?;
@@ -132,6 +129,22 @@ pub fn group_offset(
     committed(&consumer(connection, group, &[])?, &names.log(), connection.outage())
 }
 
+/// How long a member may be silent before the group gives the log to another.
+pub(crate) fn session_timeout(connection: &Connection) -> Duration {
+    let configured = client(connection);
+    let milliseconds = configured.get("session.timeout.ms").and_then(|text| text.parse().ok());
+    Duration::from_millis(milliseconds.unwrap_or_default())
+}
+
+fn client(connection: &Connection) -> ClientConfig {
+    connection.client(&[
+        LEADERS_MS,
+        COORDINATOR_MS,
+        ("session.timeout.ms", SESSION_TIMEOUT_MS),
+        ("heartbeat.interval.ms", HEARTBEAT_MS),
+    ])
+}
+
 fn committed(
     consumer: &BaseConsumer<Membership>,
     log: &str,
@@ -153,7 +166,7 @@ fn consumer(
     group: &str,
     settings: &[(&str, &str)],
 ) -> Result<BaseConsumer<Membership>, KafkaError> {
-    let mut config = connection.client(&[]);
+    let mut config = client(connection);
     config.set("group.id", group).set("enable.auto.commit", "false").set("auto.offset.reset", "error");
     for (name, value) in settings {
         config.set(*name, *value);

@@ -18,7 +18,8 @@ use kafka_protocol::messages::{
 };
 use kafka_protocol::protocol::StrBytes;
 
-use crate::wire::batch::{Batch, Compression, ProducerId};
+use crate::publisher::now_ms;
+use crate::wire::batch::{Batch, Compression, ProducerId, Record};
 use crate::wire::broker::WireError;
 use crate::wire::cluster::{Coordinator, patiently};
 use crate::wire::outbox::Outbox;
@@ -34,6 +35,9 @@ const END_TXN: i16 = 2;
 
 /// The code that a partition has because of another's.
 const OPERATION_NOT_ATTEMPTED: i16 = 55;
+
+/// The key of a record that is never committed; see [`Turns::probe`].
+const PROBE: &[u8] = b"probe";
 
 pub(crate) struct Producer {
     outage: Duration,
@@ -82,6 +86,19 @@ impl Turns {
         self.producer().commit()?;
         self.turn = 1 - self.turn;
         Ok(())
+    }
+
+    /// Writes a record into `topic` that nobody sees, and returns the offset after it. Whoever reads the topic up to
+    /// there has all that earlier writers committed: a broker that leads the topic no more, but does not know it, takes
+    /// no record and does not have this one.
+    pub(crate) fn probe(&mut self, topic: &str) -> Result<i64, KafkaError> {
+        self.producers[0].probe(topic)
+    }
+
+    /// Fails with [`KafkaError::Fenced`] if a newer writer has started. Every writer begins with the first producer, so
+    /// that is the one to ask.
+    pub(crate) fn confirm(&mut self, topic: &str) -> Result<(), KafkaError> {
+        self.producers[0].confirm(topic)
     }
 
     /// Only the first of them.
@@ -135,18 +152,33 @@ impl Producer {
         if new.is_empty() {
             return Ok(());
         }
-        let added = new.iter().map(|topic| {
-            AddPartitionsToTxnTopic::default().with_name(TopicName(topic.clone())).with_partitions(vec![0])
-        });
-        let added = added.collect();
+        let request = self.registration(&new);
         let coordinator = self.begun()?;
         self.topics.extend(new);
-        let request = AddPartitionsToTxnRequest::default()
+        self.registrar.register(coordinator, request)
+    }
+
+    /// Asks the coordinator whether this producer may still write into `topic`, which need not be new to the open
+    /// transaction. Begins one where none is open; it is for dropping the producer afterwards.
+    fn confirm(&mut self, topic: &str) -> Result<(), KafkaError> {
+        self.opened.get_or_insert_with(Instant::now);
+        let request = self.registration(&[StrBytes::from_string(topic.to_owned())]);
+        let mut coordinator = self.begun()?;
+        let confirmed = register(&mut coordinator, &request, self.outage);
+        self.coordinator = Some(coordinator);
+        confirmed.map_err(|error| self.explain(error))
+    }
+
+    /// The request that tells the coordinator that a transaction writes into these topics.
+    fn registration(&self, topics: &[StrBytes]) -> AddPartitionsToTxnRequest {
+        let added = topics.iter().map(|topic| {
+            AddPartitionsToTxnTopic::default().with_name(TopicName(topic.clone())).with_partitions(vec![0])
+        });
+        AddPartitionsToTxnRequest::default()
             .with_v3_and_below_transactional_id(self.transactional_id.clone())
             .with_v3_and_below_producer_id(ProducerNumber(self.producer.id))
             .with_v3_and_below_producer_epoch(self.producer.epoch)
-            .with_v3_and_below_topics(added);
-        self.registrar.register(coordinator, request)
+            .with_v3_and_below_topics(added.collect())
     }
 
     /// Whether the transaction has begun, or could not.
@@ -181,18 +213,37 @@ impl Producer {
                 "records are on their way that a commit would leave out".into(),
             ));
         }
-        let request = self.end(true);
+        self.finish(true)
+    }
+
+    /// See [`Turns::probe`].
+    fn probe(&mut self, topic: &str) -> Result<i64, KafkaError> {
+        let mut batch = self.batch();
+        batch.push(&Record { key: Some(PROBE), value: None, timestamp_ms: now_ms() });
+        self.begin(&[topic])?;
+        self.send([(topic, batch)])?;
+        self.settle()?;
+        let end = self.written_end(topic);
+        self.finish(false)?;
+        end.ok_or_else(|| {
+            KafkaError::Unavailable(format!("topic \"{topic}\" did not tell a record's offset"))
+        })
+    }
+
+    /// Ends the open transaction. It is asked for once: see the top of this file.
+    fn finish(&mut self, committed: bool) -> Result<(), KafkaError> {
+        let request = self.end(committed);
         let mut coordinator = self.begun()?;
         let ended = patiently(self.outage, |deadline| {
             coordinator.connect(deadline)?;
             let answer = coordinator.ask(&request, END_TXN, deadline).map_err(|error| match error {
-                WireError::Again(what) => KafkaError::Unavailable(format!(
-                    "a Kafka transaction may have been committed, or not: {what}"
-                ))
-                .into(),
+                WireError::Again(what) => {
+                    KafkaError::Unavailable(format!("a Kafka transaction may have ended, or not: {what}"))
+                        .into()
+                }
                 error => error,
             })?;
-            coordinator.judge(answer.error_code, "cannot commit a Kafka transaction")
+            coordinator.judge(answer.error_code, "cannot end a Kafka transaction")
         });
         self.coordinator = Some(coordinator);
         ended.map_err(|error| self.explain(error))?;
@@ -280,10 +331,7 @@ impl Registrar {
         let (done, answers) = channel();
         let work = move || {
             for (mut coordinator, request) in asked {
-                let registered = patiently(outage, |deadline| {
-                    let answer = coordinator.ask(&request, ADD_PARTITIONS, deadline)?;
-                    coordinator.judge(first_error(&answer), "cannot begin a Kafka transaction")
-                });
+                let registered = register(&mut coordinator, &request, outage);
                 if done.send((coordinator, registered)).is_err() {
                     return;
                 }
@@ -311,6 +359,18 @@ impl Registrar {
     fn wait(&self) -> Result<Registered, KafkaError> {
         self.answers.recv().map_err(|_| gone())
     }
+}
+
+/// Registers what a transaction writes into. Asks again while the last transaction of the producer is ending.
+fn register(
+    coordinator: &mut Coordinator,
+    request: &AddPartitionsToTxnRequest,
+    outage: Duration,
+) -> Result<(), KafkaError> {
+    patiently(outage, |deadline| {
+        let answer = coordinator.ask(request, ADD_PARTITIONS, deadline)?;
+        coordinator.judge(first_error(&answer), "cannot begin a Kafka transaction")
+    })
 }
 
 fn gone() -> KafkaError {

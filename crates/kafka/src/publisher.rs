@@ -3,10 +3,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use change::{LedgerEntry, Progress, RecordBatch};
 use relay::{Ledger, PublishError, Publisher};
 
-use crate::ledger::require_topics;
+use crate::ledger::{read_ledger_to, require_topics};
 use crate::producer::Turns;
 use crate::wire::batch::{Batch, Record};
-use crate::{Connection, KafkaError, Names, ReadUntil, read_ledger};
+use crate::{Connection, KafkaError, Names};
 
 /// Bytes of keys and values after which a batch ends, but for a record that is larger: readers take a batch as a whole.
 const BATCH_LEN: usize = 1 << 20;
@@ -125,8 +125,9 @@ impl Publisher for KafkaPublisher {
     fn open(&mut self) -> Result<Ledger, PublishError> {
         (self.producers, self.held) = (None, None);
         require_topics(&self.connection, &self.names)?;
-        let producers = Turns::start(&self.connection, &self.names)?;
-        let ledger = read_ledger(&self.connection, &self.names, ReadUntil::TrueEnd)?;
+        let mut producers = Turns::start(&self.connection, &self.names)?;
+        let written = producers.probe(&self.ledger)?;
+        let ledger = read_ledger_to(&self.connection, &self.names, written)?;
         let header_end = i64::from(ledger.log.is_some());
         self.log_end = ledger.progress.as_ref().map_or(header_end, |progress| progress.log_end);
         (self.first, self.overlap, self.sent) = (ledger.log_end, false, 0);
@@ -150,6 +151,11 @@ impl Publisher for KafkaPublisher {
     fn commit(&mut self, entries: &[LedgerEntry], progress: &mut Progress) -> Result<(), PublishError> {
         Ok(self.commit_all(entries, progress)?)
     }
+
+    fn confirm(&mut self) -> Result<(), PublishError> {
+        let ledger = &self.ledger;
+        Ok(self.producers.as_mut().map_or(Ok(()), |turns| turns.confirm(ledger))?)
+    }
 }
 
 fn opened(producers: &mut Option<Turns>) -> Result<&mut Turns, KafkaError> {
@@ -163,6 +169,11 @@ pub(crate) fn add_entry(batch: &mut Batch, entry: &LedgerEntry) {
 
 /// Adds a record of this moment.
 pub(crate) fn add_now(batch: &mut Batch, key: Option<&[u8]>, value: Option<&[u8]>) {
+    batch.push(&Record { key, value, timestamp_ms: now_ms() });
+}
+
+/// Milliseconds since the epoch.
+pub(crate) fn now_ms() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    batch.push(&Record { key, value, timestamp_ms: i64::try_from(now.as_millis()).unwrap_or(i64::MAX) });
+    i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
 }

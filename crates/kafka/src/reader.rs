@@ -16,6 +16,10 @@ use crate::{Connection, KafkaError, Names};
 /// The most that librdkafka fetches ahead for such a reader (KiB).
 const PREFETCH_KIB: &str = "16384";
 
+/// Clients ask this often who leads the partitions (ms). A leader that was cut off from the others does not know that
+/// it was replaced, and goes on answering.
+pub(crate) const LEADERS_MS: (&str, &str) = ("topic.metadata.refresh.interval.ms", "5000");
+
 /// One wait for a record, of those that are repeated until a limit.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -61,6 +65,7 @@ impl PartitionReader {
         wait_ms: &str,
     ) -> Result<Self, KafkaError> {
         let mut config = connection.client(&[
+            LEADERS_MS,
             ("fetch.queue.backoff.ms", "5"),
             ("fetch.error.backoff.ms", "100"),
             ("fetch.min.bytes", min_bytes),
@@ -185,10 +190,6 @@ impl PartitionReader {
 
     pub(crate) fn topic(&self) -> &str {
         &self.topic
-    }
-
-    pub(crate) fn outage(&self) -> Duration {
-        self.outage
     }
 
     fn explain(&self, error: &ClientError) -> KafkaError {

@@ -4,10 +4,10 @@ use change::{LedgerEntry, Refusal, header};
 use relay::Ledger;
 
 use crate::generations::{self, Generations};
-use crate::ledger::require_topics;
+use crate::ledger::{read_ledger_to, require_topics};
 use crate::producer::{Producer, Turns};
 use crate::publisher::{add_entry, add_now};
-use crate::{Connection, KafkaError, Names, ReadUntil, read_ledger};
+use crate::{Connection, KafkaError, Names};
 
 /// One thing that `setup` writes.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -32,8 +32,10 @@ impl SetupWriter {
     /// Fences every other writer of this log, and reads its ledger to the true end.
     pub fn open(connection: &Connection, names: &Names) -> Result<(Self, Ledger), KafkaError> {
         require_topics(connection, names)?;
-        let producer = Turns::start(connection, names)?.into_first();
-        let ledger = read_ledger(connection, names, ReadUntil::TrueEnd)?;
+        let mut producers = Turns::start(connection, names)?;
+        let written = producers.probe(&names.ledger())?;
+        let ledger = read_ledger_to(connection, names, written)?;
+        let producer = producers.into_first();
         let writer = SetupWriter { names: names.clone(), producer, named: ledger.log.is_some() };
         Ok((writer, ledger))
     }

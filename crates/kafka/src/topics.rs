@@ -18,7 +18,7 @@ use rdkafka::error::{KafkaError as ClientError, KafkaResult, RDKafkaErrorCode as
 
 use crate::connection::Reports;
 use crate::ledger::topic_exists;
-use crate::membership::{SESSION_TIMEOUT, group_offset};
+use crate::membership::{group_offset, session_timeout};
 use crate::reader::PartitionReader;
 use crate::{Connection, KafkaError, Names};
 
@@ -60,6 +60,8 @@ fn wanted(names: &Names) -> [Wanted; 3] {
         vec![
             ("cleanup.policy", "compact".to_owned()),
             ("delete.retention.ms", "60000".to_owned()),
+            ("message.timestamp.after.max.ms", i64::MAX.to_string()),
+            ("message.timestamp.before.max.ms", i64::MAX.to_string()),
             ("message.timestamp.type", "CreateTime".to_owned()),
             ("min.cleanable.dirty.ratio", "0.1".to_owned()),
             ("segment.bytes", SEGMENT_BYTES.to_string()),
@@ -72,8 +74,10 @@ fn wanted(names: &Names) -> [Wanted; 3] {
     let log = vec![
         ("cleanup.policy", "delete".to_owned()),
         ("max.message.bytes", RECORD_MAX_BYTES.to_string()),
-        // A record has its commit's time by the source's clock, which need not agree with the brokers'.
+        // A record has its commit's time by the source's clock, which need not agree with the brokers'; and a
+        // transaction may be read long after its commit.
         ("message.timestamp.after.max.ms", i64::MAX.to_string()),
+        ("message.timestamp.before.max.ms", i64::MAX.to_string()),
         ("message.timestamp.type", "CreateTime".to_owned()),
         ("retention.bytes", "-1".to_owned()),
         ("retention.ms", "-1".to_owned()),
@@ -82,14 +86,20 @@ fn wanted(names: &Names) -> [Wanted; 3] {
     let advised_log =
         &["max.message.bytes", "retention.bytes", "retention.ms", "unclean.leader.election.enable"];
     let advised = &["unclean.leader.election.enable"];
+    let advised_ledger = &["max.message.bytes", "unclean.leader.election.enable"];
     [
         Wanted {
             topic: names.log(),
             config: log,
-            fatal: &["cleanup.policy", "message.timestamp.after.max.ms", "message.timestamp.type"],
+            fatal: &[
+                "cleanup.policy",
+                "message.timestamp.after.max.ms",
+                "message.timestamp.before.max.ms",
+                "message.timestamp.type",
+            ],
             advised: advised_log,
         },
-        Wanted { topic: names.ledger(), config: ledger, fatal: &["cleanup.policy"], advised },
+        Wanted { topic: names.ledger(), config: ledger, fatal: &["cleanup.policy"], advised: advised_ledger },
         Wanted { topic: names.generations(), config: compacted(), fatal: &["cleanup.policy"], advised },
     ]
 }
@@ -191,7 +201,7 @@ pub fn delete_groups(connection: &Connection, groups: &[String]) -> Result<(), K
             _ => None,
         });
         let Some(group) = member else { return tolerate(doing, results, &[Code::GroupIdNotFound]) };
-        if started.elapsed() > SESSION_TIMEOUT + LOOK {
+        if started.elapsed() > session_timeout(connection) + LOOK {
             let what = format!("consumer group \"{group}\" has a member: a worker runs");
             return Err(KafkaError::Refused(Refusal::new(what, "stop the worker first")));
         }
@@ -280,6 +290,13 @@ fn compare(
         }
     }
     let in_sync: usize = found.get("min.insync.replicas").and_then(|n| n.parse().ok()).unwrap_or(1);
+    if let Some(count) = replicas.first().filter(|count| **count < in_sync) {
+        let what = format!(
+            "topic \"{topic}\" has min.insync.replicas={in_sync} and replication factor {count}: it takes no record"
+        );
+        let remedy = alter(connection, topic, "min.insync.replicas", &count.to_string());
+        problems.push(Problem { fatal: true, refusal: Refusal::new(what, remedy) });
+    }
     if replicas.first().is_some_and(|count| *count >= SAFE_REPLICAS) && in_sync < 2 {
         let what = format!("topic \"{topic}\" takes records that only one replica has: losing it loses them");
         let remedy = alter(connection, topic, "min.insync.replicas", "2");

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use kafka::{Generations, GenerationsWatch, Skip};
+use kafka::{Generations, GenerationsWatch, KafkaError, Skip};
 
 use crate::stop::Stop;
 use crate::wiring::Process;
@@ -57,6 +57,16 @@ impl Logs {
         if known.skips != skips {
             known.skips = skips.to_vec();
             known.news += 1;
+        }
+    }
+
+    /// Asks the brokers now. Where they do not answer, what was known before stays.
+    pub(crate) fn look(&self, process: &Process) {
+        let found =
+            process.kafka_briefly().map_err(KafkaError::from).and_then(|kafka| process.generations(&kafka));
+        match found {
+            Ok(found) => drop(self.learned(found)),
+            Err(error) => tracing::debug!(%error, "cannot look at the generations"),
         }
     }
 

@@ -72,4 +72,10 @@ pub trait Publisher {
     /// in the ledger. Sets `progress.log_end` to the offset after the log's last data record, this transaction's
     /// included. All of it becomes visible, or none.
     fn commit(&mut self, entries: &[LedgerEntry], progress: &mut Progress) -> Result<(), PublishError>;
+
+    /// Fails with [`PublishError::Fenced`] if a newer publisher of this log has been opened. Sends nothing that becomes
+    /// visible. A publisher that is not open, or whose log has no other writers, returns at once.
+    fn confirm(&mut self) -> Result<(), PublishError> {
+        Ok(())
+    }
 }

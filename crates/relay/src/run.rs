@@ -24,6 +24,18 @@ pub enum RelayError {
     Refused(#[from] Refusal),
 }
 
+impl RelayError {
+    /// True if trying again does not help.
+    fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            RelayError::Refused(_)
+                | RelayError::Source(SourceError::Refused(_))
+                | RelayError::Publish(PublishError::Refused(_))
+        )
+    }
+}
+
 /// While a Kafka transaction begins, changes that come join it; for so long at a time they are waited for.
 const JOIN: Duration = Duration::from_millis(1);
 
@@ -141,14 +153,33 @@ pub fn run(
         return Ok(());
     }
     let ledger = publisher.open()?;
+    let ended = continue_log(&ledger, source, publisher, clock, control, (pipeline, database), limits);
+    if ended.as_ref().is_err_and(RelayError::is_refusal) {
+        // A reader that was frozen compares a source that another reader has gone on with to what it knew before. The
+        // other one has fenced it, and it has nothing to say any more.
+        publisher.confirm()?;
+    }
+    ended
+}
+
+/// Checks that the log may be continued from the source, and streams.
+fn continue_log(
+    ledger: &Ledger,
+    source: &mut dyn Source,
+    publisher: &mut dyn Publisher,
+    clock: &dyn Clock,
+    control: &dyn Control,
+    (pipeline, database): (&str, &str),
+    limits: &Limits,
+) -> Result<(), RelayError> {
     if control.take_over() && source.busy()? {
         source.take_over()?;
     }
-    let state = source.state(&resume::progress(&ledger)?.timeline)?;
-    let mut progress = resume::check(&ledger, &state)?;
+    let state = source.state(&resume::progress(ledger)?.timeline)?;
+    let mut progress = resume::check(ledger, &state)?;
     progress.timeline = state.timeline;
     let encoder = Encoder::new(pipeline, database);
-    let mut relay = Relay::new(encoder, progress, &ledger, clock, limits);
+    let mut relay = Relay::new(encoder, progress, ledger, clock, limits);
     relay.beat(source, state.heartbeat.beat)?;
     relay.first_look(source)?;
     relay.after_look(source, publisher, control)?;

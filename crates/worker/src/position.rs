@@ -15,6 +15,21 @@ use crate::{Checkpoint, Feed, LogState, Move, Sink, SinkError, StoreSpec, Stored
 /// the log, by as long as the brokers take to end a transaction in both.
 const MISSING_AFTER: Duration = Duration::from_secs(10);
 
+/// The part of one idle poll that counts as waiting. A process that was frozen has not waited meanwhile: what came in
+/// that time may not be here yet.
+const IDLE_STEP: Duration = Duration::from_secs(1);
+
+/// A log that ends before a store for longer than this has lost records. A broker that was cut off from the others, and
+/// that clients still reach, has an old end until they find the new leader.
+const BEYOND_AFTER: Duration = Duration::from_secs(10);
+
+/// What the stores were when the log first seemed not to be theirs.
+#[derive(Debug)]
+pub(crate) struct Doubt {
+    stored: Vec<Stored>,
+    since_us: i64,
+}
+
 /// A store that the log does not continue, although it has the id in the store's checkpoint.
 #[derive(Clone, Debug)]
 pub(crate) struct Replaced {
@@ -37,7 +52,8 @@ impl Worker<'_> {
             Role::Builder => self.find_copies(&log, sink)?,
         };
         self.continuity = Continuity::of(&self.stores, log.start);
-        self.positioned_at = self.clock.now_us();
+        self.idle = (Duration::ZERO, self.clock.now_us());
+        self.doubt = None;
         self.held = vec![None; self.stores.len()];
         self.given = false;
         let hindmost = self.stores.iter().flatten().min_by_key(|at| at.next_offset);
@@ -85,6 +101,7 @@ impl Worker<'_> {
             decide(spec, &stored[place], log, self.why_replaced(place, &stored[place]))
         };
         let starts: Vec<Result<Start, Refusal>> = specs.iter().enumerate().map(start_of).collect();
+        self.confirm(&stored, log, &starts)?;
         let starts: Result<Vec<Start>, SinkError> = (starts.into_iter().enumerate())
             .map(|(place, start)| self.or_stopped(sink, place, &stored[place], start, log))
             .collect();
@@ -164,6 +181,7 @@ impl Worker<'_> {
     ) -> Result<Vec<Option<Checkpoint>>, Failure> {
         let wanted = sink.copies().map_err(unlocated)?;
         let stored = sink.load().map_err(unlocated)?;
+        self.confirm(&stored, log, &[])?;
         let specs = sink.stores().to_vec();
         let mut stores = Vec::with_capacity(specs.len());
         for (place, spec) in specs.iter().enumerate() {
@@ -195,6 +213,39 @@ impl Worker<'_> {
         Ok(stores)
     }
 
+    /// Has log and stores read again before a store is refused, or is taken to be ahead of the log.
+    ///
+    /// The log was read before the stores. If this process was frozen in between, another worker has moved the stores to
+    /// places that this log did not have. If the second look finds the stores where the first one did, the log that was
+    /// read between the two is the one that they belong to.
+    fn confirm(
+        &mut self,
+        stored: &[Stored],
+        log: &LogState,
+        starts: &[Result<Start, Refusal>],
+    ) -> Result<(), Failure> {
+        // What has stopped was confirmed before.
+        let goes_on = |place: &usize| self.stops.get(*place).is_none();
+        let places: Vec<usize> = (0..stored.len()).filter(goes_on).collect();
+        let ahead = places.iter().any(|place| is_ahead(&stored[*place], log));
+        let refusal = places.iter().find_map(|place| starts.get(*place)?.as_ref().err());
+        if refusal.is_none() && !ahead {
+            return Ok(());
+        }
+        let now = self.clock.now_us();
+        let first = self.doubt.as_ref().filter(|doubt| doubt.stored == stored).map(|doubt| doubt.since_us);
+        if first.is_some_and(|since| !ahead || elapsed(since, now) >= BEYOND_AFTER) {
+            return Ok(());
+        }
+        if first.is_none() {
+            self.doubt = Some(Doubt { stored: stored.to_vec(), since_us: now });
+        }
+        Err(Failure::Again(match refusal {
+            Some(refusal) if !ahead => refusal.what.clone(),
+            _ => format!("a store is further than offset {}, where the log ended when it was read", log.end),
+        }))
+    }
+
     /// Remembers that the log does not go on from where a store was left, and has the stores read again: that decides
     /// what becomes of it.
     pub(crate) fn left_behind(&mut self, mismatch: &Mismatch) -> Failure {
@@ -206,7 +257,13 @@ impl Worker<'_> {
 
     /// On an idle log: gives up waiting for a record that a store was left at and that the log does not hold.
     pub(crate) fn miss_last_records(&mut self, feed: &mut dyn Feed) -> Result<(), Failure> {
-        if !self.continuity.waits() || elapsed(self.positioned_at, self.clock.now_us()) < MISSING_AFTER {
+        if !self.continuity.waits() {
+            return Ok(());
+        }
+        let now = self.clock.now_us();
+        let (waited, since) = self.idle;
+        self.idle = (waited + elapsed(since, now).min(IDLE_STEP), now);
+        if self.idle.0 < MISSING_AFTER {
             return Ok(());
         }
         let log_end = feed.progress()?.map(|progress| progress.log_end);
@@ -242,6 +299,14 @@ impl Worker<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// True if the store was built from more of this very log than the log is said to have.
+fn is_ahead(store: &Stored, log: &LogState) -> bool {
+    match store {
+        Stored::At(at) => (&at.log, at.generation) == (&log.id, log.generation) && at.next_offset > log.end,
+        Stored::Empty | Stored::Damaged(_) | Stored::Refused { .. } => false,
     }
 }
 

@@ -8,7 +8,7 @@ use foldhash::{HashMap, HashMapExt as _};
 use tracing::{info, warn};
 
 use crate::continuity::Continuity;
-use crate::position::Replaced;
+use crate::position::{Doubt, Replaced};
 use crate::stops::{Cause, Stops};
 use crate::{
     Change, Checkpoint, Feed, FeedError, FeedEvent, Handover, LastRecord, LogBatch, LogRecord, Move, Sink,
@@ -226,8 +226,10 @@ pub struct Worker<'a> {
     checked_at: i64,
     /// When it was asked whether stopped stores are to go on.
     pub(crate) asked_at: i64,
-    /// When it was read where the stores stand.
-    pub(crate) positioned_at: i64,
+    /// How long the log has been idle since the stores' places were read, and until when that was measured.
+    pub(crate) idle: (Duration, i64),
+    /// A finding that ends the worker, or costs a store, if a second look confirms it.
+    pub(crate) doubt: Option<Doubt>,
     group_at: i64,
 }
 
@@ -263,7 +265,8 @@ impl<'a> Worker<'a> {
             back_off: BACK_OFF.0,
             checked_at: clock.now_us(),
             asked_at: 0,
-            positioned_at: 0,
+            idle: (Duration::ZERO, 0),
+            doubt: None,
             group_at: 0,
         }
     }

@@ -1,21 +1,24 @@
 //! Which broker to ask for what, and what its error codes mean to us.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use change::Refusal;
 use kafka_protocol::ResponseError as Code;
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
-use kafka_protocol::messages::metadata_response::MetadataResponseTopic;
-use kafka_protocol::messages::{FindCoordinatorRequest, MetadataRequest, TopicName};
+use kafka_protocol::messages::metadata_response::{
+    MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
+};
+use kafka_protocol::messages::{FindCoordinatorRequest, MetadataRequest, MetadataResponse, TopicName};
 use kafka_protocol::protocol::{Request, StrBytes};
 
 use super::broker::{Broker, WireError};
 use super::security::Security;
 use crate::KafkaError;
 
-const METADATA: i16 = 4;
+/// The first that names a partition's leader epoch.
+const METADATA: i16 = 7;
 const FIND_COORDINATOR: i16 = 1;
 /// Of what is asked a coordinator for: a transaction.
 const TRANSACTION_KEY: i8 = 1;
@@ -32,13 +35,26 @@ const TRIES: u32 = 3;
 const TELL_AFTER: Duration = Duration::from_secs(1);
 
 /// The brokers.
+///
+/// A broker that is cut off from the controller, but not from its clients, goes on naming itself as the leader of what
+/// another broker leads by now. It answers this, and nothing that needs the others. So a broker whose own word led to
+/// a failure is asked last, and of two leaders the one of the later epoch counts, whoever named it.
 #[derive(Clone)]
 pub(crate) struct Cluster {
-    bootstrap: Vec<(String, u16)>,
-    /// The one of them that answered last.
-    answering: Arc<AtomicUsize>,
+    bootstrap: Vec<Address>,
+    known: Arc<Mutex<Known>>,
     security: Security,
     client_id: String,
+}
+
+type Address = (String, u16);
+
+/// What the brokers' answers have told. Shared by everything that was cloned from one [`Cluster`].
+struct Known {
+    /// Bootstrap servers, and the brokers that the last answer named, in the order in which they are asked.
+    brokers: Vec<Address>,
+    /// The latest epoch in which partition 0 of a topic had a leader.
+    epochs: HashMap<StrBytes, i32>,
 }
 
 impl Cluster {
@@ -65,14 +81,38 @@ impl Cluster {
                 "write it as `host:port`, several by comma",
             )
         })?;
-        Ok(Cluster { bootstrap, answering: Arc::default(), security, client_id: client_id.to_owned() })
+        let known = Known { brokers: bootstrap.clone(), epochs: HashMap::new() };
+        let known = Arc::new(Mutex::new(known));
+        Ok(Cluster { bootstrap, known, security, client_id: client_id.to_owned() })
+    }
+
+    /// `host:port,...` of all brokers that are known.
+    pub(crate) fn addresses(&self) -> String {
+        let known = self.known();
+        let address = |(host, port): &Address| match host.contains(':') {
+            true => format!("[{host}]:{port}"),
+            false => format!("{host}:{port}"),
+        };
+        known.brokers.iter().map(address).collect::<Vec<_>>().join(",")
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has another broker asked next. For a caller that was sent to a broker that did not do what it should.
+    pub(super) fn doubt(&self) {
+        let brokers = &mut self.known().brokers;
+        if !brokers.is_empty() {
+            brokers.rotate_left(1);
+        }
     }
 
     pub(super) fn connect(&self, host: &str, port: u16, deadline: Instant) -> Result<Broker, WireError> {
         Broker::connect((host, port), &self.security, &self.client_id, deadline)
     }
 
-    /// Asks the bootstrap servers, until one answers.
+    /// Asks the brokers, until one answers. That one is the first to be asked the next time.
     fn ask<R: Request>(
         &self,
         request: &R,
@@ -80,18 +120,16 @@ impl Cluster {
         deadline: Instant,
     ) -> Result<R::Response, WireError> {
         let mut last = WireError::Again("no bootstrap server".to_owned());
-        let (count, first) = (self.bootstrap.len(), self.answering.load(Ordering::Relaxed));
-        for tried in 0..count {
-            let place = (first + tried) % count;
-            let (host, port) = &self.bootstrap[place];
+        let brokers = self.known().brokers.clone();
+        for (tried, (host, port)) in brokers.iter().enumerate() {
             // None may take the time of those behind it.
             let left = deadline.saturating_duration_since(Instant::now());
-            let deadline = Instant::now() + left / u32::try_from(count - tried).unwrap_or(1);
+            let deadline = Instant::now() + left / u32::try_from(brokers.len() - tried).unwrap_or(1);
             let broker = self.connect(host, *port, deadline);
             match broker.and_then(|mut broker| broker.ask(request, version, deadline)) {
                 Err(error @ (WireError::Again(_) | WireError::Busy(_))) => last = error,
                 done => {
-                    self.answering.store(place, Ordering::Relaxed);
+                    self.known().prefer(&brokers[tried]);
                     return done;
                 }
             }
@@ -108,21 +146,70 @@ impl Cluster {
             .with_topics(Some(asked.collect()))
             .with_allow_auto_topic_creation(false);
         let found = self.ask(&request, METADATA, deadline)?;
-        let leader = |topic: &StrBytes| {
+        let mut known = self.known();
+        known.learn(&self.bootstrap, &found);
+        let mut leader = |topic: &StrBytes| {
             let doing = || format!("topic \"{}\" has no leader", &**topic);
             let missing = || WireError::Again(doing());
             let named =
                 |found: &&MetadataResponseTopic| found.name.as_ref().is_some_and(|name| name.0 == *topic);
-            let topic = found.topics.iter().find(named).ok_or_else(missing)?;
-            judge(topic.error_code, doing)?;
-            let partition = topic.partitions.iter().find(|partition| partition.partition_index == 0);
+            let described = found.topics.iter().find(named).ok_or_else(missing)?;
+            judge(described.error_code, doing)?;
+            let partition = described.partitions.iter().find(|partition| partition.partition_index == 0);
             let partition = partition.ok_or_else(missing)?;
             judge(partition.error_code, doing)?;
+            known.demand_latest(topic, partition)?;
             let broker = found.brokers.iter().find(|broker| broker.node_id == partition.leader_id);
             let broker = broker.ok_or_else(missing)?;
-            Ok(Leader { node: broker.node_id.0, host: broker.host.clone(), port: port(broker.port)? })
+            Ok(Leader {
+                node: broker.node_id.0,
+                epoch: partition.leader_epoch,
+                host: broker.host.clone(),
+                port: port(broker.port)?,
+            })
         };
-        topics.iter().map(leader).collect()
+        let leaders = topics.iter().map(&mut leader).collect();
+        drop(known);
+        if matches!(leaders, Err(WireError::Again(_))) {
+            self.doubt();
+        }
+        leaders
+    }
+}
+
+impl Known {
+    /// Has this broker asked first.
+    fn prefer(&mut self, broker: &Address) {
+        if let Some(place) = self.brokers.iter().position(|known| known == broker) {
+            self.brokers[..=place].rotate_right(1);
+        }
+    }
+
+    /// Takes in the brokers that an answer names, without changing the order of those known before.
+    fn learn(&mut self, bootstrap: &[Address], found: &MetadataResponse) {
+        let address =
+            |broker: &MetadataResponseBroker| Some((broker.host.to_string(), port(broker.port).ok()?));
+        let named: Vec<Address> = found.brokers.iter().filter_map(address).collect();
+        self.brokers.retain(|known| named.contains(known) || bootstrap.contains(known));
+        let new = named.into_iter().filter(|named| !self.brokers.contains(named)).collect::<Vec<_>>();
+        self.brokers.extend(new);
+    }
+
+    /// Fails if a later leader of the partition is known than the one that was named.
+    fn demand_latest(
+        &mut self,
+        topic: &StrBytes,
+        named: &MetadataResponsePartition,
+    ) -> Result<(), WireError> {
+        let epoch = self.epochs.entry(topic.clone()).or_insert(named.leader_epoch);
+        if named.leader_epoch < *epoch {
+            return Err(WireError::Again(format!(
+                "broker {} is named as the leader of topic \"{}\" in epoch {}, which ended: there was one in epoch {epoch}",
+                named.leader_id.0, &**topic, named.leader_epoch
+            )));
+        }
+        *epoch = named.leader_epoch;
+        Ok(())
     }
 }
 
@@ -134,6 +221,8 @@ fn port(port: i32) -> Result<u16, WireError> {
 #[derive(Clone)]
 pub(super) struct Leader {
     pub(super) node: i32,
+    /// The number of its leadership; -1 where the brokers do not count.
+    pub(super) epoch: i32,
     pub(super) host: StrBytes,
     pub(super) port: u16,
 }
@@ -168,10 +257,24 @@ impl Coordinator {
                     .with_key(self.transactional_id.clone())
                     .with_key_type(TRANSACTION_KEY);
                 let found = self.cluster.ask(&request, FIND_COORDINATOR, deadline)?;
-                judge(found.error_code, || "transactions have no coordinator".to_owned())?;
-                Ok(none.insert(self.cluster.connect(&found.host, port(found.port)?, deadline)?))
+                let connected = judge(found.error_code, || "transactions have no coordinator".to_owned())
+                    .and_then(|()| self.cluster.connect(&found.host, port(found.port)?, deadline));
+                match connected {
+                    Ok(broker) => Ok(none.insert(broker)),
+                    Err(error) => {
+                        // Another broker may know a later coordinator.
+                        self.cluster.doubt();
+                        Err(error)
+                    }
+                }
             }
         }
+    }
+
+    /// Has the next request look for the coordinator again, at another broker.
+    fn lose(&mut self) {
+        self.broker = None;
+        self.cluster.doubt();
     }
 
     /// Asks it. Where that fails, the next request goes over another connection.
@@ -183,7 +286,7 @@ impl Coordinator {
     ) -> Result<R::Response, WireError> {
         let answer = self.connect(deadline)?.ask(request, version, deadline);
         if answer.is_err() {
-            self.broker = None;
+            self.lose();
         }
         answer
     }
@@ -192,7 +295,7 @@ impl Coordinator {
     pub(crate) fn judge(&mut self, code: i16, doing: &str) -> Result<(), WireError> {
         let judged = judge(code, || doing.to_owned());
         if matches!(judged, Err(WireError::Again(_))) {
-            self.broker = None;
+            self.lose();
         }
         judged
     }
@@ -211,6 +314,10 @@ pub(super) fn judge(code: i16, doing: impl FnOnce() -> String) -> Result<(), Wir
         Code::InvalidTransactionTimeout => KafkaError::Refused(Refusal::new(
             format!("{}: {code}", doing()),
             "set transaction.timeout.ms in [kafka.properties] to no more than the brokers' transaction.max.timeout.ms",
+        )),
+        Code::UnsupportedVersion => KafkaError::Refused(Refusal::new(
+            format!("{}: {code}", doing()),
+            "Millrace needs Kafka 3.6 or later, or a service that keeps to its protocol",
         )),
         Code::ConcurrentTransactions => return Err(WireError::Busy(format!("{}: {code}", doing()))),
         code if code.is_retriable() => return Err(WireError::Again(format!("{}: {code}", doing()))),
@@ -253,6 +360,50 @@ mod tests {
     fn parsed(bootstrap: &str) -> Option<Vec<(String, u16)>> {
         let security = Security::new(&BTreeMap::new()).unwrap();
         Cluster::new(bootstrap, security, "test").ok().map(|cluster| cluster.bootstrap)
+    }
+
+    fn cluster(bootstrap: &str) -> Cluster {
+        Cluster::new(bootstrap, Security::new(&BTreeMap::new()).unwrap(), "test").unwrap()
+    }
+
+    fn order(cluster: &Cluster) -> String {
+        let known = cluster.known();
+        known.brokers.iter().map(|(host, _)| host.as_str()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn a_broker_whose_word_led_to_a_failure_is_asked_last() {
+        let cluster = cluster("a:1,b:1,c:1");
+        cluster.known().prefer(&("b".to_owned(), 1));
+        assert_eq!((order(&cluster), cluster.addresses()), ("b a c".to_owned(), "b:1,a:1,c:1".to_owned()));
+        cluster.doubt();
+        assert_eq!(order(&cluster), "a c b");
+    }
+
+    #[test]
+    fn brokers_that_an_answer_names_are_known_for_as_long_as_answers_name_them() {
+        let cluster = cluster("a:1,b:1");
+        let answer = |hosts: &[&'static str]| {
+            let named = |host: &&'static str| {
+                MetadataResponseBroker::default().with_host(StrBytes::from_static_str(host)).with_port(1)
+            };
+            MetadataResponse::default().with_brokers(hosts.iter().map(named).collect())
+        };
+        for (hosts, expected) in [(&["b", "c", "d"][..], "a b c d"), (&["d", "e"], "a b d e")] {
+            cluster.known().learn(&cluster.bootstrap, &answer(hosts));
+            assert_eq!(order(&cluster), expected);
+        }
+    }
+
+    #[test]
+    fn a_leader_whose_time_is_over_is_not_believed() {
+        let cluster = cluster("a:1");
+        let named = |topic: &'static str, epoch| {
+            let partition = MetadataResponsePartition::default().with_leader_epoch(epoch);
+            cluster.known().demand_latest(&StrBytes::from_static_str(topic), &partition).is_ok()
+        };
+        assert!(named("t", 5) && named("t", 5) && named("t", 6) && !named("t", 5) && named("t", 6));
+        assert!(named("other", 1), "each topic has epochs of its own");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The committed records of a topic's partition 0 from an offset on, fetched ahead on a thread of their own.
 
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Weak};
 use std::thread;
@@ -12,9 +13,8 @@ use kafka_protocol::protocol::StrBytes;
 use worker::{FeedError, LogBatch};
 
 use super::broker::{Broker, WireError};
-use super::cluster::{Cluster, judge, patiently};
+use super::cluster::{Cluster, Leader, judge, patiently};
 use super::records::{Aborted, Encoded, Unreadable, batches};
-use crate::reader::out_of_range;
 use crate::{Connection, KafkaError};
 
 /// The last with topics by name. The broker compares the epoch of what was read last with its own log.
@@ -26,6 +26,14 @@ const ANSWER_LEN: i32 = 1 << 20;
 /// Bytes of records after which a batch takes no further one of Kafka's; one of more is not filled again.
 const BATCH_LEN: usize = 512 << 10;
 const BATCH_KEPT_LEN: usize = 4 << 20;
+/// Another broker is asked who leads the partition after this time in which nothing came, and after this time in any
+/// case. A leader that was replaced, and does not know it, has nothing new and says no more than that.
+const LOOK_IDLE: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_secs(60);
+/// The same where records are known to be there that do not come.
+const LOOK_BEHIND: Duration = Duration::from_secs(2);
+/// The longest wait for that broker's answer.
+const LOOK_LIMIT: Duration = Duration::from_secs(2);
 /// Batches that wait to be taken.
 const AHEAD: usize = 2;
 /// Records of transactions that are not committed are not asked for.
@@ -37,12 +45,13 @@ const NONE: i32 = -1;
 pub(crate) struct Fetch {
     batches: Receiver<Result<Passed, FeedError>>,
     used: Sender<LogBatch>,
-    _reads: Arc<()>,
+    /// The log is known to hold committed records below this offset.
+    log_end: Arc<AtomicI64>,
 }
 
 impl Fetch {
     pub(crate) fn start(connection: &Connection, topic: &str, offset: i64) -> Result<Self, KafkaError> {
-        let reads = Arc::new(());
+        let log_end = Arc::new(AtomicI64::new(0));
         let (to, batches) = sync_channel(AHEAD);
         let (used, to_fill) = channel();
         let fetcher = Fetcher {
@@ -52,16 +61,24 @@ impl Fetch {
             offset,
             leader_epoch: NONE,
             asked: None,
+            leader: None,
+            heard: Instant::now(),
+            looked: Instant::now(),
             filling: LogBatch::default(),
             to_fill,
             to,
-            reads: Arc::downgrade(&reads),
+            log_end: Arc::downgrade(&log_end),
         };
         thread::Builder::new()
             .name("kafka-fetch".into())
             .spawn(move || fetcher.run())
             .map_err(|error| KafkaError::Unavailable(format!("cannot start a thread: {error}")))?;
-        Ok(Fetch { batches, used, _reads: reads })
+        Ok(Fetch { batches, used, log_end })
+    }
+
+    /// Says that the log holds committed records below this offset. Where they do not come, their leader is looked for.
+    pub(crate) fn expect(&self, log_end: i64) {
+        self.log_end.store(log_end, Ordering::Relaxed);
     }
 
     /// Puts the records that come next into `batch`, in exchange for its memory, waiting for them at most `timeout`, and
@@ -96,11 +113,16 @@ struct Fetcher {
     leader_epoch: i32,
     /// The connection over which an answer is owed.
     asked: Option<Broker>,
+    /// Whom it leads to, as far as is known.
+    leader: Option<Leader>,
+    /// When records came last, and when it was last asked who leads the partition.
+    heard: Instant,
+    looked: Instant,
     filling: LogBatch,
     to_fill: Receiver<LogBatch>,
     to: SyncSender<Result<Passed, FeedError>>,
-    /// Gone with the near end.
-    reads: Weak<()>,
+    /// See [`Fetch::expect`]. Gone with the near end.
+    log_end: Weak<AtomicI64>,
 }
 
 /// What the broker has from one offset on.
@@ -128,20 +150,38 @@ impl Fetcher {
 
     /// What comes next. What follows that is asked for, and comes while this is taken apart.
     fn answer(&mut self, deadline: Instant) -> Result<Answer, WireError> {
-        if self.reads.strong_count() == 0 {
+        let Some(log_end) = self.log_end.upgrade() else {
             return Err(KafkaError::Unavailable("nobody reads any more".to_owned()).into());
+        };
+        self.look_for_leader(log_end.load(Ordering::Relaxed));
+        let answer = self.next_answer(deadline);
+        if matches!(answer, Err(WireError::Again(_))) {
+            // The broker that named this leader may not know the next one.
+            self.leader = None;
+            self.cluster.doubt();
         }
+        answer
+    }
+
+    fn next_answer(&mut self, deadline: Instant) -> Result<Answer, WireError> {
         let mut broker = match self.asked.take() {
             Some(broker) => broker,
             None => {
-                let leader = self.cluster.leaders(vec![self.topic.clone()], deadline)?.remove(0);
+                let leader = match self.leader.take() {
+                    Some(leader) => leader,
+                    None => self.cluster.leaders(vec![self.topic.clone()], deadline)?.remove(0),
+                };
                 let mut broker = self.cluster.connect(&leader.host, leader.port, deadline)?;
+                self.leader = Some(leader);
                 self.ask(&mut broker, deadline)?;
                 broker
             }
         };
         let response = broker.receive::<FetchRequest>(FETCH, deadline)?;
         let answer = self.take_in(response)?;
+        if !answer.batches.is_empty() {
+            self.heard = Instant::now();
+        }
         // Where that fails, the next try is over another connection.
         if !broker.expired() && self.ask(&mut broker, deadline).is_ok() {
             self.asked = Some(broker);
@@ -149,10 +189,35 @@ impl Fetcher {
         Ok(answer)
     }
 
+    /// Asks another broker now and then who leads the partition, and turns to a new leader. Where none answers, the
+    /// present leader is read on.
+    fn look_for_leader(&mut self, log_end: i64) {
+        let Some(leader) = &self.leader else { return };
+        let idle = self.heard.elapsed().min(self.looked.elapsed());
+        let behind = log_end > self.offset && idle >= LOOK_BEHIND;
+        if !behind && idle < LOOK_IDLE && self.looked.elapsed() < LOOK {
+            return;
+        }
+        self.looked = Instant::now();
+        self.cluster.doubt();
+        let found = self.cluster.leaders(vec![self.topic.clone()], self.looked + LOOK_LIMIT);
+        let Some(found) = found.ok().and_then(|mut leaders| leaders.pop()) else { return };
+        if found.epoch > leader.epoch {
+            tracing::info!(
+                topic = &*self.topic,
+                broker = found.node,
+                epoch = found.epoch,
+                "the log has a new leader"
+            );
+            self.asked = None;
+            self.leader = Some(found);
+        }
+    }
+
     fn ask(&self, broker: &mut Broker, deadline: Instant) -> Result<(), WireError> {
         let partition = FetchPartition::default()
             .with_partition(0)
-            .with_current_leader_epoch(NONE)
+            .with_current_leader_epoch(self.leader.as_ref().map_or(NONE, |leader| leader.epoch))
             .with_fetch_offset(self.offset)
             .with_last_fetched_epoch(self.leader_epoch)
             .with_partition_max_bytes(ANSWER_LEN);
@@ -177,7 +242,13 @@ impl Fetcher {
         // Another leader's log is another from somewhere before here on.
         let diverged = partition.diverging_epoch.end_offset >= 0;
         if diverged || partition.error_code == Code::OffsetOutOfRange.code() {
-            return Err(out_of_range(&self.topic).into());
+            // Not refused: while this process was frozen, retention may have passed this place, which another worker has
+            // left long ago. Where the stores are is read again, and decides.
+            let what = format!(
+                "topic \"{}\" does not hold offset {} as it was read before",
+                &*self.topic, self.offset
+            );
+            return Err(KafkaError::Unavailable(what).into());
         }
         judge(partition.error_code, doing)?;
         let records = partition.records.unwrap_or_default();

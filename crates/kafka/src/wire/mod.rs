@@ -11,5 +11,6 @@ pub(crate) mod cluster;
 pub(crate) mod fetch;
 pub(crate) mod outbox;
 mod records;
+mod rejection;
 mod scram;
 pub(crate) mod security;

@@ -14,6 +14,7 @@ use kafka_protocol::protocol::StrBytes;
 use super::batch::{Batch, Largest, ProducerId};
 use super::broker::{Broker, WireError};
 use super::cluster::{Cluster, Leader, judge, patiently};
+use super::rejection::{alter, rejection};
 use crate::KafkaError;
 
 const PRODUCE: i16 = 7;
@@ -105,7 +106,7 @@ impl Outbox {
         });
         let group: Vec<Sent> = group.collect();
         if let Some(sent) = group.iter().find(|sent| sent.bytes.len() > BATCH_MAX_LEN) {
-            return Err(sent.refused(&self.partitions[sent.partition].topic));
+            return Err(sent.refused(&self.partitions[sent.partition].topic, "max.message.bytes"));
         }
         self.waiting.push_back(group);
         self.patiently(|this, deadline| this.transmit(deadline))?;
@@ -152,6 +153,10 @@ impl Outbox {
                     self.lanes.drain(..).flat_map(|lane| lane.requests).collect();
                 unanswered.into_iter().rev().for_each(|group| self.waiting.push_front(group));
                 self.partitions.iter_mut().for_each(|partition| partition.leader = None);
+            }
+            if matches!(done, Err(WireError::Again(_))) {
+                // The broker that named this leader may not know the next one.
+                self.cluster.doubt();
             }
             done
         })
@@ -222,11 +227,15 @@ impl Sent {
         let of_topic = answer.responses.iter().find(|answer| answer.name.0 == *topic);
         let partition = of_topic.and_then(|of_topic| of_topic.partition_responses.first());
         let partition = partition.ok_or_else(|| WireError::Again(doing()))?;
-        let too_large = [Code::MessageTooLarge.code(), Code::RecordListTooLarge.code()];
-        if too_large.contains(&partition.error_code) {
-            return Err(self.refused(topic).into());
+        match Code::try_from_code(partition.error_code) {
+            None => {}
+            Some(Code::MessageTooLarge) => return Err(self.refused(topic, "max.message.bytes").into()),
+            Some(Code::RecordListTooLarge) => return Err(self.refused(topic, "segment.bytes").into()),
+            Some(code) => match rejection(code, topic) {
+                Some(refusal) => return Err(KafkaError::Refused(refusal).into()),
+                None => judge(partition.error_code, doing)?,
+            },
         }
-        judge(partition.error_code, doing)?;
         if partition.base_offset < 0 {
             let what = format!("topic \"{}\" took records and did not tell their offsets", &**topic);
             return Err(KafkaError::Unavailable(what).into());
@@ -234,7 +243,8 @@ impl Sent {
         Ok(partition.base_offset + i64::from(self.count))
     }
 
-    fn refused(&self, topic: &str) -> KafkaError {
+    /// It is larger than this setting of the topic allows.
+    fn refused(&self, topic: &str, setting: &str) -> KafkaError {
         let Largest { len, key } = &self.largest;
         let what = match self.count {
             1 => format!("a record of {len} bytes, key {key}"),
@@ -246,8 +256,8 @@ impl Sent {
         KafkaError::Refused(Refusal::new(
             format!("topic \"{topic}\" does not take {what}"),
             format!(
-                "raise its limit: kafka-configs.sh --bootstrap-server BROKER --alter --entity-type topics \
-                 --entity-name {topic} --add-config max.message.bytes=N (at most {BATCH_MAX_LEN})"
+                "raise its limit: {} (max.message.bytes at most {BATCH_MAX_LEN})",
+                alter(topic, &format!("{setting}=N"))
             ),
         ))
     }

@@ -30,9 +30,13 @@ pub(crate) fn connection(bootstrap: &str, properties: &[(&str, &str)]) -> Connec
 
 /// Topics of a pipeline, with the log's first record.
 pub(crate) fn pipeline(kafka: &Kafka, name: &str) -> (Connection, Names) {
-    let connection = connection(&kafka.bootstrap(), &[]);
+    pipeline_at(connection(&kafka.bootstrap(), &[]), name, 1)
+}
+
+/// The same with so many replicas.
+pub(crate) fn pipeline_at(connection: Connection, name: &str, replicas: u16) -> (Connection, Names) {
     let names = Names::new(name, 1).unwrap();
-    assert_eq!(ensure_topics(&connection, &names, Some(1)).unwrap(), []);
+    assert_eq!(ensure_topics(&connection, &names, Some(replicas)).unwrap(), []);
     let (mut setup, ledger) = SetupWriter::open(&connection, &names).unwrap();
     assert_eq!(ledger.log, None);
     setup

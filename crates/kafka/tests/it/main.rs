@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod bench;
+mod cluster;
 mod common;
 mod feed;
 mod outage;

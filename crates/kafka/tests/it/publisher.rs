@@ -196,8 +196,13 @@ fn h03_an_idle_older_publisher_is_fenced_too_whichever_of_its_producers_comes_ne
         }
         let mut newer = KafkaPublisher::new(connection, names.clone());
         newer.open().unwrap();
+        let confirmed = older.confirm();
+        assert!(matches!(confirmed, Err(PublishError::Fenced)), "{confirmed:?}");
+        newer.confirm().unwrap();
         let commit = older.commit(&[], &mut progress(9));
         assert!(matches!(commit, Err(PublishError::Fenced)), "{commit:?}");
+        newer.send(&rows(0, 1), 1).unwrap();
+        newer.confirm().unwrap();
         let ledger = newer.open().unwrap();
         assert_eq!(ledger.progress.map(|progress| progress.end_lsn), Some(progress(turns).end_lsn));
     }

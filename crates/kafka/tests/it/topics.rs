@@ -53,6 +53,55 @@ fn what_others_made_of_the_topics_is_named_with_its_remedy() {
     has(false, &format!("\"{log}\" has max.message.bytes"), "--add-config max.message.bytes=67108864");
 }
 
+/// Changes a setting of a topic, as an operator does.
+fn configure(topic: &str, setting: &str) {
+    let at = shared().bootstrap();
+    let place = ["--bootstrap-server", &at, "--entity-type", "topics", "--entity-name", topic];
+    let change = ["--alter", "--add-config", setting];
+    shared().tool("kafka.admin.ConfigCommand", &[&place[..], &change].concat());
+}
+
+#[test]
+fn what_a_topics_settings_forbid_is_refused_with_the_setting_that_mends_it() {
+    let (connection, names) = pipeline(shared(), "forbids");
+    let log = names.log();
+    let write = |records: &change::RecordBatch, count| {
+        let mut publisher = KafkaPublisher::new(connection.clone(), names.clone());
+        publisher.open().unwrap();
+        publisher.send(records, count).and_then(|()| publisher.commit(&[], &mut progress(1)))
+    };
+    let refused = |records: &change::RecordBatch, count| match write(records, count) {
+        Err(PublishError::Refused(refusal)) => refusal,
+        other => panic!("{other:?}"),
+    };
+    let found = |what: &str| {
+        let problems = check_topics(&connection, &names).unwrap();
+        problems.into_iter().any(|problem| problem.fatal && problem.refusal.what.contains(what))
+    };
+    assert!(write(&rows(0, 1), 1).is_ok() && !found(""));
+
+    // The rows' time is years ahead of the broker's clock, and grows with their number. This one is of 1970.
+    let old = rows(0u64.wrapping_sub(TIME_MS as u64), 1);
+    let (after, before) = ("message.timestamp.after.max.ms", "message.timestamp.before.max.ms");
+    configure(&log, &format!("{after}=3600000"));
+    let refusal = refused(&rows(1, 1), 1);
+    assert!(refusal.what.contains(&log) && refusal.remedy.contains(after), "{refusal}");
+    assert!(found(after));
+    configure(&log, &format!("{after}={},{before}=3600000", i64::MAX));
+    let refusal = refused(&old, 1);
+    assert!(refusal.what.contains(&log) && refusal.remedy.contains(before), "{refusal}");
+    assert!(found(before) && !found(after));
+
+    configure(&log, &format!("{before}={},segment.bytes=1048576", i64::MAX));
+    assert!(write(&old, 1).is_ok() && !found(""));
+    let refusal = refused(&large(3 << 20), 1);
+    assert!(refusal.remedy.contains("segment.bytes=N"), "{refusal}");
+
+    configure(&log, "cleanup.policy=compact,min.insync.replicas=2");
+    assert!(found("cleanup.policy=compact"));
+    assert!(found("min.insync.replicas=2 and replication factor 1"));
+}
+
 #[test]
 fn h08_missing_topics_are_refused_with_what_mends_it() {
     let bare = connection(&shared().bootstrap(), &[]);

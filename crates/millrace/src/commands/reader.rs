@@ -81,7 +81,7 @@ fn stream(watch: &Watch<'_>) -> Outcome {
         watch.metrics.iter().for_each(ReaderMetrics::restarted);
         watch.unsettled.set(true);
         match supervisor.after_relay(error, started, Instant::now()) {
-            Next::End(failure) if watch.succeeded() => {
+            Next::End(failure) if watch.finds_successor() => {
                 tracing::error!(
                     "the log ends here, and the next one takes its place: {}",
                     failure.to_string().trim_end()
@@ -314,6 +314,12 @@ impl<'a> Watch<'a> {
             Some(next) => known.next == Some(next),
             None => known.current.number == self.generation.get(),
         }
+    }
+
+    /// The same by what the brokers say now: a process that was frozen may be told of the next log last.
+    fn finds_successor(&self) -> bool {
+        self.logs.look(&self.service.process);
+        self.succeeded()
     }
 
     /// Whether another log is to take the place of this one.

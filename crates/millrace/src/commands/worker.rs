@@ -109,7 +109,7 @@ fn keep(watch: &Watch<'_>, sink: &mut dyn Sink) -> Outcome {
         service.telemetry.tell(watch.name, false, reason.clone());
         watch.metrics.restarted();
         match supervisor.after_worker(error, watch.worker, &log, started, Instant::now()) {
-            Next::End(failure) if watch.has_successor() => {
+            Next::End(failure) if watch.finds_successor() => {
                 tracing::warn!(
                     part = watch.name,
                     "going over to the next log, from which the stores are being built: {}",
@@ -237,6 +237,12 @@ struct Watch<'a> {
 }
 
 impl Watch<'_> {
+    /// The same by what the brokers say now: a process that was frozen may be told of the next log last.
+    fn finds_successor(&self) -> bool {
+        self.logs.look(&self.service.process);
+        self.has_successor()
+    }
+
     /// Whether there is a later log than the one that was followed.
     fn has_successor(&self) -> bool {
         let generation = self.generation.load(Ordering::Relaxed);

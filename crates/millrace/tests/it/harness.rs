@@ -165,6 +165,19 @@ impl Pipeline {
         Process::spawn(command.stdout(log.try_clone().expect("a second handle")).stderr(log))
     }
 
+    /// The same on a host of this name: in a UTS namespace of its own, which needs root.
+    pub(crate) fn process_on(&self, host: &str, arguments: &[&str], name: &str) -> Process {
+        let log = fs::File::options().create(true).append(true).open(self.log_path(name)).expect("a log");
+        let millrace = self.command(arguments);
+        let mut command = Command::new("unshare");
+        command.args(["--uts", "sh", "-c", r#"hostname "$0" && exec "$@""#, host]);
+        command.arg(millrace.get_program()).args(millrace.get_args()).stdin(Stdio::null());
+        for (key, _) in millrace.get_envs() {
+            command.env_remove(key);
+        }
+        Process::spawn(command.stdout(log.try_clone().expect("a second handle")).stderr(log))
+    }
+
     /// Starts a process that dies at a stage, as `kill -9` would end it, and waits for that.
     pub(crate) fn dies_at(&self, stage: &str, arguments: &[&str], name: &str) {
         let log = fs::File::options().create(true).append(true).open(self.log_path(name)).expect("a log");

@@ -5,6 +5,7 @@ mod chaos;
 mod commands;
 mod debezium;
 mod faults;
+mod freeze;
 mod generation;
 mod groups;
 mod harness;

@@ -355,7 +355,7 @@ pub(super) fn java(jvm: Jvm, libs: &Path) -> Command {
     command
 }
 
-fn kafka_java(jvm: Jvm) -> Command {
+pub(super) fn kafka_java(jvm: Jvm) -> Command {
     java(jvm, &libraries("kafka", VERSION, &format!("kafka_2.13-{VERSION}.jar")))
 }
 

@@ -2,12 +2,14 @@
 //!
 //! `scripts/install` brings what they need. Copies of the test suite run side by side.
 
+mod cluster;
 mod debezium;
 mod kafka;
 mod postgres;
 mod process;
 mod redis;
 
+pub use cluster::KafkaCluster;
 pub use debezium::Debezium;
 pub use kafka::Kafka;
 pub use postgres::{Postgres, Rows, Session};

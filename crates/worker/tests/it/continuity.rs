@@ -126,9 +126,52 @@ fn a_store_is_not_moved_before_its_last_record_has_come() {
     let mut worker = Worker::new(Role::Worker, &clock, &told);
     log.assigned = false;
     (0..8).for_each(|_| worker.step(&mut log, &mut store).unwrap());
-    clock.sleep(Duration::from_secs(11));
+    // A process that was frozen for an hour has not waited for an hour.
+    clock.sleep(Duration::from_secs(3600));
     (0..8).for_each(|_| worker.step(&mut log, &mut store).unwrap());
+    assert_eq!((store.checkpoint(0), &store.copies), (&left, &Some(vec![false])));
+    for _ in 0..12 {
+        clock.sleep(Duration::from_secs(1));
+        worker.step(&mut log, &mut store).unwrap();
+    }
     assert_eq!((store.checkpoint(0).lsn, &store.copies), (left.lsn, &Some(vec![true])));
+}
+
+#[test]
+fn a_worker_that_was_frozen_goes_on_where_another_one_left_the_store() {
+    // It knows the log's end of the time before, and the store's place of the time after.
+    let mut log = Log::of(&WRITTEN[..4]);
+    log.later = Some(Box::new(Log::of(&WRITTEN)));
+    let mut store = Store::at(&[left_after(3)]);
+    store.moved_to = Some(left_after(6));
+    live(&mut log, &mut store).unwrap();
+    assert_eq!((&store.applied, &store.copies), (&vec![vec![]], &Some(vec![false])));
+    assert_eq!(store.checkpoint(0), &left_after(6));
+}
+
+#[test]
+fn a_log_that_ends_before_a_store_is_looked_at_again_before_it_is_refused() {
+    let left = left_after(6);
+    let (clock, told) = (Still(Cell::new(0)), Told::default());
+    let step = |worker: &mut Worker<'_>, log: &mut Log, store: &mut Store, steps: usize| {
+        (0..steps).try_for_each(|_| worker.step(log, store))
+    };
+    // A broker that was cut off answered; then the others do.
+    let (mut log, mut store) = (Log::of(&WRITTEN[..4]), Store::at(std::slice::from_ref(&left)));
+    let mut worker = Worker::new(Role::Worker, &clock, &told);
+    step(&mut worker, &mut log, &mut store, 7).unwrap();
+    log = Log { assigned: true, ..Log::of(&WRITTEN) };
+    step(&mut worker, &mut log, &mut store, 3).unwrap();
+    assert_eq!((store.checkpoint(0), &store.copies), (&left, &Some(vec![false])));
+    drop(worker);
+    // The records were lost.
+    let (mut log, mut store) = (Log::of(&WRITTEN[..4]), Store::at(std::slice::from_ref(&left)));
+    let mut worker = Worker::new(Role::Worker, &clock, &told);
+    step(&mut worker, &mut log, &mut store, 7).unwrap();
+    let refused = step(&mut worker, &mut log, &mut store, 7);
+    let lost = |error: &WorkerError| error.to_string().contains("records were lost");
+    assert!(refused.as_ref().is_err_and(lost), "{refused:?}");
+    assert_eq!((store.checkpoint(0).next_offset, store.checkpoint(0).ready), (left.next_offset, false));
 }
 
 #[test]

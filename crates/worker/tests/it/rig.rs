@@ -27,9 +27,11 @@ pub(crate) struct Log {
     pub(crate) records: Vec<(i64, String)>,
     pub(crate) start: i64,
     pub(crate) end: i64,
-    next: i64,
+    pub(crate) next: i64,
     pub(crate) assigned: bool,
     pub(crate) progress: Option<Progress>,
+    /// The log as it is after it was described once.
+    pub(crate) later: Option<Box<Log>>,
     /// The generation of a later log.
     pub(crate) newer: Option<u32>,
 }
@@ -39,7 +41,7 @@ impl Log {
         // Behind each transaction is a control record.
         let end = records.last().map_or(0, |(offset, _)| offset + 2);
         let records = records.iter().map(|(offset, header)| (*offset, (*header).to_owned())).collect();
-        Log { records, start: 0, end, next: 0, assigned: false, progress: None, newer: None }
+        Log { records, start: 0, end, next: 0, assigned: false, progress: None, later: None, newer: None }
     }
 }
 
@@ -68,6 +70,9 @@ impl Feed for Log {
 
     fn log(&mut self) -> Result<LogState, FeedError> {
         let (start, end) = (self.start, self.end);
+        if let Some(later) = self.later.take() {
+            *self = Log { assigned: self.assigned, ..*later };
+        }
         let next = self.newer.map(|generation| Successor { generation, diverged: false });
         Ok(LogState { id: LOG.into(), generation: 1, diverged: false, start, end, group: None, next })
     }
@@ -103,6 +108,8 @@ pub(crate) struct Store {
     pub(crate) poison: BTreeMap<(usize, i64), Option<Refusal>>,
     /// The copies that were asked for; `None` for a sink that keeps none.
     pub(crate) copies: Option<Vec<bool>>,
+    /// Where another worker leaves the first store before this one looks at it.
+    pub(crate) moved_to: Option<Checkpoint>,
 }
 
 impl Store {
@@ -117,6 +124,7 @@ impl Store {
             applied: none,
             poison: BTreeMap::new(),
             copies: Some(vec![false; checkpoints.len()]),
+            moved_to: None,
         }
     }
 
@@ -138,6 +146,9 @@ impl Sink for Store {
     }
 
     fn load(&mut self) -> Result<Vec<Stored>, SinkError> {
+        if let Some(moved) = self.moved_to.take() {
+            self.stored[0] = Stored::At(moved);
+        }
         Ok(self.stored.clone())
     }
 
