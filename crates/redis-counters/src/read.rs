@@ -98,5 +98,6 @@ impl Counters {
 
 fn counter(name: &str, keys: CounterKeys) -> Counter {
     // Only writing needs to know the shape.
-    Counter { name: name.to_owned(), keys, shape: Shape { aggregate: Aggregate::Rows, grouped: true } }
+    let shape = Shape { aggregate: Aggregate::Rows, grouped: true };
+    Counter { name: name.to_owned(), keys, shape, shown: true }
 }
