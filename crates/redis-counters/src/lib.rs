@@ -35,5 +35,5 @@ mod store;
 pub use bounds::Bounds;
 pub use connection::{ACL_COMMANDS, LONGEST_SCRIPT, Server};
 pub use keys::Namespace;
-pub use read::Counters;
+pub use read::{Counters, Part};
 pub use sink::CountersSink;

@@ -53,7 +53,7 @@ pub(crate) struct Store {
     rebuild: Script,
     swap: Script,
     drop: Script,
-    whole: Script,
+    part: Script,
 }
 
 macro_rules! script {
@@ -81,7 +81,7 @@ impl Store {
             rebuild: script!("rebuild.lua"),
             swap: script!("swap.lua"),
             drop: script!("drop.lua"),
-            whole: script!("whole.lua"),
+            part: script!("part.lua"),
         })
     }
 
@@ -263,11 +263,28 @@ impl Store {
         self.link.run(&call)
     }
 
-    /// A counter's observation and its whole value, as fields and contents in turn.
-    pub(crate) fn whole(&mut self, counter: &Counter) -> Result<(String, Vec<String>), SinkError> {
-        let mut call = prepared(&self.whole, [counter]);
-        call.arg(&counter.name);
-        self.link.run(&call)
+    /// A part of a counter's value, as `part.lua` scans it, and what is seen of the counter at that moment.
+    pub(crate) fn scan(
+        &mut self,
+        counter: &Counter,
+        cursor: &str,
+    ) -> Result<(String, String, Vec<String>), SinkError> {
+        let groups = self.writing.piece();
+        let mut call = prepared(&self.part, [counter]);
+        call.arg(&counter.name).arg("scan").arg(cursor).arg(groups);
+        timed(&mut self.link, &mut self.writing, &call, groups)
+    }
+
+    /// Values of some groups, and what is seen of the counter at that moment.
+    pub(crate) fn values(
+        &mut self,
+        counter: &Counter,
+        groups: &[String],
+    ) -> Result<(String, Vec<Option<String>>), SinkError> {
+        let mut call = prepared(&self.part, [counter]);
+        call.arg(&counter.name).arg("groups").arg(groups);
+        let (seen, _, values): (String, String, Vec<Option<String>>) = self.link.run(&call)?;
+        Ok((seen, values))
     }
 
     /// Names of counters and the pipelines that own them.
