@@ -24,6 +24,9 @@ use crate::{Connection, KafkaError, Names};
 const CLOSE_LIMIT: Duration = Duration::from_secs(3);
 /// How long a member may be silent before the group gives the log to another.
 pub(crate) const SESSION_TIMEOUT: Duration = Duration::from_secs(6);
+/// How long a member that is alive may be busy with one commit before the group gives the log to another, which would begin it
+/// from scratch. A transaction that changes millions of groups of a large counter takes minutes.
+const LONGEST_COMMIT_MS: &str = "3600000";
 /// What marks an offset in the group as committed by a worker.
 const TAG: &str = "millrace:1";
 
@@ -44,6 +47,7 @@ impl Member {
             ("partition.assignment.strategy", "range"),
             ("heartbeat.interval.ms", "1500"),
             ("session.timeout.ms", session.as_str()),
+            ("max.poll.interval.ms", LONGEST_COMMIT_MS),
         ];
         let instance = connection.host().map(|host| format!("{group}@{host}"));
         settings.extend(instance.as_deref().map(|instance| ("group.instance.id", instance)));

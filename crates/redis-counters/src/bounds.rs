@@ -18,6 +18,6 @@ pub struct Bounds {
 
 impl Default for Bounds {
     fn default() -> Self {
-        Bounds { script_groups: 50_000, script_bytes: 16 << 20, held_groups: 500_000, held_bytes: 128 << 20 }
+        Bounds { script_groups: 50_000, script_bytes: 6 << 20, held_groups: 500_000, held_bytes: 128 << 20 }
     }
 }

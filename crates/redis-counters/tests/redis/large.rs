@@ -2,6 +2,7 @@
 //! one between two commands leaves a store that is right.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use change::Op;
@@ -187,6 +188,61 @@ fn of_two_workers_the_one_that_is_late_changes_nothing() {
             assert!(matches!(outcome, Err(SinkError::Moved(_))), "{kind:?} {number}: {outcome:?}");
             rig.load().unwrap();
             assert_eq!(left(&redis), [""; 0], "{kind:?} {number}");
+        }
+    }
+}
+
+/// Users get another size; as many groups as before.
+fn resize(rig: &mut Rig, users: std::ops::Range<i64>, size: i64) {
+    for user in users {
+        let (old, new) = (mail(user, user, 1), mail(user, user, size));
+        rig.change(Op::Update, Some(&old), Some(&new)).unwrap();
+    }
+}
+
+#[test]
+fn of_two_workers_that_both_began_the_later_goes_on() {
+    for kind in KINDS {
+        let redis = Redis::start();
+        filled(&redis, kind, 300);
+        let before = everything(&redis);
+        for number in 2.. {
+            restore(&redis, &before);
+            // At this request of the first, the second writes a part of another transaction early.
+            let (url, later) = (redis.url(), Arc::new(Mutex::new(None)));
+            let slot = later.clone();
+            let proxy = Proxy::start(&redis, move |request| {
+                if request == number {
+                    let mut second = kind.rig(&url, Bounds { held_groups: 40, ..FEW });
+                    second.load().unwrap();
+                    second.offset = second.at[0].next_offset;
+                    resize(&mut second, 100..200, 5);
+                    *slot.lock().unwrap() = Some(second);
+                }
+                None
+            });
+            let mut first = kind.rig(&proxy.url(), FEW);
+            first.load().unwrap();
+            first.offset = first.at[0].next_offset;
+            resize(&mut first, 0..150, 2);
+            let outcome = first.commit();
+            let Some(mut second) = later.lock().unwrap().take() else {
+                assert!(number > 20 && outcome.is_ok(), "{kind:?}: {number} requests only, {outcome:?}");
+                break;
+            };
+            let what = format!("{kind:?} {number}: {outcome:?}");
+            let expected: fn(i64) -> &'static str = if outcome.is_ok() {
+                // It began after the second, which finds that out.
+                assert!(matches!(second.commit(), Err(SinkError::Moved(_))) && number < 10, "{what}");
+                |user| if user < 150 { "2" } else { "1" }
+            } else {
+                assert!(matches!(outcome, Err(SinkError::Moved(_))), "{what}");
+                resize(&mut second, 200..250, 5);
+                second.commit().unwrap();
+                |user| if (100..250).contains(&user) { "5" } else { "1" }
+            };
+            let expected = (0..300).map(|user| (user.to_string(), expected(user).to_owned())).collect();
+            assert_eq!(hash(&redis, &kind.value("bytes")), expected, "{what}");
         }
     }
 }

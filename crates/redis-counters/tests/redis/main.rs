@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that fails")]
 
+mod bench;
 mod content;
 mod damage;
 mod forms;
