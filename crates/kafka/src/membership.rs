@@ -27,6 +27,9 @@ const SESSION_TIMEOUT_MS: &str = "6000";
 const HEARTBEAT_MS: &str = "1500";
 /// How often it is asked who keeps the group (ms): a broker that was cut off from the others goes on answering.
 const COORDINATOR_MS: (&str, &str) = ("coordinator.query.interval.ms", "10000");
+/// How long a member that is alive may be busy with one commit before the group gives the log to another (ms), which would
+/// begin it from scratch. A transaction that changes millions of groups of a large counter takes minutes.
+const LONGEST_COMMIT: (&str, &str) = ("max.poll.interval.ms", "3600000");
 /// What marks an offset in the group as committed by a worker.
 const TAG: &str = "millrace:1";
 
@@ -41,7 +44,8 @@ pub(crate) struct Member {
 
 impl Member {
     pub(crate) fn join(connection: &Connection, names: &Names, group: &str) -> Result<Self, KafkaError> {
-        let mut settings = vec![("group.protocol", "classic"), ("partition.assignment.strategy", "range")];
+        let mut settings =
+            vec![("group.protocol", "classic"), ("partition.assignment.strategy", "range"), LONGEST_COMMIT];
         let instance = connection.host().map(|host| format!("{group}@{host}"));
         settings.extend(instance.as_deref().map(|instance| ("group.instance.id", instance)));
         let consumer = consumer(connection, group, &settings)?;

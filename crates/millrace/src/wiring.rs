@@ -132,7 +132,9 @@ impl Process {
             ));
         };
         let space = Namespace::new(redis.prefix.clone(), self.config.pipeline.as_str());
-        Ok((Server::new(redis.url.expose()), space))
+        let mut server = Server::new(redis.url.expose());
+        server.longest_script = redis.longest_script;
+        Ok((server, space))
     }
 
     /// The counters, to look at.

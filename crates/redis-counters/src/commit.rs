@@ -1,27 +1,21 @@
 //! A commit: read the changed groups, compute, write.
 //!
-//! 1. Read the groups' current values, on condition that every counter stands where the batch starts.
+//! 1. Read the groups' current values, on condition that every counter is where the batch starts.
 //! 2. Compute absolute new values, exactly, here (h41).
 //! 3. One script: again on that condition, write the values and the new checkpoints of all counters. So a source
 //!    transaction shows in all of them at once, or, whatever is killed, in none.
 //!
-//! A counter with more changed groups than a script should carry is built beside the live one first, in pieces,
-//! and the script of step 3 puts it in place. What a crash leaves of that is under keys of its own, and the next
-//! large commit, the next load and the next reset remove it.
-
-use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, Hasher};
+//! A counter with more changed groups than a script should write is written in pieces before ([`large`](crate::large)), and
+//! the script of step 3 makes the result its content.
 
 use redis::ScriptInvocation;
 use worker::{Checkpoint, SinkError};
 
 use crate::deltas::{Delta, Deltas};
+use crate::large::{Large, LargeError};
 use crate::observation::Held;
-use crate::shape::{Current, Group, Shape};
-use crate::store::{Columns, Counter, Store, Wanted, checkpoint_fields};
-
-/// Groups that a large commit reads and stages in one step.
-const STEP_GROUPS: usize = 10_000;
+use crate::patch::Patch;
+use crate::store::{Columns, Counter, Place, Store, Wanted, checkpoint_fields};
 
 /// One counter's part in a commit.
 pub(crate) struct Moving<'a> {
@@ -29,6 +23,8 @@ pub(crate) struct Moving<'a> {
     pub(crate) held: &'a Held,
     pub(crate) to: &'a Checkpoint,
     pub(crate) deltas: &'a Deltas,
+    /// What was written of it already.
+    pub(crate) large: Option<Large>,
 }
 
 /// Why a commit wrote nothing.
@@ -44,51 +40,58 @@ impl From<SinkError> for CommitError {
     }
 }
 
+impl CommitError {
+    fn of(error: LargeError, place: usize) -> Self {
+        match error {
+            LargeError::Sink(error) => CommitError::Sink(error),
+            LargeError::Damaged(reason) => CommitError::Damaged(place, reason),
+        }
+    }
+}
+
 /// What one script may carry.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Budget {
     pub(crate) groups: usize,
     pub(crate) bytes: usize,
+    pub(crate) fields: usize,
 }
 
+/// How a counter's part comes into its keys.
 enum Plan<'a> {
     Patch { replace: bool, patch: Patch<'a> },
-    Swap { token: String },
+    Large(Large),
 }
 
-/// Groups to set and to remove.
-#[derive(Default)]
-struct Patch<'a> {
-    set: Vec<(&'a str, Group)>,
-    gone: Vec<&'a str>,
-    appeared: u64,
+/// A counter's plan, how the script is to find the counter, and what it then holds.
+struct Step<'a> {
+    plan: Plan<'a>,
+    expected: String,
+    after: Held,
 }
 
 /// Moves the counters, all or nothing; gives what each then holds.
 pub(crate) fn commit(
     store: &mut Store,
-    moving: &[Moving<'_>],
+    moving: &mut [Moving<'_>],
     budget: Budget,
 ) -> Result<Vec<Held>, CommitError> {
-    let expected: Vec<String> =
-        moving.iter().map(|m| m.held.expected(&store.space, m.counter.shape)).collect();
-    let large = beyond(moving, budget);
-    let mut patches = patch_all(store, moving, &expected, &large)?.into_iter();
-    let mut plans = Vec::with_capacity(moving.len());
-    for (place, part) in moving.iter().enumerate() {
-        let (plan, groups) = if large[place] {
-            let (token, groups) = stage(store, part, &expected[place]).map_err(|e| e.at(place))?;
-            (Plan::Swap { token }, groups)
-        } else {
-            let patch = patches.next().unwrap_or_default();
-            let groups = patch.groups_after(part);
-            (Plan::Patch { replace: part.deltas.truncated(), patch }, groups)
+    let beyond = beyond(moving, budget);
+    let larges: Vec<Option<Large>> = moving.iter_mut().map(|part| part.large.take()).collect();
+    let moving = &*moving;
+    let mut patches = patch_all(store, moving, &beyond)?.into_iter();
+    let mut steps = Vec::with_capacity(moving.len());
+    for ((place, part), large) in moving.iter().enumerate().zip(larges) {
+        let step = match beyond[place] {
+            true => write_large(store, part, large).map_err(|error| CommitError::of(error, place))?,
+            false => part.patched(store, patches.next().unwrap_or_default()),
         };
-        plans.push((plan, Held { checkpoint: part.to.clone(), groups }));
+        steps.push(step);
     }
     let counters: Vec<&Counter> = moving.iter().map(|part| part.counter).collect();
-    store.commit(&counters, |call| arguments(call, moving, &expected, &plans))?;
-    Ok(plans.into_iter().map(|(_, held)| held).collect())
+    let fields = steps.iter().zip(&counters).map(|(step, counter)| step.fields(counter)).sum();
+    store.commit(&counters, fields, |call| arguments(call, moving, &steps))?;
+    Ok(steps.into_iter().map(|step| step.after).collect())
 }
 
 /// Which counters do not fit into the script: the smallest go first.
@@ -98,11 +101,16 @@ fn beyond(moving: &[Moving<'_>], budget: Budget) -> Vec<bool> {
     let mut left = budget;
     let mut large = vec![false; moving.len()];
     for place in order {
-        let deltas = moving[place].deltas;
-        match (left.groups.checked_sub(deltas.len()), left.bytes.checked_sub(deltas.bytes())) {
-            (Some(groups), Some(bytes)) => left = Budget { groups, bytes },
-            // Without GROUP BY there is nothing to build beside.
-            _ => large[place] = moving[place].counter.shape.grouped,
+        let Moving { deltas, counter, large: begun, .. } = &moving[place];
+        let groups = left.groups.checked_sub(deltas.len());
+        let bytes = left.bytes.checked_sub(deltas.bytes());
+        let fields = left.fields.checked_sub(deltas.len() * counter.shape.hashes());
+        match (groups, bytes, fields) {
+            (Some(groups), Some(bytes), Some(fields)) if begun.is_none() => {
+                left = Budget { groups, bytes, fields };
+            }
+            // Without GROUP BY there is nothing to write in pieces.
+            _ => large[place] = counter.shape.grouped,
         }
     }
     large
@@ -112,107 +120,138 @@ fn beyond(moving: &[Moving<'_>], budget: Budget) -> Vec<bool> {
 fn patch_all<'a>(
     store: &mut Store,
     moving: &[Moving<'a>],
-    expected: &[String],
-    large: &[bool],
+    beyond: &[bool],
 ) -> Result<Vec<Patch<'a>>, CommitError> {
-    let small: Vec<usize> = (0..moving.len()).filter(|place| !large[*place]).collect();
+    let small: Vec<usize> = (0..moving.len()).filter(|place| !beyond[*place]).collect();
     let changes: Vec<Vec<(&'a str, Delta)>> = small.iter().map(|place| moving[*place].changes()).collect();
-    let reads = |n: usize| !changes[n].is_empty() && !moving[small[n]].deltas.truncated();
-    let wanted: Vec<Wanted<'_>> = (0..small.len())
-        .filter(|n| reads(*n))
-        .map(|n| Wanted {
-            counter: moving[small[n]].counter,
-            expected: &expected[small[n]],
-            groups: changes[n].iter().map(|(group, _)| *group).collect(),
-        })
-        .collect();
-    let mut columns = if wanted.is_empty() { Vec::new() } else { store.read(&wanted)? }.into_iter();
-    let mut patches = Vec::with_capacity(small.len());
+    let mut current: Vec<Option<Columns>> = vec![None; small.len()];
+    let mut reading = Reading::new(store);
     for (n, place) in small.iter().enumerate() {
-        let current = if reads(n) { columns.next() } else { None };
-        let patch = Patch::new(moving[*place].counter.shape, &changes[n], current.as_ref());
+        let part = &moving[*place];
+        if !changes[n].is_empty() && !part.deltas.truncated() {
+            reading.want(n, part, changes[n].iter().map(|(group, _)| *group), &mut current)?;
+        }
+    }
+    reading.read(&mut current)?;
+    let mut patches = Vec::with_capacity(small.len());
+    for ((place, changes), current) in small.iter().zip(&changes).zip(&current) {
+        let patch = Patch::new(moving[*place].counter.shape, changes, current.as_ref());
         patches.push(patch.map_err(|reason| CommitError::Damaged(*place, reason))?);
     }
     Ok(patches)
 }
 
-enum StageError {
-    Sink(SinkError),
-    Damaged(String),
+/// Groups of several counters that are read by one script, before there are too many for one.
+struct Reading<'s, 'a> {
+    store: &'s mut Store,
+    most: usize,
+    fields: usize,
+    wanted: Vec<(usize, &'a Counter, String, Vec<&'a str>)>,
 }
 
-impl From<SinkError> for StageError {
-    fn from(error: SinkError) -> Self {
-        StageError::Sink(error)
+impl<'s, 'a> Reading<'s, 'a> {
+    fn new(store: &'s mut Store) -> Self {
+        let most = store.writing.enough();
+        Reading { store, most, fields: 0, wanted: Vec::new() }
+    }
+
+    /// Wants groups of the `n`th counter.
+    fn want(
+        &mut self,
+        n: usize,
+        part: &Moving<'a>,
+        groups: impl Iterator<Item = &'a str>,
+        into: &mut [Option<Columns>],
+    ) -> Result<(), SinkError> {
+        let expected = part.held.expected(&self.store.space, part.counter.shape);
+        let mut groups = groups.peekable();
+        while groups.peek().is_some() {
+            let room = self.most.saturating_sub(self.fields) / part.counter.shape.hashes();
+            if room == 0 && self.fields > 0 {
+                self.read(into)?;
+                continue;
+            }
+            let now: Vec<&str> = groups.by_ref().take(room.max(1)).collect();
+            self.fields += now.len() * part.counter.shape.hashes();
+            self.wanted.push((n, part.counter, expected.clone(), now));
+        }
+        Ok(())
+    }
+
+    /// Reads what is wanted.
+    fn read(&mut self, into: &mut [Option<Columns>]) -> Result<(), SinkError> {
+        if self.wanted.is_empty() {
+            return Ok(());
+        }
+        let wanted = self.wanted.iter().map(|(_, counter, expected, groups)| Wanted {
+            counter,
+            expected,
+            token: "",
+            from: Place::Live,
+            groups,
+        });
+        let found = self.store.read(&wanted.collect::<Vec<_>>())?;
+        for ((n, ..), found) in self.wanted.iter().zip(found) {
+            match &mut into[*n] {
+                Some(columns) => columns.iter_mut().zip(found).for_each(|(all, more)| all.extend(more)),
+                none => *none = Some(found),
+            }
+        }
+        self.wanted.clear();
+        self.fields = 0;
+        Ok(())
     }
 }
 
-impl StageError {
-    fn at(self, place: usize) -> CommitError {
-        match self {
-            StageError::Sink(error) => CommitError::Sink(error),
-            StageError::Damaged(reason) => CommitError::Damaged(place, reason),
+/// Writes the counter's changes in pieces.
+fn write_large<'a>(
+    store: &mut Store,
+    part: &Moving<'_>,
+    begun: Option<Large>,
+) -> Result<Step<'a>, LargeError> {
+    let Moving { counter, held, to, deltas, .. } = part;
+    let mut large = match begun {
+        Some(large) => large,
+        None => Large::begin(store, counter, held, deltas)?,
+    };
+    large.write(store, counter, held, deltas)?;
+    let expected = large.expected(&store.space, counter, held);
+    let after = Held { checkpoint: (*to).clone(), groups: large.groups() };
+    Ok(Step { plan: Plan::Large(large), expected, after })
+}
+
+fn arguments(call: &mut ScriptInvocation<'_>, moving: &[Moving<'_>], steps: &[Step<'_>]) {
+    call.arg(moving.len());
+    for (part, step) in moving.iter().zip(steps) {
+        call.arg(&part.counter.name).arg(&step.expected);
+    }
+    for step in steps {
+        match &step.plan {
+            Plan::Large(large) => large.head(call),
+            Plan::Patch { .. } => drop(call.arg("").arg("")),
         }
     }
-}
-
-/// Builds the counter's new value beside the live one; gives the token and the number of its groups.
-fn stage(store: &mut Store, part: &Moving<'_>, expected: &str) -> Result<(String, u64), StageError> {
-    let (counter, truncated) = (part.counter, part.deltas.truncated());
-    let token = format!("{:016x}", RandomState::new().build_hasher().finish());
-    store.stage(counter, |call| {
-        call.arg("begin").arg(&token).arg(if truncated { "empty" } else { "copy" });
-        call.arg(&counter.name).arg(expected);
-    })?;
-    let mut groups = if truncated { 0 } else { part.held.groups };
-    for changes in part.changes().chunks(STEP_GROUPS) {
-        let current = match truncated {
-            true => None,
-            false => {
-                let names = changes.iter().map(|(group, _)| *group).collect();
-                store.read(&[Wanted { counter, expected, groups: names }])?.pop()
-            }
-        };
-        let patch = Patch::new(counter.shape, changes, current.as_ref()).map_err(StageError::Damaged)?;
-        store.stage(counter, |call| {
-            call.arg("more").arg(&token);
-            patch.arguments(call, counter.shape);
-        })?;
-        groups = (groups + patch.appeared).saturating_sub(patch.gone.len() as u64);
-    }
-    Ok((token, groups))
-}
-
-fn arguments(
-    call: &mut ScriptInvocation<'_>,
-    moving: &[Moving<'_>],
-    expected: &[String],
-    plans: &[(Plan<'_>, Held)],
-) {
-    call.arg(moving.len());
-    for (part, expected) in moving.iter().zip(expected) {
-        call.arg(&part.counter.name).arg(expected);
-    }
-    for (plan, held) in plans {
-        match plan {
-            Plan::Swap { token } => call.arg(token).arg(held.groups),
-            Plan::Patch { .. } => call.arg("").arg(0),
-        };
-    }
-    for (part, (plan, held)) in moving.iter().zip(plans) {
-        match plan {
-            Plan::Swap { .. } => drop(call.arg("swap")),
+    for (part, step) in moving.iter().zip(steps) {
+        match &step.plan {
+            Plan::Large(large) => drop(call.arg(large.how())),
             Plan::Patch { replace, patch } => {
                 let shape = part.counter.shape;
-                call.arg(if *replace { "replace" } else { "patch" }).arg(if shape.grouped {
-                    "h"
-                } else {
-                    "s"
-                });
+                call.arg(if *replace { "replace" } else { "patch" });
+                call.arg(if shape.grouped { "h" } else { "s" });
                 patch.arguments(call, shape);
             }
         }
-        checkpoint_fields(call, held);
+        checkpoint_fields(call, &step.after);
+    }
+}
+
+impl Step<'_> {
+    /// Fields that the script writes for it.
+    fn fields(&self, counter: &Counter) -> usize {
+        match &self.plan {
+            Plan::Patch { patch, .. } => patch.fields(counter.shape),
+            Plan::Large(_) => 0,
+        }
     }
 }
 
@@ -225,63 +264,17 @@ impl<'a> Moving<'a> {
         }
         changes
     }
-}
 
-impl<'a> Patch<'a> {
-    /// Settles every group; without `current` each starts from nothing.
-    fn new(shape: Shape, changes: &[(&'a str, Delta)], current: Option<&Columns>) -> Result<Self, String> {
-        let mut patch = Patch::default();
-        for (n, (group, delta)) in changes.iter().enumerate() {
-            let column = |place: usize| {
-                let column = current.and_then(|columns| columns.get(place));
-                column.and_then(|column| column.get(n)).and_then(Option::as_deref)
-            };
-            let now = Current { value: column(0), rows: column(1), nonnull: column(2) };
-            let settled = shape.settle(now, *delta);
-            match settled.map_err(|reason| format!("its group `{group}` cannot be right: {reason}"))? {
-                Some(to) => {
-                    patch.appeared += u64::from(now.value.is_none());
-                    patch.set.push((group, to));
-                }
-                None if now.value.is_some() => patch.gone.push(group),
-                None => {}
-            }
-        }
-        Ok(patch)
-    }
-
-    fn groups_after(&self, part: &Moving<'_>) -> u64 {
-        if !part.counter.shape.grouped {
-            return 1;
-        }
-        let before = if part.deltas.truncated() { 0 } else { part.held.groups };
-        (before + self.appeared).saturating_sub(self.gone.len() as u64)
-    }
-
-    /// The four counted lists of `commit.lua`.
-    fn arguments(&self, call: &mut ScriptInvocation<'_>, shape: Shape) {
-        if shape.grouped {
-            call.arg(self.set.len() * 2);
-            for (group, to) in &self.set {
-                call.arg(group).arg(&to.value);
-            }
-        } else {
-            call.arg(self.set.len());
-            for (_, to) in &self.set {
-                call.arg(&to.value);
-            }
-        }
-        let mut hidden = |wanted: bool, count: fn(&Group) -> i128| {
-            call.arg(if wanted { self.set.len() * 2 } else { 0 });
-            for (group, to) in self.set.iter().filter(|_| wanted) {
-                call.arg(group).arg(count(to).to_string());
-            }
+    fn patched(&self, store: &Store, patch: Patch<'a>) -> Step<'a> {
+        let replace = self.deltas.truncated();
+        let groups = match self.counter.shape.grouped {
+            true => patch.groups_after(if replace { 0 } else { self.held.groups }),
+            false => 1,
         };
-        hidden(shape.hides_rows(), |to| to.rows);
-        hidden(shape.hides_nonnull(), |to| to.nonnull);
-        call.arg(self.gone.len());
-        for group in &self.gone {
-            call.arg(group);
+        Step {
+            plan: Plan::Patch { replace, patch },
+            expected: self.held.expected(&store.space, self.counter.shape),
+            after: Held { checkpoint: self.to.clone(), groups },
         }
     }
 }

@@ -18,8 +18,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What the Redis user must be allowed, as an ACL rule, beside its keys: `~PREFIX*`, or with an empty prefix
 /// `~millrace:*` and the counters' names.
-pub const ACL_COMMANDS: &str = "+evalsha +script|load +type +exists +unlink +rename +copy +get +set +hget +hset \
-                                +hsetnx +hmget +hdel +hlen +hgetall +info +select";
+pub const ACL_COMMANDS: &str = "+evalsha +script|load +type +exists +unlink +rename +get +set +hget +hset \
+                                +hsetnx +hmget +hdel +hlen +hscan +hgetall +info +select";
 
 /// How to reach Redis.
 #[derive(Clone)]
@@ -30,12 +30,23 @@ pub struct Server {
     pub authorities: Option<Vec<u8>>,
     /// How long an answer may take before the connection is given up.
     pub response_timeout: Duration,
+    /// Longest time that one script is meant to hold Redis. A commit that would take longer is written by several scripts,
+    /// and the last of them makes all of it visible.
+    pub longest_script: Duration,
 }
 
+/// Longest time of a script, where nothing else is asked for.
+pub const LONGEST_SCRIPT: Duration = Duration::from_millis(40);
+
 impl Server {
-    /// A server with the default time-out, 20 s: the copy of a very large counter takes seconds.
+    /// A server with the default time-out, 20 s, which allows for other clients' long commands.
     pub fn new(url: impl Into<String>) -> Self {
-        Server { url: url.into(), authorities: None, response_timeout: Duration::from_secs(20) }
+        Server {
+            url: url.into(),
+            authorities: None,
+            response_timeout: Duration::from_secs(20),
+            longest_script: LONGEST_SCRIPT,
+        }
     }
 }
 
@@ -195,7 +206,7 @@ fn suitable(info: &str) -> Result<(), SinkError> {
     Ok(())
 }
 
-/// COPY came with 6.2.
+/// The oldest version that is supported.
 const OLDEST: (u32, u32) = (6, 2);
 
 #[cfg(test)]

@@ -16,11 +16,15 @@
 //!
 //! The Redis user needs [`ACL_COMMANDS`].
 
+mod bounds;
 mod commit;
 mod connection;
 mod deltas;
 mod keys;
+mod large;
 mod observation;
+mod pace;
+mod patch;
 mod read;
 mod shape;
 mod sink;
@@ -28,7 +32,8 @@ pub mod sql;
 mod staged;
 mod store;
 
-pub use connection::{ACL_COMMANDS, Server};
+pub use bounds::Bounds;
+pub use connection::{ACL_COMMANDS, LONGEST_SCRIPT, Server};
 pub use keys::Namespace;
-pub use read::Counters;
-pub use sink::{Bounds, CountersSink};
+pub use read::{Counters, Part};
+pub use sink::CountersSink;

@@ -41,6 +41,11 @@ pub(crate) struct Held {
     pub(crate) groups: u64,
 }
 
+/// Before the state in the checkpoint of a copy that is being changed in several scripts. What is between two of them is
+/// neither the checkpoint's content nor the next one's; `tear.lua` keeps what takes it back. An older Millrace cannot read
+/// such a checkpoint and fills the copy again.
+const TORN: &str = "torn ";
+
 /// What an observation means.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Judgement {
@@ -52,6 +57,8 @@ pub(crate) enum Judgement {
     Unclaimed(Held),
     /// It is ours, of another definition; how whole it is cannot be told.
     Other(Checkpoint),
+    /// It is ours, and some of its groups are ahead of its checkpoint.
+    Torn,
     /// It is ours and not whole.
     Damaged(String),
     /// It must not be touched.
@@ -83,7 +90,7 @@ impl Held {
             at.lsn.to_string(),
             at.definition.clone(),
             self.groups.to_string(),
-            if at.ready { "ready" } else { "filling" }.to_owned(),
+            self.state().to_owned(),
             at.skipped.iter().map(i64::to_string).collect::<Vec<_>>().join(","),
             at.last.map_or_else(String::new, |last| last.to_string()),
             at.stopped.as_ref().map_or_else(String::new, |stop| format!("{} {}", stop.offset, stop.reason)),
@@ -92,44 +99,63 @@ impl Held {
         FIELDS.map(|field| (field, contents.next().unwrap_or_default()))
     }
 
+    fn state(&self) -> &'static str {
+        if self.checkpoint.ready { "ready" } else { "filling" }
+    }
+
+    /// The checkpoint's state while the counter is torn.
+    pub(crate) fn torn_state(&self) -> String {
+        format!("{TORN}{}", self.state())
+    }
+
     /// How the scripts see a counter that is exactly so.
     pub(crate) fn expected(&self, space: &Namespace, shape: Shape) -> String {
+        self.seen(space, shape, self.state(), self.groups)
+    }
+
+    /// How the scripts see the counter while it is torn and has this many groups.
+    pub(crate) fn expected_torn(&self, space: &Namespace, shape: Shape, groups: u64) -> String {
+        self.seen(space, shape, &self.torn_state(), groups)
+    }
+
+    fn seen(&self, space: &Namespace, shape: Shape, state: &str, groups: u64) -> String {
         let mut lines = vec!["hash".to_owned(), space.pipeline().to_owned(), "hash".to_owned()];
-        lines.extend(self.fields().into_iter().map(|(_, content)| content));
-        for (kind, length) in self.keys(shape) {
+        let content = |(field, content)| if field == "state" { state.to_owned() } else { content };
+        lines.extend(self.fields().into_iter().map(content));
+        for (kind, length) in keys(shape, groups) {
             lines.push(kind.to_owned());
             lines.push(length.to_string());
         }
         lines.join("\n")
     }
+}
 
-    /// Types and lengths of value, rows and nonnull.
-    fn keys(&self, shape: Shape) -> [(&'static str, u64); 3] {
-        let hash = |there: bool| if there && self.groups > 0 { ("hash", self.groups) } else { ("none", 0) };
-        let value = if shape.grouped { hash(true) } else { ("string", 1) };
-        [value, hash(shape.hides_rows()), hash(shape.hides_nonnull())]
-    }
+/// Types and lengths of value, rows and nonnull of a counter that has this many groups.
+fn keys(shape: Shape, groups: u64) -> [(&'static str, u64); 3] {
+    let hash = |there: bool| if there && groups > 0 { ("hash", groups) } else { ("none", 0) };
+    let value = if shape.grouped { hash(true) } else { ("string", 1) };
+    [value, hash(shape.hides_rows()), hash(shape.hides_nonnull())]
 }
 
 /// Says what is there, or refuses to touch it.
 pub(crate) fn judge(
-    seen: &str,
+    text: &str,
     counter: &str,
     space: &Namespace,
     shape: Shape,
     definition: &str,
 ) -> Judgement {
-    judge_or_refuse(seen, counter, space, shape, definition).unwrap_or_else(Judgement::Refused)
+    judge_or_refuse(text, counter, space, shape, definition).unwrap_or_else(Judgement::Refused)
 }
 
 fn judge_or_refuse(
-    seen: &str,
+    text: &str,
     counter: &str,
     space: &Namespace,
     shape: Shape,
     definition: &str,
 ) -> Result<Judgement, Refusal> {
-    let Some(seen) = Observation::parse(seen) else {
+    let Some(seen) = Observation::parse(text) else {
         return Ok(Judgement::Damaged("its checkpoint cannot be read".to_owned()));
     };
     let claimed = seen.claimed(counter, space)?;
@@ -158,9 +184,12 @@ fn judge_or_refuse(
             UPGRADE,
         ));
     }
+    if torn(text) {
+        return Ok(Judgement::Torn);
+    }
     let found = [seen.value, seen.rows, seen.nonnull];
     let names = ["value", "hidden count of rows", "hidden count of values"];
-    for ((name, (kind, length)), expected) in names.iter().zip(found).zip(held.keys(shape)) {
+    for ((name, (kind, length)), expected) in names.iter().zip(found).zip(keys(shape, held.groups)) {
         if (kind, length) != (expected.0, &*expected.1.to_string()) {
             let (expected, expected_length) = expected;
             return Ok(Judgement::Damaged(format!(
@@ -179,6 +208,16 @@ pub(crate) fn checkpoint(seen: &str, counter: &str) -> Result<Option<Held>, Refu
     }
     newer(&seen, counter)?;
     Ok(seen.held())
+}
+
+/// Whether some groups of the counter are ahead of its checkpoint.
+pub(crate) fn torn(seen: &str) -> bool {
+    Observation::parse(seen).is_some_and(|seen| seen.state().starts_with(TORN))
+}
+
+/// The state that the checkpoint of a torn counter has once the change was taken back.
+pub(crate) fn state_before(seen: &str) -> Option<&str> {
+    Observation::parse(seen)?.state().strip_prefix(TORN)
 }
 
 /// Whether there is a checkpoint, readable or not.
@@ -246,11 +285,15 @@ impl<'a> Observation<'a> {
         Ok(false)
     }
 
+    fn state(&self) -> &'a str {
+        self.fields[7]
+    }
+
     fn held(&self) -> Option<Held> {
         let [format, log, generation, offset, lsn, definition, groups, state, skipped, last, stopped] =
             self.fields;
         format.parse::<u32>().ok().filter(|format| *format > 0)?;
-        let ready = match state {
+        let ready = match state.strip_prefix(TORN).unwrap_or(state) {
             "ready" => true,
             "filling" => false,
             _ => return None,

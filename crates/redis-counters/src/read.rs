@@ -1,7 +1,5 @@
 //! Counters as other programs of ours look at them: `verify`, `status`, `wait`, `teardown`.
 
-use std::collections::BTreeMap;
-
 use change::Refusal;
 use worker::{Checkpoint, SinkError};
 
@@ -10,6 +8,20 @@ use crate::keys::{CounterKeys, Namespace};
 use crate::observation::{checkpoint, exists};
 use crate::shape::{Aggregate, Shape};
 use crate::store::{Counter, Store};
+
+/// A part of a counter's content.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Part {
+    /// What the part is of; `None` if there is no (readable) checkpoint.
+    pub checkpoint: Option<Checkpoint>,
+    /// Groups and their values.
+    pub groups: Vec<(String, String)>,
+    /// Where the next part begins; `None` after the last.
+    pub next: Option<String>,
+}
+
+/// The cursor before the first part and after the last.
+const END: &str = "0";
 
 /// Reads the counters of a pipeline; writes nothing but for [`rebuild`](Self::rebuild) and
 /// [`drop_counters`](Self::drop_counters).
@@ -53,20 +65,31 @@ impl Counters {
         self.store.request(&copy)
     }
 
-    /// A counter's whole content and its checkpoint, read at one moment: contents by group, or by "" without
-    /// GROUP BY. Empty for a value that is missing or of another type.
-    pub fn counter(
+    /// A part of a counter's content, from the beginning or from where the last part ended. Every group that is there
+    /// all the time is in one of the parts, some in several; of a group that comes or goes meanwhile nothing is said.
+    /// Without GROUP BY the one group is "". Empty for a value that is missing or of another type.
+    pub fn part(&mut self, name: &str, from: Option<&str>) -> Result<Part, SinkError> {
+        let counter = self.counters(&[name]).remove(0);
+        let (seen, cursor, content) = self.store.scan(&counter, from.unwrap_or(END))?;
+        let mut content = content.into_iter();
+        let mut groups = Vec::with_capacity(content.len() / 2);
+        while let (Some(group), Some(value)) = (content.next(), content.next()) {
+            groups.push((group, value));
+        }
+        let checkpoint = checkpoint(&seen, name)?.map(|held| held.checkpoint);
+        Ok(Part { checkpoint, groups, next: (cursor != END).then_some(cursor) })
+    }
+
+    /// The contents of some groups and the counter's checkpoint, read at one moment. So many groups at most as may hold
+    /// Redis for the time that their reading takes: a thousand are no burden.
+    pub fn groups(
         &mut self,
         name: &str,
-    ) -> Result<(Option<Checkpoint>, BTreeMap<String, String>), SinkError> {
+        groups: &[String],
+    ) -> Result<(Option<Checkpoint>, Vec<Option<String>>), SinkError> {
         let counter = self.counters(&[name]).remove(0);
-        let (seen, content) = self.store.whole(&counter)?;
-        let mut content = content.into_iter();
-        let mut groups = BTreeMap::new();
-        while let (Some(group), Some(value)) = (content.next(), content.next()) {
-            groups.insert(group, value);
-        }
-        Ok((checkpoint(&seen, name)?.map(|held| held.checkpoint), groups))
+        let (seen, values) = self.store.values(&counter, groups)?;
+        Ok((checkpoint(&seen, name)?.map(|held| held.checkpoint), values))
     }
 
     /// The counters that this pipeline owns in this Redis, configured or not.
@@ -98,5 +121,6 @@ impl Counters {
 
 fn counter(name: &str, keys: CounterKeys) -> Counter {
     // Only writing needs to know the shape.
-    Counter { name: name.to_owned(), keys, shape: Shape { aggregate: Aggregate::Rows, grouped: true } }
+    let shape = Shape { aggregate: Aggregate::Rows, grouped: true };
+    Counter { name: name.to_owned(), keys, shape, shown: true }
 }

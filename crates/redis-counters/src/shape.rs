@@ -59,6 +59,11 @@ impl Shape {
         self.aggregate == Aggregate::Sum
     }
 
+    /// Hashes, or without GROUP BY keys, that hold a group's content: 1 to 3.
+    pub(crate) fn hashes(self) -> usize {
+        1 + usize::from(self.hides_rows()) + usize::from(self.hides_nonnull())
+    }
+
     /// The value of an empty table without GROUP BY.
     pub(crate) fn initial(self) -> &'static str {
         if self.aggregate == Aggregate::Sum { "" } else { "0" }

@@ -1,11 +1,13 @@
 use std::time::{Duration, Instant};
 
-use change::{NEW_LOG, Refusal, TableSchema};
+use change::{NEW_LOG, Op, Refusal, TableSchema};
 use worker::{Change, Checkpoint, Move, Sink, SinkError, StoreSpec, Stored};
 
+use crate::bounds::Bounds;
 use crate::commit::{Budget, CommitError, Moving, commit};
 use crate::connection::Server;
 use crate::keys::Namespace;
+use crate::large::{Large, LargeError, take_back};
 use crate::observation::{Held, Judgement, exists, judge};
 use crate::shape::{Aggregate, Shape};
 use crate::sql::{self, Definition, Form};
@@ -17,24 +19,6 @@ use crate::store::{Counter, Store};
 const LARGE_COMMIT: usize = 200;
 const PAUSE_PER_COMMIT: u32 = 9;
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
-
-/// How much is held in memory and sent at once.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Bounds {
-    /// Changed groups that one script carries; [`Sink::full`] says so from here on, and a source transaction
-    /// that changes more goes through a staging copy.
-    pub script_groups: usize,
-    /// Bytes of them.
-    pub script_bytes: usize,
-    /// Changed groups that may be held at all: one source transaction cannot change more.
-    pub transaction_groups: usize,
-}
-
-impl Default for Bounds {
-    fn default() -> Self {
-        Bounds { script_groups: 50_000, script_bytes: 16 << 20, transaction_groups: 5_000_000 }
-    }
-}
 
 /// Counters in Redis, as a sink of the worker.
 ///
@@ -84,13 +68,15 @@ impl CountersSink {
         definitions: Vec<Definition>,
     ) -> Result<Self, Refusal> {
         space.distinct(definitions.iter().map(Definition::name))?;
-        let counter = |definition: &Definition, keys| Counter {
+        let counter = |definition: &Definition, keys, shown| Counter {
             name: definition.name().to_owned(),
             keys,
             shape: shape(definition),
+            shown,
         };
-        let counters = definitions.iter().map(|d| counter(d, space.counter(d.name()))).collect();
-        let copy = |d: &Definition| Copy { counter: counter(d, space.copy(d.name())), seen: String::new() };
+        let counters = definitions.iter().map(|d| counter(d, space.counter(d.name()), true)).collect();
+        let copy =
+            |d: &Definition| Copy { counter: counter(d, space.copy(d.name()), false), seen: String::new() };
         let copies = definitions.iter().map(copy).collect();
         let specs = definitions.iter().map(|definition| StoreSpec {
             name: format!("counters.{}", definition.name()),
@@ -131,10 +117,18 @@ impl CountersSink {
         let counters: Vec<&Counter> = self.counters.iter().collect();
         let all = self.store.observe(&counters, true)?;
         let mut judgements = Vec::with_capacity(all.len());
-        for (place, seen) in all.into_iter().enumerate() {
-            let counter = &self.counters[place];
-            let definition = &self.specs[place].definition;
-            let judgement = judge(&seen.text, &counter.name, &self.store.space, counter.shape, definition);
+        for (place, mut seen) in all.into_iter().enumerate() {
+            let (counter, definition) = (&self.counters[place], &self.specs[place].definition);
+            let judged = |text: &str, store: &Store| {
+                judge(text, &counter.name, &store.space, counter.shape, definition)
+            };
+            let mut judgement = judged(&seen.text, &self.store);
+            if judgement == Judgement::Torn {
+                tracing::info!(counter = counter.name, "taking back a large commit that was interrupted");
+                take_back(&mut self.store, counter, &seen.text)?;
+                seen = self.store.observe(&[counter], true)?.remove(0);
+                judgement = judged(&seen.text, &self.store);
+            }
             let ours = !matches!(judgement, Judgement::Refused(_));
             judgements.push(judgement);
             if seen.leftover && ours {
@@ -149,6 +143,57 @@ impl CountersSink {
     fn size(&self) -> (usize, usize) {
         let deltas = || self.staged.iter().map(|staged| &staged.deltas);
         (deltas().map(|deltas| deltas.len()).sum(), deltas().map(|deltas| deltas.bytes()).sum())
+    }
+
+    /// Fields of Redis that what is staged changes, at most.
+    fn fields(&self) -> usize {
+        let fields = |(staged, counter): (&Staged, &Counter)| staged.deltas.len() * counter.shape.hashes();
+        self.staged.iter().zip(&self.counters).map(fields).sum()
+    }
+
+    /// Writes what is staged of a transaction that has not ended, until no more is held than may be.
+    fn relieve(&mut self, offset: i64) -> Result<(), SinkError> {
+        loop {
+            let (groups, bytes) = self.size();
+            if groups <= self.bounds.held_groups && bytes <= self.bounds.held_bytes {
+                return Ok(());
+            }
+            let grouped = |place: &usize| self.counters[*place].shape.grouped;
+            let largest =
+                (0..self.staged.len()).filter(grouped).max_by_key(|place| self.staged[*place].deltas.bytes());
+            let Some(place) = largest else { return Ok(()) };
+            self.write_early(place, offset)?;
+        }
+    }
+
+    fn write_early(&mut self, place: usize, offset: i64) -> Result<(), SinkError> {
+        let (counter, staged, known) =
+            (&self.counters[place], &mut self.staged[place], &mut self.known[place]);
+        let Some(held) = &known.held else {
+            return Err(SinkError::Moved(format!("counter `{}` has not been loaded", counter.name)));
+        };
+        let mut large = match staged.large.take() {
+            Some(large) => large,
+            None => Large::begin(&mut self.store, counter, held, &staged.deltas)?,
+        };
+        let written = large.write(&mut self.store, counter, held, &staged.deltas);
+        known.seen = large.expected(&self.store.space, counter, held);
+        staged.deltas.clear();
+        staged.large = Some(large);
+        match written {
+            Ok(()) => Ok(()),
+            Err(LargeError::Sink(error)) => Err(error),
+            Err(LargeError::Damaged(reason)) => Err(self.damaged(place, reason, offset + 1)),
+        }
+    }
+
+    /// The table was emptied: what was written early is of rows that are gone.
+    fn abandon(&mut self, place: usize) -> Result<(), SinkError> {
+        let (counter, known) = (&self.counters[place], &mut self.known[place]);
+        let (Some(large), Some(held)) = (self.staged[place].large.take(), &known.held) else { return Ok(()) };
+        large.abandon(&mut self.store, counter, held)?;
+        known.seen = held.expected(&self.store.space, counter.shape);
+        Ok(())
     }
 
     /// Says that a counter's content is wrong: it is filled again, once.
@@ -224,6 +269,9 @@ impl Sink for CountersSink {
                 Judgement::Unclaimed(_) => {
                     return Err(SinkError::Moved("a counter lost its owner while it was read".to_owned()));
                 }
+                Judgement::Torn => {
+                    return Err(SinkError::Moved("another worker writes a counter's copy".to_owned()));
+                }
                 Judgement::At(_) if known.damage.is_some() => {
                     Stored::Damaged(known.damage.clone().unwrap_or_default())
                 }
@@ -247,7 +295,7 @@ impl Sink for CountersSink {
         }
         let (counter, known) = (&self.counters[store], &mut self.known[store]);
         let held = Held { checkpoint: to.clone(), groups: u64::from(!counter.shape.grouped) };
-        self.staged[store].deltas.clear();
+        self.staged[store].clear();
         self.staged[store].write_in(form_of(to));
         self.store.reset(counter, &known.seen, &held)?;
         let seen = held.expected(&self.store.space, counter.shape);
@@ -256,15 +304,18 @@ impl Sink for CountersSink {
     }
 
     fn apply(&mut self, store: usize, change: &Change<'_>) -> Result<(), SinkError> {
-        self.staged[store].apply(change)?;
-        let (groups, most) = (self.size().0, self.bounds.transaction_groups);
-        if groups > most {
-            let what = format!("a source transaction changes more than {most} groups of the counters");
-            return Err(
-                Refusal::new(what, "raise [redis] transaction_groups: each takes about 200 bytes").into()
-            );
+        if change.event.op == Op::Truncate {
+            self.abandon(store)?;
         }
-        Ok(())
+        let staged = &mut self.staged[store];
+        staged.apply(change)?;
+        // While every counter holds its part of what may be held, all do.
+        let (groups, bytes) = (staged.deltas.len(), staged.deltas.bytes());
+        let part = self.counters.len();
+        if groups <= self.bounds.held_groups / part && bytes <= self.bounds.held_bytes / part {
+            return Ok(());
+        }
+        self.relieve(change.offset)
     }
 
     fn due_in(&mut self, now_us: i64) -> Duration {
@@ -275,13 +326,18 @@ impl Sink for CountersSink {
 
     fn full(&self) -> bool {
         let (groups, bytes) = self.size();
-        groups >= self.bounds.script_groups || bytes >= self.bounds.script_bytes
+        groups >= self.bounds.script_groups
+            || bytes >= self.bounds.script_bytes
+            || self.fields() >= self.store.writing.enough()
     }
 
     fn commit(&mut self, moves: &[Option<Move>]) -> Result<(), SinkError> {
         let mut moving = Vec::with_capacity(moves.len());
         let mut places = Vec::with_capacity(moves.len());
-        for (place, step) in moves.iter().enumerate() {
+        let taken =
+            |(staged, step): (&mut Staged, &Option<Move>)| step.as_ref().and_then(|_| staged.large.take());
+        let larges: Vec<Option<Large>> = self.staged.iter_mut().zip(moves).map(taken).collect();
+        for ((place, step), large) in moves.iter().enumerate().zip(larges) {
             let Some(step) = step else { continue };
             let counter = &self.counters[place];
             let held = self.known[place].held.as_ref().filter(|held| held.checkpoint == step.from);
@@ -289,15 +345,20 @@ impl Sink for CountersSink {
                 let (name, at) = (&counter.name, step.from.next_offset);
                 return Err(SinkError::Moved(format!("counter `{name}` was not left at offset {at}")));
             };
-            moving.push(Moving { counter, held, to: &step.to, deltas: &self.staged[place].deltas });
+            moving.push(Moving { counter, held, to: &step.to, deltas: &self.staged[place].deltas, large });
             places.push(place);
         }
         if moving.is_empty() {
             return Ok(());
         }
         let begun = Instant::now();
-        let budget = Budget { groups: self.bounds.script_groups, bytes: self.bounds.script_bytes };
-        match commit(&mut self.store, &moving, budget) {
+        // A batch is committed once it has reached the bounds, and what reached them may have brought much.
+        let budget = Budget {
+            groups: self.bounds.script_groups * 2,
+            bytes: self.bounds.script_bytes * 2,
+            fields: self.store.writing.most(),
+        };
+        match commit(&mut self.store, &mut moving, budget) {
             Ok(all) => {
                 self.pause = match self.size().0 {
                     LARGE_COMMIT.. => (begun.elapsed() * PAUSE_PER_COMMIT).min(LONGEST_PAUSE),
@@ -322,9 +383,7 @@ impl Sink for CountersSink {
     }
 
     fn discard(&mut self) {
-        for staged in &mut self.staged {
-            staged.deltas.clear();
-        }
+        self.staged.iter_mut().for_each(Staged::clear);
     }
 
     fn check(&mut self) -> Result<(), SinkError> {
@@ -360,6 +419,7 @@ impl Sink for CountersSink {
                 Judgement::Damaged(reason) => Stored::Damaged(reason),
                 Judgement::Empty => Stored::Empty,
                 Judgement::Refused(refusal) => Stored::Refused { refusal, at: None },
+                Judgement::Torn => Stored::Damaged("it is being written".to_owned()),
             }));
         }
         Ok(found)

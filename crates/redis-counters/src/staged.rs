@@ -6,12 +6,15 @@ use change::{NEW_LOG, Op, Refusal, ReplicaIdentity, TableSchema};
 use worker::{Change, SinkError};
 
 use crate::deltas::{Deltas, Sign};
+use crate::large::Large;
 use crate::sql::{Bound, Definition, Form, Scratch, display_table};
 
 /// A counter's definition and what the changes since the last commit did to it.
 pub(crate) struct Staged {
     pub(crate) definition: Definition,
     pub(crate) deltas: Deltas,
+    /// What was written early of a transaction that has not ended.
+    pub(crate) large: Option<Large>,
     /// How the store's groups are written.
     form: Form,
     bound: Option<Binding>,
@@ -35,7 +38,13 @@ fn in_log(refusal: &Refusal, change: &Change<'_>) -> Refusal {
 impl Staged {
     pub(crate) fn new(definition: Definition) -> Self {
         let (deltas, form, scratch) = (Deltas::default(), Form::default(), Scratch::default());
-        Staged { definition, deltas, form, bound: None, scratch }
+        Staged { definition, deltas, large: None, form, bound: None, scratch }
+    }
+
+    /// Forgets the changes.
+    pub(crate) fn clear(&mut self) {
+        self.deltas.clear();
+        self.large = None;
     }
 
     /// From here on groups are written in this form: that of the store.

@@ -1,11 +1,14 @@
 //! The scripts, called: everything that is said to Redis about counters, each call one atomic step.
 
-use redis::{Script, ScriptInvocation};
+use std::time::Instant;
+
+use redis::{FromRedisValue, Script, ScriptInvocation};
 use worker::SinkError;
 
 use crate::connection::{Link, Server, missing_permission};
 use crate::keys::{CounterKeys, Namespace};
 use crate::observation::Held;
+use crate::pace::Pace;
 use crate::shape::Shape;
 
 /// A counter as Redis has to do with it.
@@ -14,6 +17,8 @@ pub(crate) struct Counter {
     pub(crate) name: String,
     pub(crate) keys: CounterKeys,
     pub(crate) shape: Shape,
+    /// Whether readers see it; else it is the copy of one.
+    pub(crate) shown: bool,
 }
 
 /// What `load.lua` says of a counter.
@@ -35,15 +40,20 @@ pub(crate) type Columns = Vec<Column>;
 pub(crate) struct Store {
     link: Link,
     pub(crate) space: Namespace,
+    /// Of scripts that read or write fields.
+    pub(crate) writing: Pace,
+    /// Of scripts that copy fields.
+    pub(crate) copying: Pace,
     load: Script,
     read: Script,
     commit: Script,
     stage: Script,
+    tear: Script,
     reset: Script,
     rebuild: Script,
     swap: Script,
     drop: Script,
-    whole: Script,
+    part: Script,
 }
 
 macro_rules! script {
@@ -60,15 +70,18 @@ impl Store {
         Ok(Store {
             link: Link::new(server)?,
             space,
+            writing: Pace::of_writes(server.longest_script),
+            copying: Pace::of_copies(server.longest_script),
             load: script!("load.lua"),
             read: script!("read.lua"),
             commit: script!("commit.lua"),
             stage: script!("stage.lua"),
+            tear: script!("tear.lua"),
             reset: script!("reset.lua"),
             rebuild: script!("rebuild.lua"),
             swap: script!("swap.lua"),
             drop: script!("drop.lua"),
-            whole: script!("whole.lua"),
+            part: script!("part.lua"),
         })
     }
 
@@ -130,13 +143,21 @@ impl Store {
         for wanted in wanted {
             call.arg(&wanted.counter.name).arg(wanted.expected);
         }
+        let mut fields = 0;
         for wanted in wanted {
-            call.arg(if wanted.counter.shape.grouped { "h" } else { "s" }).arg(wanted.groups.len());
-            for group in &wanted.groups {
+            let kind = match wanted.from {
+                Place::Live if wanted.counter.shape.grouped => "h",
+                Place::Live => "s",
+                Place::Staged => "b",
+            };
+            call.arg(wanted.token).arg(kind).arg(wanted.groups.len());
+            for group in wanted.groups {
                 call.arg(group);
             }
+            fields += wanted.groups.len() * wanted.counter.shape.hashes();
         }
-        let (place, seen, columns): (i64, String, Vec<Columns>) = self.link.run(&call)?;
+        let (place, seen, columns): (i64, String, Vec<Columns>) =
+            timed(&mut self.link, &mut self.writing, &call, fields)?;
         judge((place, seen), &counters)?;
         if columns.len() != wanted.len() || columns.iter().any(|columns| columns.len() != 3) {
             return Err(SinkError::Unavailable("Redis: a script's answer has an unknown form".to_owned()));
@@ -144,27 +165,58 @@ impl Store {
         Ok(columns)
     }
 
-    /// Begins or carries on a large commit: `arguments` as `stage.lua` has them.
+    /// Builds a part of a new value beside the live one: `arguments`, which write so many fields, as `stage.lua` has them.
     pub(crate) fn stage(
         &mut self,
         counter: &Counter,
+        fields: usize,
         arguments: impl FnOnce(&mut ScriptInvocation<'_>),
     ) -> Result<(), SinkError> {
         let mut call = prepared(&self.stage, [counter]);
         arguments(&mut call);
-        let verdict = self.link.run(&call)?;
+        let verdict = timed(&mut self.link, &mut self.writing, &call, fields)?;
         judge(verdict, &[counter])
     }
 
-    /// Moves counters: `arguments` as `commit.lua` has them.
+    /// Copies a piece of a counter's hash to the staging keys; gives the cursor of the next one, `0` after the last.
+    pub(crate) fn stage_copy(
+        &mut self,
+        counter: &Counter,
+        fields: usize,
+        arguments: impl FnOnce(&mut ScriptInvocation<'_>),
+    ) -> Result<String, SinkError> {
+        let mut call = prepared(&self.stage, [counter]);
+        arguments(&mut call);
+        let (place, answer): Verdict = timed(&mut self.link, &mut self.copying, &call, fields)?;
+        judge((place, answer.clone()), &[counter])?;
+        Ok(answer)
+    }
+
+    /// Changes a part of a counter in place: `arguments`, which touch so many fields, as `tear.lua` has them. Gives its
+    /// answer: the next cursor where there is one.
+    pub(crate) fn tear(
+        &mut self,
+        counter: &Counter,
+        fields: usize,
+        arguments: impl FnOnce(&mut ScriptInvocation<'_>),
+    ) -> Result<String, SinkError> {
+        let mut call = prepared(&self.tear, [counter]);
+        arguments(&mut call);
+        let (place, answer): Verdict = timed(&mut self.link, &mut self.writing, &call, fields)?;
+        judge((place, answer.clone()), &[counter])?;
+        Ok(answer)
+    }
+
+    /// Moves counters: `arguments`, which write so many fields, as `commit.lua` has them.
     pub(crate) fn commit(
         &mut self,
         counters: &[&Counter],
+        fields: usize,
         arguments: impl FnOnce(&mut ScriptInvocation<'_>),
     ) -> Result<(), SinkError> {
         let mut call = prepared(&self.commit, counters.iter().copied());
         arguments(&mut call);
-        let verdict = self.link.run(&call)?;
+        let verdict = timed(&mut self.link, &mut self.writing, &call, fields)?;
         judge(verdict, counters)
     }
 
@@ -211,11 +263,28 @@ impl Store {
         self.link.run(&call)
     }
 
-    /// A counter's observation and its whole value, as fields and contents in turn.
-    pub(crate) fn whole(&mut self, counter: &Counter) -> Result<(String, Vec<String>), SinkError> {
-        let mut call = prepared(&self.whole, [counter]);
-        call.arg(&counter.name);
-        self.link.run(&call)
+    /// A part of a counter's value, as `part.lua` scans it, and what is seen of the counter at that moment.
+    pub(crate) fn scan(
+        &mut self,
+        counter: &Counter,
+        cursor: &str,
+    ) -> Result<(String, String, Vec<String>), SinkError> {
+        let groups = self.writing.piece();
+        let mut call = prepared(&self.part, [counter]);
+        call.arg(&counter.name).arg("scan").arg(cursor).arg(groups);
+        timed(&mut self.link, &mut self.writing, &call, groups)
+    }
+
+    /// Values of some groups, and what is seen of the counter at that moment.
+    pub(crate) fn values(
+        &mut self,
+        counter: &Counter,
+        groups: &[String],
+    ) -> Result<(String, Vec<Option<String>>), SinkError> {
+        let mut call = prepared(&self.part, [counter]);
+        call.arg(&counter.name).arg("groups").arg(groups);
+        let (seen, _, values): (String, String, Vec<Option<String>>) = self.link.run(&call)?;
+        Ok((seen, values))
     }
 
     /// Names of counters and the pipelines that own them.
@@ -226,11 +295,34 @@ impl Store {
     }
 }
 
+/// Which of a counter's keys are read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Place {
+    Live,
+    Staged,
+}
+
 /// Groups to read of a counter.
 pub(crate) struct Wanted<'a> {
     pub(crate) counter: &'a Counter,
     pub(crate) expected: &'a str,
-    pub(crate) groups: Vec<&'a str>,
+    /// The token under which a large commit is under way; empty for none.
+    pub(crate) token: &'a str,
+    pub(crate) from: Place,
+    pub(crate) groups: &'a [&'a str],
+}
+
+/// Runs a script that touches so many fields, and takes the time.
+fn timed<T: FromRedisValue>(
+    link: &mut Link,
+    pace: &mut Pace,
+    call: &ScriptInvocation<'_>,
+    fields: usize,
+) -> Result<T, SinkError> {
+    let begun = Instant::now();
+    let answer = link.run(call)?;
+    pace.took(fields, begun.elapsed());
+    Ok(answer)
 }
 
 /// Appends the checkpoint's fields as a counted list.
@@ -284,7 +376,7 @@ mod tests {
         let redis = testkit::services::Redis::start();
         let space = Namespace::new("", "p");
         let shape = Shape { aggregate: Aggregate::Rows, grouped: true };
-        let counter = Counter { name: "c".into(), keys: space.counter("c"), shape };
+        let counter = Counter { name: "c".into(), keys: space.counter("c"), shape, shown: true };
         let mut store = Store::new(&Server::new(redis.url()), space.clone()).unwrap();
         let seen = store.observe(&[&counter], true).unwrap().remove(0).text;
         let checkpoint = Checkpoint {
@@ -302,14 +394,14 @@ mod tests {
         store.reset(&counter, &seen, &held).unwrap();
         let expected = held.expected(&space, shape);
         let mut begin = |token: &str| {
-            store.stage(&counter, |call| {
-                call.arg("begin").arg(token).arg("copy").arg("c").arg(&expected);
+            store.stage(&counter, 0, |call| {
+                call.arg("begin").arg(token).arg("c").arg(&expected);
             })
         };
         begin("early").unwrap();
         begin("later").unwrap();
         let mut more = |token: &str| {
-            store.stage(&counter, |call| {
+            store.stage(&counter, 1, |call| {
                 call.arg("more").arg(token).arg(2).arg(token).arg(1).arg(0).arg(0).arg(0);
             })
         };
@@ -321,7 +413,7 @@ mod tests {
 
         // A staged value that is no longer whole does not replace the live one.
         redis::cmd("UNLINK").arg("millrace:p:c:staging:value").exec(&mut redis.connect()).unwrap();
-        let swapped = store.commit(&[&counter], |call| {
+        let swapped = store.commit(&[&counter], 1, |call| {
             call.arg(1).arg("c").arg(&expected).arg("later").arg(1).arg("swap");
             checkpoint_fields(call, &Held { groups: 1, ..held.clone() });
         });

@@ -1,20 +1,22 @@
 //! A counter against the answer to its query.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use change::{Encoding, Field, Op, TableSchema};
+use change::{Encoding, Field, Lsn, Op, Snapshot, TableSchema};
 use serde_json::Value;
-use worker::LogRecord;
+use worker::{Checkpoint, LogRecord};
 
 use crate::rollforward::RollForward;
 use crate::rows::{Datum, RowRecord};
 use crate::source::{identifier, only};
 use crate::tally::{Sign, Tally};
 use crate::verifier::Expected;
-use crate::{CounterStore, Difference, NotVerified, Source, Verified, Verifier, window};
+use crate::{CounterStore, Difference, NotVerified, Part, Source, Verified, Verifier, window};
 
 /// Groups that are fetched at a time.
 const FETCH: usize = 10_000;
+/// Groups that are read again at a time.
+const AGAIN: usize = 1_000;
 /// Images of rows that are evaluated at a time.
 const IMAGES: usize = 5_000;
 /// The same in bytes.
@@ -62,24 +64,128 @@ pub(crate) fn verify(
     let window = window::open(source)?;
     let reading = source.read(&counter.table, timeout, || answer(source, counter))?;
     verifier.reach(&expected, reading.lsn, |_| store.checkpoint())?;
-    let (at, found) = store.content().map_err(|error| NotVerified::store(&counter.store, &error))?;
-    let at = at.ok_or_else(|| NotVerified::new(format!("{}: its checkpoint is gone", counter.store), ""))?;
-    expected.demand(verifier.log.id(), &at, reading.lsn)?;
+    let content = Content::read(verifier, &expected, store, reading.lsn)?;
 
-    let mut images = Images::new(source, counter, reading.found)?;
-    let (mut told, observer) = (0, &mut *verifier.observer);
-    RollForward::new(window).to(verifier.log, at.next_offset, &reading.snapshot, &mut |_, record| {
-        told += 1;
-        if told % TELL == 0 {
-            observer.progress(&counter.store, "changes since the snapshot", told);
+    let mut answer = Answer {
+        roll: RollForward::new(window),
+        snapshot: reading.snapshot,
+        images: Images::new(source, counter, reading.found)?,
+        told: 0,
+    };
+    answer.forward(verifier, &content.first)?;
+    answer.images.tally.watch();
+    answer.forward(verifier, &content.last)?;
+    let mut suspects = answer.images.tally.touched();
+    let checked = differing(counter, &answer.images.tally, &content.groups, &mut suspects);
+    let (mut at, mut differences) = (content.last, 0);
+    drop(content.groups);
+    for groups in suspects.into_iter().collect::<Vec<String>>().chunks(AGAIN) {
+        let (checkpoint, found) =
+            store.groups(groups).map_err(|error| NotVerified::store(&counter.store, &error))?;
+        at = expected.there(verifier.log.id(), checkpoint, reading.lsn)?;
+        answer.forward(verifier, &at)?;
+        for (group, found) in groups.iter().zip(found) {
+            let source = answer.images.tally.value(counter, group);
+            if source != found {
+                differences += 1;
+                let value = |value: Option<String>| value.map_or(Value::Null, Value::String);
+                let (store, key) = (counter.store.clone(), group.clone());
+                verifier.observer.difference(Difference {
+                    store,
+                    key,
+                    source: value(source),
+                    found: value(found),
+                });
+            }
         }
-        images.take(record)
-    })?;
-    let expected = images.finish()?.values(counter);
-    let (checked, differences) = compare(&counter.store, &expected, &found, |difference| {
-        verifier.observer.difference(difference);
-    });
+    }
     Ok(Verified { store: counter.store.clone(), lsn: at.lsn, checked, differences })
+}
+
+/// A store's content, read in parts.
+struct Content {
+    groups: BTreeMap<String, String>,
+    /// Where the store was when the first part was read.
+    first: Checkpoint,
+    /// And the last.
+    last: Checkpoint,
+}
+
+impl Content {
+    fn read(
+        verifier: &mut Verifier<'_>,
+        expected: &Expected<'_>,
+        store: &mut dyn CounterStore,
+        wanted: Lsn,
+    ) -> Result<Self, NotVerified> {
+        let mut read = |from: Option<&str>| -> Result<(Checkpoint, Part), NotVerified> {
+            let part = store.part(from).map_err(|error| NotVerified::store(expected.store, &error))?;
+            let at = expected.there(verifier.log.id(), part.checkpoint.clone(), wanted)?;
+            Ok((at, part))
+        };
+        let (first, part) = read(None)?;
+        let mut content = Content { groups: part.groups.into_iter().collect(), last: first.clone(), first };
+        let mut next = part.next;
+        while let Some(from) = next {
+            let (at, part) = read(Some(&from))?;
+            if at.next_offset < content.last.next_offset {
+                let (was, is) = (content.last.next_offset, at.next_offset);
+                let what = format!("{}: it went back from offset {was} of the log to {is}", expected.store);
+                return Err(NotVerified::new(what, ""));
+            }
+            content.groups.extend(part.groups);
+            content.last = at;
+            next = part.next;
+        }
+        Ok(content)
+    }
+}
+
+/// The query's answer, on its way through the log.
+struct Answer<'a> {
+    roll: RollForward,
+    snapshot: Snapshot,
+    images: Images<'a>,
+    /// Records that changed it.
+    told: u64,
+}
+
+impl Answer<'_> {
+    /// Brings the answer to where a store is.
+    fn forward(&mut self, verifier: &mut Verifier<'_>, at: &Checkpoint) -> Result<(), NotVerified> {
+        let Answer { roll, snapshot, images, told } = self;
+        let observer = &mut *verifier.observer;
+        roll.to(verifier.log, at.next_offset, snapshot, &mut |_, record| {
+            *told += 1;
+            if *told % TELL == 0 {
+                observer.progress(&images.counter.store, "changes since the snapshot", *told);
+            }
+            images.take(record)
+        })?;
+        images.evaluate()
+    }
+}
+
+/// Adds the groups that differ to `suspects`; gives the number of groups in either.
+fn differing(
+    counter: &Counter,
+    tally: &Tally,
+    found: &BTreeMap<String, String>,
+    suspects: &mut BTreeSet<String>,
+) -> u64 {
+    let mut checked = 0;
+    for group in tally.groups(counter) {
+        let expected = tally.value(counter, group);
+        checked += u64::from(expected.is_some() || found.contains_key(group));
+        if expected.as_ref() != found.get(group) {
+            suspects.insert(group.to_owned());
+        }
+    }
+    for group in found.keys().filter(|group| !tally.knows(counter, group)) {
+        checked += 1;
+        suspects.insert(group.clone());
+    }
+    checked
 }
 
 /// The query's answer as the current transaction sees it.
@@ -96,28 +202,6 @@ fn answer(source: &Source, counter: &Counter) -> Result<Tally, NotVerified> {
             return Ok(tally);
         }
     }
-}
-
-/// Compares two maps in the order of their keys; gives the number of keys in either, and of those that differ.
-fn compare(
-    store: &str,
-    expected: &BTreeMap<String, String>,
-    found: &BTreeMap<String, String>,
-    mut tell: impl FnMut(Difference),
-) -> (u64, u64) {
-    let keys: std::collections::BTreeSet<&String> = expected.keys().chain(found.keys()).collect();
-    let mut differences = 0;
-    for key in &keys {
-        let (source, found) = (expected.get(*key), found.get(*key));
-        if source != found {
-            differences += 1;
-            let value =
-                |value: Option<&String>| value.map_or(Value::Null, |text| Value::String(text.clone()));
-            let (source, found) = (value(source), value(found));
-            tell(Difference { store: store.to_owned(), key: (*key).clone(), source, found });
-        }
-    }
-    (keys.len() as u64, differences)
 }
 
 /// Images of rows on their way to Postgres, which says what they add to the answer and take from it.
@@ -196,11 +280,6 @@ impl<'a> Images<'a> {
         }
         Ok(())
     }
-
-    fn finish(mut self) -> Result<Tally, NotVerified> {
-        self.evaluate()?;
-        Ok(self.tally)
-    }
 }
 
 /// Appends a row to a JSON array, its values as Postgres prints them: some of Debezium's forms it does not read.
@@ -251,29 +330,4 @@ fn relation_of_images(source: &Source, counter: &Counter) -> Result<String, NotV
     };
     let columns: Vec<String> = rows.iter().map(column).collect();
     Ok(format!("pg_catalog.jsonb_to_recordset($1::text::jsonb) AS images ({})", columns.join(", ")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn maps_are_compared_by_key() {
-        let map =
-            |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
-        let mut told = Vec::new();
-        let (expected, found) =
-            (map(&[("a", "1"), ("b", "2"), ("c", "3")]), map(&[("b", "2"), ("c", "4"), ("d", "5")]));
-        let result = compare("s", &expected, &found, |d| told.push((d.key, d.source, d.found)));
-        assert_eq!(result, (4, 3));
-        let text = |t: &str| Value::String(t.into());
-        assert_eq!(
-            told,
-            [
-                ("a".into(), text("1"), Value::Null),
-                ("c".into(), text("3"), text("4")),
-                ("d".into(), Value::Null, text("5"))
-            ]
-        );
-    }
 }

@@ -19,6 +19,11 @@
 //! 4. What a snapshot saw, later ones see as well, and a row's changes become visible in the order of the log. So
 //!    documents can be checked in chunks with a snapshot each, while the log is read only once.
 //!
+//! 5. A counter's content is read in parts, for a large one would hold the store up, and the store moves on between them.
+//!    Where no transaction of the log touched a group between the first part's offset and the last one's, the group must be the
+//!    same in all of that time, and any part tells its value. All others, and all that seem to differ, are read again,
+//!    some at a time, each time together with an offset, to which the answer is then rolled forward.
+//!
 //! Postgres itself evaluates a counter's query, over the table and over the images of rows in the log; nothing of
 //! the worker's evaluation is used.
 //!
@@ -41,6 +46,6 @@ pub mod window;
 
 pub use counter::{Counter, Measure};
 pub use documents::Index;
-pub use ports::{CounterStore, DocumentStore, Documents, From, Log, Observer, StoreError};
+pub use ports::{CounterStore, DocumentStore, Documents, From, Log, Observer, Part, StoreError};
 pub use source::Source;
 pub use verifier::{Difference, NotVerified, Verified, Verifier};

@@ -1,6 +1,5 @@
 //! What is needed of the log and of the stores, and who is told what is found.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use change::Lsn;
@@ -40,13 +39,28 @@ pub trait Log {
 #[error("{0}")]
 pub struct StoreError(pub String);
 
+/// A part of a counter's content, and the checkpoint of the same moment.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Part {
+    /// What the part is of.
+    pub checkpoint: Option<Checkpoint>,
+    /// Groups ("" without GROUP BY) and their values.
+    pub groups: Vec<(String, String)>,
+    /// Where the next part begins; `None` after the last.
+    pub next: Option<String>,
+}
+
 /// One counter.
 pub trait CounterStore {
     /// Where it stands; `None` when there is nothing.
     fn checkpoint(&mut self) -> Result<Option<Checkpoint>, StoreError>;
 
-    /// Its whole content by group ("" without GROUP BY) and its checkpoint, both of one moment.
-    fn content(&mut self) -> Result<(Option<Checkpoint>, BTreeMap<String, String>), StoreError>;
+    /// A part of its content, from the beginning or from where the last part ended. Each part is of one moment, and the store
+    /// moves on between them. A group may be in several parts, and one that is there all the time must be in one.
+    fn part(&mut self, from: Option<&str>) -> Result<Part, StoreError>;
+
+    /// The values of these groups and the checkpoint, both of one moment; `None` for a group that is not there.
+    fn groups(&mut self, groups: &[String]) -> Result<(Option<Checkpoint>, Vec<Option<String>>), StoreError>;
 }
 
 /// Documents of one commit, each as JSON, and that commit's checkpoint.

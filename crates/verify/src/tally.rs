@@ -1,6 +1,6 @@
 //! A counter's groups as numbers, to be added to and taken from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio_postgres::SimpleQueryRow;
 
@@ -21,6 +21,8 @@ pub(crate) struct Count {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Tally {
     groups: BTreeMap<String, Count>,
+    /// Groups that were added to or taken from since this was asked for.
+    touched: Option<BTreeSet<String>>,
 }
 
 /// Whether rows come or go.
@@ -58,6 +60,11 @@ impl Tally {
 
     fn add(&mut self, field: String, sign: Sign, count: Count) {
         let sign = if sign == Sign::Plus { 1 } else { -1 };
+        if let Some(touched) = &mut self.touched
+            && !touched.contains(&field)
+        {
+            touched.insert(field.clone());
+        }
         let group = self.groups.entry(field).or_default();
         // 128 bits hold the sum of all that a table can hold.
         group.rows += sign * count.rows;
@@ -66,22 +73,48 @@ impl Tally {
     }
 
     pub(crate) fn clear(&mut self) {
-        self.groups.clear();
+        let groups = std::mem::take(&mut self.groups);
+        if let Some(touched) = &mut self.touched {
+            touched.extend(groups.into_keys());
+        }
     }
 
-    /// What the counter must hold (h60): a group as long as it has rows; without GROUP BY always the one.
-    pub(crate) fn values(mut self, counter: &Counter) -> BTreeMap<String, String> {
+    /// From here on it is remembered which groups change.
+    pub(crate) fn watch(&mut self) {
+        self.touched = Some(BTreeSet::new());
+    }
+
+    /// The groups that changed since then.
+    pub(crate) fn touched(&mut self) -> BTreeSet<String> {
+        self.touched.take().unwrap_or_default()
+    }
+
+    /// What the counter must hold of a group (h60): a value as long as it has rows; without GROUP BY always one.
+    pub(crate) fn value(&self, counter: &Counter, group: &str) -> Option<String> {
         let grouped = counter.groups > 0;
-        if !grouped {
-            self.groups.entry(String::new()).or_default();
+        let count = match self.groups.get(group) {
+            None if grouped || !group.is_empty() => return None,
+            count => count.copied().unwrap_or_default(),
+        };
+        if grouped && count.rows == 0 {
+            return None;
         }
-        let shown = |count: Count| match counter.measure {
+        Some(match counter.measure {
             Measure::Rows => count.rows.to_string(),
             Measure::Values => count.values.to_string(),
             Measure::Sum if count.values == 0 => String::new(),
             Measure::Sum => count.sum.to_string(),
-        };
-        let there = self.groups.into_iter().filter(|(_, count)| !grouped || count.rows != 0);
-        there.map(|(field, count)| (field, shown(count))).collect()
+        })
+    }
+
+    /// Whether the group may have a value.
+    pub(crate) fn knows(&self, counter: &Counter, group: &str) -> bool {
+        self.groups.contains_key(group) || (counter.groups == 0 && group.is_empty())
+    }
+
+    /// The groups that may have a value.
+    pub(crate) fn groups(&self, counter: &Counter) -> impl Iterator<Item = &str> {
+        let alone = (counter.groups == 0 && self.groups.is_empty()).then_some("");
+        self.groups.keys().map(String::as_str).chain(alone)
     }
 }

@@ -212,6 +212,18 @@ impl Expected<'_> {
         )
     }
 
+    /// The checkpoint that a part of the store was read with; an error if there is none, or it went back.
+    pub(crate) fn there(
+        &self,
+        log: &str,
+        at: Option<Checkpoint>,
+        wanted: Lsn,
+    ) -> Result<Checkpoint, NotVerified> {
+        let at = at.ok_or_else(|| NotVerified::new(format!("{}: its checkpoint is gone", self.store), ""))?;
+        self.demand(log, &at, wanted)?;
+        Ok(at)
+    }
+
     /// The same of what was read together with a checkpoint after it had been reached.
     pub(crate) fn demand(&self, log: &str, at: &Checkpoint, wanted: Lsn) -> Result<(), NotVerified> {
         match self.judge(log, at, wanted)? {

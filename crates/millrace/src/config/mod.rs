@@ -97,6 +97,8 @@ pub(crate) struct RedisConfig {
     pub(crate) url: Secret,
     /// Before every key.
     pub(crate) prefix: String,
+    /// Longest time that a script is meant to hold Redis for.
+    pub(crate) longest_script: Duration,
 }
 
 /// Connections that read a snapshot at a time, where nothing is configured.
@@ -283,8 +285,10 @@ fn kafka(mut section: Section) -> Option<KafkaConfig> {
 fn redis(mut section: Section) -> Option<RedisConfig> {
     let url = section.required("url", "\"redis://127.0.0.1:6379/0\"").map(secret);
     let prefix = section.string("prefix").map(|found| found.value).unwrap_or_default();
+    let longest_script =
+        milliseconds(&mut section, "longest_script_ms", 5..=5_000, redis_counters::LONGEST_SCRIPT);
     section.finish();
-    Some(RedisConfig { url: url?, prefix })
+    Some(RedisConfig { url: url?, prefix, longest_script })
 }
 
 fn counters(mut section: Section, tables: Option<&[Table]>, mistakes: &Mistakes) -> Vec<CounterConfig> {

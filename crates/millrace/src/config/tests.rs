@@ -71,6 +71,11 @@ fn the_contracts_example_is_read_whole_and_shows_no_secret() {
     assert_eq!(search.indexes[0].exact, ["user_id", "folder", "sender"]);
     assert_eq!(search.listen.port(), 7700);
     assert_eq!(config.telemetry.counters.unwrap().port(), 9202);
+    let shortest = [("MILLRACE_REDIS__LONGEST_SCRIPT_MS", "5")];
+    for (environment, longest) in [(&[][..], 40), (&shortest[..], 5)] {
+        let redis = parse(EXAMPLE, environment).unwrap().redis.unwrap();
+        assert_eq!(redis.longest_script.as_millis(), longest);
+    }
 }
 
 #[test]

@@ -1,21 +1,22 @@
 -- Moves counters, all or nothing: every expectation is checked before the first write, and no write after that
 -- can fail by a key's type (h41). Values are absolute.
--- ARGV: number of counters; name and expectation of each; of each the token it staged under and the
---   number of groups it staged, or '' and 0; then per
+-- ARGV: number of counters; name and expectation of each; of each the token under which it was staged or torn, or '',
+--   and the number of groups that it staged, or ''; then per
 -- counter:
---   how: 'patch' (change fields), 'replace' (forget all first) or 'swap' (put the staged keys in place);
---   unless 'swap': kind of the value ('h' or 's'), then four counted lists: value, rows and nonnull to set
+--   how: 'patch' (change fields), 'replace' (forget all first), 'swap' (put the staged keys in place) or 'finish' (a torn
+--   counter is whole);
+--   for 'patch' and 'replace': kind of the value ('h' or 's'), then four counted lists: value, rows and nonnull to set
 --   (field, content, ...; for 's' the content only), groups to delete;
 --   a counted list of checkpoint fields.
 local count = tonumber(take())
 local moved, seen = first_moved(count)
 if moved then return { moved, seen } end
 for place = 1, count do
-  local token, groups = take(), tonumber(take())
+  local token, groups = take(), take()
   local keys = keys_of(place)
   if token ~= '' then
     if redis.call('GET', keys.staging) ~= token then return { place, 'staged by another worker' } end
-    if redis.call('HLEN', keys.staging_value) ~= groups then return { place, 'its staging copy is damaged' } end
+    if groups ~= '' and redis.call('HLEN', keys.staging_value) ~= tonumber(groups) then return { place, 'its staging copy is damaged' } end
   end
 end
 
@@ -46,6 +47,8 @@ for place = 1, count do
     swap(keys.staging_rows, keys.rows)
     swap(keys.staging_nonnull, keys.nonnull)
     redis.call('UNLINK', keys.staging)
+  elseif how == 'finish' then
+    redis.call('UNLINK', keys.staging, keys.staging_value)
   else
     if how == 'replace' then redis.call('UNLINK', keys.value, keys.rows, keys.nonnull) end
     patch(keys)

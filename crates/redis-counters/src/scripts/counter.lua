@@ -76,7 +76,8 @@ local function denied(keys)
       or ask('TYPE', key) or ask('HLEN', key) or ask('EXISTS', key)
   end
   return found or ask('SET', keys.staging, 'v') or ask('GET', keys.staging)
-    or ask('RENAME', keys.staging_value, keys.value) or ask('COPY', keys.value, keys.staging_value)
+    or ask('RENAME', keys.staging_value, keys.value) or ask('HSCAN', keys.value, '0')
+    or ask('HSETNX', keys.staging_value, 'f', 'v')
 end
 
 -- Why the first `count` counters cannot be written, if so: a place below zero for a missing permission.
@@ -102,6 +103,13 @@ local function write(command, key, count)
     redis.call(command, key, unpack(ARGV, at + 1, at + now))
     at = at + now
     count = count - now
+  end
+end
+
+-- The same for a list.
+local function write_all(command, key, list)
+  for first = 1, #list, UNPACKED do
+    redis.call(command, key, unpack(list, first, math.min(first + UNPACKED - 1, #list)))
   end
 end
 

@@ -208,10 +208,17 @@ fn others_read_a_counter_with_its_checkpoint_and_drop_it() {
     let mut rig = filled(&redis, &NAMES);
     run(&redis, "SET theirs 1");
     let mut counters = Counters::new(&Server::new(redis.url()), Namespace::new("", "p")).unwrap();
-    let (checkpoint, groups) = counters.counter("bytes").unwrap();
-    assert_eq!((checkpoint.as_ref(), groups), (Some(&rig.at[2]), map(&[("7", "5"), ("8", "3")])));
-    let (_, groups) = counters.counter("all_bytes").unwrap();
-    assert_eq!(groups, map(&[("", "8")]));
+    let part = counters.part("bytes", None).unwrap();
+    assert_eq!((part.checkpoint.as_ref(), part.next), (Some(&rig.at[2]), None));
+    assert_eq!(
+        part.groups.into_iter().collect::<std::collections::BTreeMap<_, _>>(),
+        map(&[("7", "5"), ("8", "3")])
+    );
+    assert_eq!(counters.part("all_bytes", None).unwrap().groups, [(String::new(), "8".to_owned())]);
+    let groups = ["8", "9", ""].map(str::to_owned);
+    let (checkpoint, values) = counters.groups("bytes", &groups).unwrap();
+    assert_eq!((checkpoint, values), (Some(rig.at[2].clone()), vec![Some("3".to_owned()), None, None]));
+    assert_eq!(counters.groups("all_bytes", &groups).unwrap().1, [None, None, Some("8".to_owned())]);
     assert_eq!(counters.checkpoints(&["all", "nothing"]).unwrap(), [Some(rig.at[4].clone()), None]);
     // Filling is visible.
     let beginning = rig.beginning(0);

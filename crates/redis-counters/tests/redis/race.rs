@@ -11,7 +11,8 @@ use worker::{Sink, SinkError, Stored};
 
 use crate::rig::{Mail, Rig, hash, mail, text};
 
-const TINY: Bounds = Bounds { script_groups: 2, script_bytes: 1 << 20, transaction_groups: 10_000 };
+const TINY: Bounds =
+    Bounds { script_groups: 2, script_bytes: 1 << 20, held_groups: 10_000, held_bytes: 1 << 20 };
 
 #[test]
 fn of_two_racing_workers_exactly_one_wins() {

@@ -209,3 +209,85 @@ fn h28_a_store_that_is_not_ready_or_behind_or_another_is_not_judged() {
     refuse(|at| at.log = "another".into(), "follows log another");
     refuse(|at| at.definition = "another".into(), "another definition");
 }
+
+/// The groups "0" and "1" are read first, "2" and "4" later.
+#[test]
+fn h50_a_store_that_moves_while_it_is_read_is_equal_or_not_group_by_group() {
+    let first = map(&[("0", "2"), ("1", "2"), ("2", "2")]);
+    let after = map(&[("0", "1"), ("1", "2"), ("2", "3"), ("4", "1")]);
+    let check = |first: &BTreeMap<String, String>, after: &BTreeMap<String, String>| {
+        let rig = Rig::new();
+        fill(&rig);
+        let mut store = Store::new(rig.checkpoint(), first.clone());
+        store.between = Some(Box::new(|| {
+            let old = rig.row(3);
+            rig.commit("DELETE FROM mails WHERE id = 3", |log, xid| log.delete(xid, &old));
+            for (id, user) in [(70, 2), (71, 4)] {
+                let insert = format!("INSERT INTO mails VALUES ({id}, {user}, 'inbox', false)");
+                rig.commit(&insert, |log, xid| log.insert(xid, &rig.row(id)));
+            }
+            (rig.checkpoint(), after.clone())
+        }));
+        let (verified, found) = rig.verify(|verifier| verifier.counter(&unread(&rig), &mut store));
+        assert_eq!(verified.unwrap().differences as usize, found.len());
+        found.into_iter().map(|d| format!("{} {} {}", d.key, d.source, d.found)).collect::<Vec<_>>()
+    };
+    assert_eq!(check(&first, &after), Vec::<String>::new());
+    let but = |all: &BTreeMap<String, String>, group: &str, value: Option<&str>| {
+        let mut all = all.clone();
+        match value {
+            Some(value) => drop(all.insert(group.to_owned(), value.to_owned())),
+            None => drop(all.remove(group)),
+        }
+        all
+    };
+    // One that is wrong when it is read, and happens to have the value that is right later.
+    let (mut early, mut late) = (first.clone(), after.clone());
+    early.insert("0".into(), "1".into());
+    late.insert("0".into(), "0".into());
+    assert_eq!(check(&early, &late), [r#"0 "1" "0""#]);
+    // One that nothing touches, in either part; one that changed after it was read; one before; one that came; one too many.
+    for (group, value, difference) in [
+        ("1", Some("3"), r#"1 "2" "3""#),
+        ("1", None, r#"1 "2" null"#),
+        ("0", Some("2"), r#"0 "1" "2""#),
+        ("2", Some("2"), r#"2 "3" "2""#),
+        ("4", None, r#"4 "1" null"#),
+        ("8", Some("1"), r#"8 null "1""#),
+    ] {
+        let (first, after) = match group {
+            "1" => (but(&first, group, value), but(&after, group, value)),
+            _ => (first.clone(), but(&after, group, value)),
+        };
+        assert_eq!(check(&first, &after), [difference], "{group} is {value:?}");
+    }
+}
+
+#[test]
+fn h50_a_table_that_is_emptied_while_its_counter_is_read() {
+    let all = map(&[("0", "2"), ("1", "2"), ("2", "2")]);
+    let without = map(&[("0", "2"), ("2", "2")]);
+    for (before, after, differences) in [
+        (&all, map(&[("5", "1")]), 0),
+        (&all, map(&[("1", "1")]), 2),
+        // One that is not there when it would be read, and is there when it should not.
+        (&without, map(&[("1", "2"), ("5", "1")]), 1),
+    ] {
+        let rig = Rig::new();
+        fill(&rig);
+        let mut store = Store::new(rig.checkpoint(), before.clone());
+        store.between = Some(Box::new(|| {
+            rig.commit("TRUNCATE mails", |log, xid| log.truncate(xid));
+            rig.commit("INSERT INTO mails VALUES (61, 5, 'inbox', false)", |log, xid| {
+                log.insert(xid, &rig.row(61))
+            });
+            (rig.checkpoint(), after)
+        }));
+        let (verified, found) = rig.verify(|verifier| verifier.counter(&unread(&rig), &mut store));
+        assert_eq!(
+            (verified.unwrap().differences, found.len()),
+            (differences, differences as usize),
+            "{found:?}"
+        );
+    }
+}

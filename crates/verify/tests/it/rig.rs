@@ -11,7 +11,7 @@ use testkit::services::{Postgres, Session};
 use tokio::runtime::Runtime;
 use verify::{
     Counter, CounterStore, Difference, DocumentStore, Documents, From, Index, Log, NotVerified, Observer,
-    Source, StoreError, Verified, Verifier,
+    Part, Source, StoreError, Verified, Verifier,
 };
 use worker::{Checkpoint, LogBatch, LogRecord};
 
@@ -316,11 +316,13 @@ pub(crate) struct Store<'a, T> {
     pub(crate) at: Checkpoint,
     pub(crate) content: T,
     pub(crate) then: Option<Box<dyn FnOnce() -> (Checkpoint, T) + 'a>>,
+    /// Happens between the first part of a counter and the second.
+    pub(crate) between: Option<Box<dyn FnOnce() -> (Checkpoint, T) + 'a>>,
 }
 
 impl<'a, T> Store<'a, T> {
     pub(crate) fn new(at: Checkpoint, content: T) -> Self {
-        Store { at, content, then: None }
+        Store { at, content, then: None, between: None }
     }
 
     /// The store has nothing until it is asked; then this happens.
@@ -336,7 +338,7 @@ impl<'a, T> Store<'a, T> {
             last: None,
             stopped: None,
         };
-        Store { at, content, then: Some(Box::new(then)) }
+        Store { at, content, then: Some(Box::new(then)), between: None }
     }
 
     fn moved(&mut self) -> Option<Checkpoint> {
@@ -352,8 +354,23 @@ impl CounterStore for Store<'_, BTreeMap<String, String>> {
         Ok(self.moved())
     }
 
-    fn content(&mut self) -> Result<(Option<Checkpoint>, BTreeMap<String, String>), StoreError> {
-        Ok((Some(self.at.clone()), self.content.clone()))
+    /// Two groups at a time, in their order.
+    fn part(&mut self, from: Option<&str>) -> Result<Part, StoreError> {
+        if from.is_some()
+            && let Some(between) = self.between.take()
+        {
+            (self.at, self.content) = between();
+        }
+        let after = |group: &str| from.is_none_or(|from| group > from);
+        let rest = self.content.iter().filter(|(group, _)| after(group));
+        let groups: Vec<_> = rest.map(|(group, value)| (group.clone(), value.clone())).take(2).collect();
+        let next = groups.last().filter(|_| groups.len() == 2).map(|(group, _)| group.clone());
+        Ok(Part { checkpoint: Some(self.at.clone()), groups, next })
+    }
+
+    fn groups(&mut self, groups: &[String]) -> Result<(Option<Checkpoint>, Vec<Option<String>>), StoreError> {
+        let values = groups.iter().map(|group| self.content.get(group).cloned()).collect();
+        Ok((Some(self.at.clone()), values))
     }
 }
 

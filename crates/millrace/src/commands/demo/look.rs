@@ -102,15 +102,17 @@ impl<'a> Eyes<'a> {
     /// Fails only for Postgres; whatever else does not answer may just have been killed.
     pub(super) fn look(&mut self) -> anyhow::Result<Look> {
         let Source { mails, unread, head, confirmed } = self.postgres().context("Postgres")?;
-        let redis = self.counters.counter("unread").ok().map(|(_, groups)| groups);
+        let ids: Vec<String> = (1..=SHOWN).map(|id| id.to_string()).collect();
+        let redis = self.counters.groups("unread", &ids).ok().map(|(_, values)| values);
         let user = |(place, name): (usize, &&'static str)| {
             let id = place + 1;
-            let shown = |groups: &BTreeMap<String, String>| groups.get(&id.to_string()).cloned();
             let zero = || "0".to_owned();
+            let found =
+                |values: &Vec<Option<String>>| values.get(place).cloned().flatten().unwrap_or_else(zero);
             User {
                 name,
-                postgres: shown(&unread).unwrap_or_else(zero),
-                redis: redis.as_ref().map(|groups| shown(groups).unwrap_or_else(zero)),
+                postgres: unread.get(&id.to_string()).cloned().unwrap_or_else(zero),
+                redis: redis.as_ref().map(found),
             }
         };
         let users = USERS.iter().enumerate().take(SHOWN).map(user).collect();

@@ -1,6 +1,5 @@
 //! The proof's ports, over Kafka, Redis and HTTP.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -10,7 +9,7 @@ use redis_counters::Counters;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use verify::{CounterStore, DocumentStore, Documents, From, Log, NotVerified, StoreError};
+use verify::{CounterStore, DocumentStore, Documents, From, Log, NotVerified, Part, StoreError};
 use worker::{Checkpoint, FeedError, LogBatch, LogRecord, SinkError};
 
 /// One wait for records.
@@ -104,8 +103,14 @@ impl CounterStore for RedisCounter {
         Ok(found.into_iter().next().flatten())
     }
 
-    fn content(&mut self) -> Result<(Option<Checkpoint>, BTreeMap<String, String>), StoreError> {
-        self.counters.counter(&self.name).map_err(store_error)
+    fn part(&mut self, from: Option<&str>) -> Result<Part, StoreError> {
+        let redis_counters::Part { checkpoint, groups, next } =
+            self.counters.part(&self.name, from).map_err(store_error)?;
+        Ok(Part { checkpoint, groups, next })
+    }
+
+    fn groups(&mut self, groups: &[String]) -> Result<(Option<Checkpoint>, Vec<Option<String>>), StoreError> {
+        self.counters.groups(&self.name, groups).map_err(store_error)
     }
 }
 
