@@ -36,9 +36,9 @@ const TELL_AFTER: Duration = Duration::from_secs(1);
 
 /// The brokers.
 ///
-/// A broker that is cut off from the controller, but not from its clients, goes on naming itself as the leader of what
-/// another broker leads by now. It answers this, and nothing that needs the others. So a broker whose own word led to
-/// a failure is asked last, and of two leaders the one of the later epoch counts, whoever named it.
+/// A broker that is cut off from the controller, but not from its clients, does not know that another broker has become
+/// the leader in its place. It goes on naming itself as the leader, and cannot do what needs the other brokers. So after
+/// a failure the broker that was asked for the leader is asked last, and a leader of an earlier epoch is not believed.
 #[derive(Clone)]
 pub(crate) struct Cluster {
     bootstrap: Vec<Address>,
@@ -53,6 +53,8 @@ type Address = (String, u16);
 struct Known {
     /// Bootstrap servers, and the brokers that the last answer named, in the order in which they are asked.
     brokers: Vec<Address>,
+    /// True once an answer has named the brokers.
+    named: bool,
     /// The latest epoch in which partition 0 of a topic had a leader.
     epochs: HashMap<StrBytes, i32>,
 }
@@ -81,7 +83,7 @@ impl Cluster {
                 "write it as `host:port`, several by comma",
             )
         })?;
-        let known = Known { brokers: bootstrap.clone(), epochs: HashMap::new() };
+        let known = Known { brokers: bootstrap.clone(), named: false, epochs: HashMap::new() };
         let known = Arc::new(Mutex::new(known));
         Ok(Cluster { bootstrap, known, security, client_id: client_id.to_owned() })
     }
@@ -135,6 +137,17 @@ impl Cluster {
             }
         }
         Err(last)
+    }
+
+    /// Has the brokers named, unless they have been: the only bootstrap server may be the wrong one to ask for more.
+    fn learn_brokers(&self, deadline: Instant) -> Result<(), WireError> {
+        if self.known().named {
+            return Ok(());
+        }
+        let found =
+            self.ask(&MetadataRequest::default().with_topics(Some(Vec::new())), METADATA, deadline)?;
+        self.known().learn(&self.bootstrap, &found);
+        Ok(())
     }
 
     /// The brokers that lead partition 0 of each of these topics.
@@ -193,6 +206,7 @@ impl Known {
         self.brokers.retain(|known| named.contains(known) || bootstrap.contains(known));
         let new = named.into_iter().filter(|named| !self.brokers.contains(named)).collect::<Vec<_>>();
         self.brokers.extend(new);
+        self.named = true;
     }
 
     /// Fails if a later leader of the partition is known than the one that was named.
@@ -253,6 +267,7 @@ impl Coordinator {
         match &mut self.broker {
             Some(broker) => Ok(broker),
             none => {
+                self.cluster.learn_brokers(deadline)?;
                 let request = FindCoordinatorRequest::default()
                     .with_key(self.transactional_id.clone())
                     .with_key_type(TRANSACTION_KEY);
