@@ -31,6 +31,9 @@ const RETRY: (Duration, Duration) = (Duration::from_micros(500), Duration::from_
 const RECONNECT: Duration = Duration::from_millis(20);
 /// One try may take so much of all the time there is: a broker that keeps silent leaves time for another.
 const TRIES: u32 = 3;
+/// A coordinator that is busy for longer is looked for again, at another broker. Usually it takes some milliseconds to
+/// end a transaction.
+const BUSY_LIMIT: Duration = Duration::from_secs(1);
 /// After so long without success it is told.
 const TELL_AFTER: Duration = Duration::from_secs(1);
 
@@ -246,12 +249,14 @@ pub(crate) struct Coordinator {
     cluster: Cluster,
     transactional_id: StrBytes,
     broker: Option<Broker>,
+    /// Since when it has been busy with the transaction before.
+    busy: Option<Instant>,
 }
 
 impl Coordinator {
     /// One that has not been looked for.
     pub(crate) fn of(cluster: Cluster, transactional_id: StrBytes) -> Self {
-        Coordinator { cluster, transactional_id, broker: None }
+        Coordinator { cluster, transactional_id, broker: None, busy: None }
     }
 
     /// The connection, if there is one.
@@ -309,9 +314,14 @@ impl Coordinator {
     /// What the code in one of its answers means. Where it may be the wrong coordinator, the next request finds another.
     pub(crate) fn judge(&mut self, code: i16, doing: &str) -> Result<(), WireError> {
         let judged = judge(code, || doing.to_owned());
-        if matches!(judged, Err(WireError::Again(_))) {
+        let busy = matches!(judged, Err(WireError::Busy(_)));
+        let since = *self.busy.get_or_insert_with(Instant::now);
+        // A coordinator that was cut off from the other brokers does not come to the end of what it began.
+        let stuck = busy && since.elapsed() >= BUSY_LIMIT;
+        if stuck || matches!(judged, Err(WireError::Again(_))) {
             self.lose();
         }
+        self.busy = Some(since).filter(|_| busy && !stuck);
         judged
     }
 }
