@@ -105,8 +105,8 @@ fn read(
     Ok((ledger, order))
 }
 
-/// The log's end, which should not be before the one that the ledger tells. If it is, records were lost, or a broker
-/// answered that does not lead the log any more.
+/// The log's end, which should not be before the one in the ledger. If it is, records were lost, or the broker that
+/// answered is no longer the log's leader.
 fn log_end(connection: &Connection, names: &Names, expected: i64) -> Result<i64, KafkaError> {
     let mut waited = Duration::ZERO;
     loop {
@@ -122,8 +122,8 @@ fn log_end(connection: &Connection, names: &Names, expected: i64) -> Result<i64,
 
 /// A reader of a topic, which sees its true end. That is not before `written`.
 ///
-/// The same client has to be used for reading: another one may have turned to a broker that does not lead the topic any
-/// more. For that reason a client that does not see the end is replaced now and then.
+/// The same client has to be used for reading: another one may ask a broker that is no longer the topic's leader. For the
+/// same reason a client that does not see the end is replaced now and then.
 fn stable_reader(
     connection: &Connection,
     names: &Names,

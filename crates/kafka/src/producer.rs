@@ -28,6 +28,9 @@ use crate::{Connection, KafkaError, Names};
 /// How long a clean stop tries to abort what is open; a new producer does it anyway.
 const ABORT_LIMIT: Duration = Duration::from_secs(1);
 
+/// How long a coordinator may take over a request that may be repeated.
+const BRIEF_LIMIT: Duration = Duration::from_secs(5);
+
 // Versions of the requests. Every broker that Millrace supports (Kafka 3.6 and later) knows them.
 const INIT_PRODUCER_ID: i16 = 1;
 const ADD_PARTITIONS: i16 = 2;
@@ -88,9 +91,9 @@ impl Turns {
         Ok(())
     }
 
-    /// Writes a record into `topic` that nobody sees, and returns the offset after it. Whoever reads the topic up to
-    /// there has all that earlier writers committed: a broker that leads the topic no more, but does not know it, takes
-    /// no record and does not have this one.
+    /// Writes a record into `topic`, aborts it, and returns the offset after it. A reader that gets as far as this offset
+    /// has everything that earlier writers committed. A broker that is no longer the topic's leader, and does not know
+    /// it, cannot take the record, and does not have it.
     pub(crate) fn probe(&mut self, topic: &str) -> Result<i64, KafkaError> {
         self.producers[0].probe(topic)
     }
@@ -119,7 +122,7 @@ impl Producer {
             .with_transactional_id(Some(transactional_id.clone()))
             .with_transaction_timeout_ms(i32::try_from(transaction_timeout.as_millis()).unwrap_or(i32::MAX));
         let started = patiently(outage, |deadline| {
-            let answer = coordinator.ask(&request, INIT_PRODUCER_ID, deadline)?;
+            let answer = coordinator.ask(&request, INIT_PRODUCER_ID, briefly(deadline))?;
             coordinator.judge(answer.error_code, "cannot start Kafka transactions")?;
             Ok(answer)
         })?;
@@ -158,8 +161,8 @@ impl Producer {
         self.registrar.register(coordinator, request)
     }
 
-    /// Asks the coordinator whether this producer may still write into `topic`, which need not be new to the open
-    /// transaction. Begins one where none is open; it is for dropping the producer afterwards.
+    /// Asks the coordinator whether this producer may still write into `topic`. This begins a transaction if none is open,
+    /// so the producer is to be dropped afterwards.
     fn confirm(&mut self, topic: &str) -> Result<(), KafkaError> {
         self.opened.get_or_insert_with(Instant::now);
         let request = self.registration(&[StrBytes::from_string(topic.to_owned())]);
@@ -368,9 +371,15 @@ fn register(
     outage: Duration,
 ) -> Result<(), KafkaError> {
     patiently(outage, |deadline| {
-        let answer = coordinator.ask(request, ADD_PARTITIONS, deadline)?;
+        let answer = coordinator.ask(request, ADD_PARTITIONS, briefly(deadline))?;
         coordinator.judge(first_error(&answer), "cannot begin a Kafka transaction")
     })
+}
+
+/// The deadline of one request that may be repeated: a coordinator that was cut off from the other brokers never answers
+/// it, and leaves time to find the next one.
+fn briefly(deadline: Instant) -> Instant {
+    deadline.min(Instant::now() + BRIEF_LIMIT)
 }
 
 fn gone() -> KafkaError {

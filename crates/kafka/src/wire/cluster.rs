@@ -31,14 +31,17 @@ const RETRY: (Duration, Duration) = (Duration::from_micros(500), Duration::from_
 const RECONNECT: Duration = Duration::from_millis(20);
 /// One try may take so much of all the time there is: a broker that keeps silent leaves time for another.
 const TRIES: u32 = 3;
+/// A coordinator that is busy for longer is looked for again, at another broker. Usually it takes some milliseconds to
+/// end a transaction.
+const BUSY_LIMIT: Duration = Duration::from_secs(1);
 /// After so long without success it is told.
 const TELL_AFTER: Duration = Duration::from_secs(1);
 
 /// The brokers.
 ///
-/// A broker that is cut off from the controller, but not from its clients, goes on naming itself as the leader of what
-/// another broker leads by now. It answers this, and nothing that needs the others. So a broker whose own word led to
-/// a failure is asked last, and of two leaders the one of the later epoch counts, whoever named it.
+/// A broker that is cut off from the controller, but not from its clients, does not know that another broker has become
+/// the leader in its place. It goes on naming itself as the leader, and cannot do what needs the other brokers. So after
+/// a failure the broker that was asked for the leader is asked last, and a leader of an earlier epoch is not believed.
 #[derive(Clone)]
 pub(crate) struct Cluster {
     bootstrap: Vec<Address>,
@@ -53,6 +56,8 @@ type Address = (String, u16);
 struct Known {
     /// Bootstrap servers, and the brokers that the last answer named, in the order in which they are asked.
     brokers: Vec<Address>,
+    /// True once an answer has named the brokers.
+    named: bool,
     /// The latest epoch in which partition 0 of a topic had a leader.
     epochs: HashMap<StrBytes, i32>,
 }
@@ -81,7 +86,7 @@ impl Cluster {
                 "write it as `host:port`, several by comma",
             )
         })?;
-        let known = Known { brokers: bootstrap.clone(), epochs: HashMap::new() };
+        let known = Known { brokers: bootstrap.clone(), named: false, epochs: HashMap::new() };
         let known = Arc::new(Mutex::new(known));
         Ok(Cluster { bootstrap, known, security, client_id: client_id.to_owned() })
     }
@@ -135,6 +140,17 @@ impl Cluster {
             }
         }
         Err(last)
+    }
+
+    /// Has the brokers named, unless they have been: the only bootstrap server may be the wrong one to ask for more.
+    fn learn_brokers(&self, deadline: Instant) -> Result<(), WireError> {
+        if self.known().named {
+            return Ok(());
+        }
+        let found =
+            self.ask(&MetadataRequest::default().with_topics(Some(Vec::new())), METADATA, deadline)?;
+        self.known().learn(&self.bootstrap, &found);
+        Ok(())
     }
 
     /// The brokers that lead partition 0 of each of these topics.
@@ -193,6 +209,7 @@ impl Known {
         self.brokers.retain(|known| named.contains(known) || bootstrap.contains(known));
         let new = named.into_iter().filter(|named| !self.brokers.contains(named)).collect::<Vec<_>>();
         self.brokers.extend(new);
+        self.named = true;
     }
 
     /// Fails if a later leader of the partition is known than the one that was named.
@@ -232,12 +249,14 @@ pub(crate) struct Coordinator {
     cluster: Cluster,
     transactional_id: StrBytes,
     broker: Option<Broker>,
+    /// Since when it has been busy with the transaction before.
+    busy: Option<Instant>,
 }
 
 impl Coordinator {
     /// One that has not been looked for.
     pub(crate) fn of(cluster: Cluster, transactional_id: StrBytes) -> Self {
-        Coordinator { cluster, transactional_id, broker: None }
+        Coordinator { cluster, transactional_id, broker: None, busy: None }
     }
 
     /// The connection, if there is one.
@@ -253,6 +272,7 @@ impl Coordinator {
         match &mut self.broker {
             Some(broker) => Ok(broker),
             none => {
+                self.cluster.learn_brokers(deadline)?;
                 let request = FindCoordinatorRequest::default()
                     .with_key(self.transactional_id.clone())
                     .with_key_type(TRANSACTION_KEY);
@@ -294,9 +314,14 @@ impl Coordinator {
     /// What the code in one of its answers means. Where it may be the wrong coordinator, the next request finds another.
     pub(crate) fn judge(&mut self, code: i16, doing: &str) -> Result<(), WireError> {
         let judged = judge(code, || doing.to_owned());
-        if matches!(judged, Err(WireError::Again(_))) {
+        let busy = matches!(judged, Err(WireError::Busy(_)));
+        let since = *self.busy.get_or_insert_with(Instant::now);
+        // A coordinator that was cut off from the other brokers does not come to the end of what it began.
+        let stuck = busy && since.elapsed() >= BUSY_LIMIT;
+        if stuck || matches!(judged, Err(WireError::Again(_))) {
             self.lose();
         }
+        self.busy = Some(since).filter(|_| busy && !stuck);
         judged
     }
 }
