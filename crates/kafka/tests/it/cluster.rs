@@ -20,6 +20,7 @@ const BROKERS: [usize; 3] = [1, 2, 3];
 
 /// One story, as three brokers cost seconds.
 #[test]
+#[ignore = "four servers; scripts/test --full runs it"]
 fn writer_and_reader_leave_a_broker_that_is_no_longer_the_leader() {
     let cluster = KafkaCluster::start(BROKERS.len());
     let (_, names) = pipeline_at(connection(&cluster.bootstrap(&BROKERS), &[]), "cut", 3);
