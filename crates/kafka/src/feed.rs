@@ -42,6 +42,8 @@ pub struct KafkaFeed {
     /// Those of the last look at the whole ledger, in its order.
     described: Vec<SchemaRef>,
     progress: Option<Progress>,
+    /// Offset of the last record that was polled.
+    polled: i64,
 }
 
 /// By what right the log is read.
@@ -83,6 +85,7 @@ impl KafkaFeed {
             tables: HashMap::new(),
             described: Vec::new(),
             progress: None,
+            polled: 0,
         })
     }
 
@@ -189,6 +192,9 @@ impl Feed for KafkaFeed {
         if let Place::Member(member) = &mut self.place {
             if read { member.busy() } else { member.idle()? }
         }
+        if let Some(last) = batch.len().checked_sub(1) {
+            self.polled = batch.get(last).offset;
+        }
         self.drain_ledger(Duration::ZERO)?;
         if let (Some(log), Some(progress)) = (&self.log, &self.progress) {
             log.expect(progress.log_end);
@@ -243,14 +249,21 @@ impl Feed for KafkaFeed {
         }
         // It has not come. Whether it is not there, or cannot be read now, only a whole look tells.
         self.whole_ledger()?;
-        self.present(version).ok_or_else(|| {
-            let what = format!(
-                "topic \"{}\" does not hold schema {version}, which the log uses",
-                self.names.ledger()
-            );
-            let remedy = format!("if the ledger was created anew or has lost records, {NEW_LOG}");
-            Refusal::new(what, remedy).into()
-        })
+        if let Some(schema) = self.present(version) {
+            return Ok(schema);
+        }
+        let what =
+            format!("topic \"{}\" does not hold schema {version}, which the log uses", self.names.ledger());
+        // It stands in the ledger before the progress that covers its first record.
+        match &self.progress {
+            Some(progress) if progress.log_end > self.polled => {
+                let remedy = format!("if the ledger was created anew or has lost records, {NEW_LOG}");
+                Err(Refusal::new(what, remedy).into())
+            }
+            _ => Err(FeedError::Unavailable(format!(
+                "{what}; the ledger is behind the log, and is waited for"
+            ))),
+        }
     }
 
     fn tables(&mut self) -> Vec<(SchemaRef, Arc<TableSchema>)> {

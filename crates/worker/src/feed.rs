@@ -93,7 +93,7 @@ pub trait Feed {
     fn seek(&mut self, offset: i64) -> Result<(), FeedError>;
 
     /// A version of a table. The reader writes it to the ledger no later than its first use, so that waiting
-    /// for it is bounded; one that does not come is [`FeedError::Refused`].
+    /// for it is bounded; one that cannot come any more is [`FeedError::Refused`].
     fn schema(&mut self, version: SchemaRef) -> Result<Arc<TableSchema>, FeedError>;
 
     /// All versions of tables that the ledger holds, in the order in which the reader wrote them; called after

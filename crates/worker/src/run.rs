@@ -290,11 +290,13 @@ impl<'a> Worker<'a> {
         let turned = self.turn(feed, sink, &batch);
         self.batch = batch;
         match turned {
-            Ok(()) => self.back_off = BACK_OFF.0,
-            Err(Failure::Final(error)) => return Err(error),
-            Err(Failure::Again(reason)) => self.again(sink, &reason),
+            Ok(()) => Ok(()),
+            Err(Failure::Final(error)) => Err(error),
+            Err(Failure::Again(reason)) => {
+                self.again(sink, &reason);
+                Ok(())
+            }
         }
-        Ok(())
     }
 
     /// Whether a builder has nothing left to build, or a worker's stores have all gone over to a later log.
@@ -545,6 +547,8 @@ impl<'a> Worker<'a> {
                 *store = Some(to);
             }
         }
+        // Reading a store that cannot be written, for its disk is full, is no sign that it can be again.
+        self.back_off = BACK_OFF.0;
         self.control.moved(&self.stores);
         if let (Role::Worker, Some(handover)) = (self.role, self.control.handover()) {
             handover.moved(&self.stores);

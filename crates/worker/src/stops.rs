@@ -33,12 +33,15 @@ impl Cause {
     }
 }
 
+/// No unit of the log begins there.
+const NO_UNIT: i64 = -1;
+
 /// Where a store stops, and why.
 #[derive(Clone, Debug)]
 pub(crate) struct Stop {
-    /// Offset of the first record of the unit that holds the record.
+    /// Offset of the first record of the unit that holds the record; [`NO_UNIT`] where no record is at fault.
     pub(crate) unit: i64,
-    /// Offset of the record; of no meaning where the store was refused as it stands.
+    /// Offset of the record, or of the one that the store would have gone on with.
     pub(crate) offset: i64,
     pub(crate) cause: Cause,
     /// What the store holds, once it has stopped.
@@ -54,7 +57,7 @@ impl Stop {
     /// A store that cannot be used as it stands.
     pub(crate) fn as_it_is(stored: &Stored, refusal: Refusal) -> Self {
         let offset = stands(stored).map_or(-1, |at| at.next_offset);
-        Stop { unit: offset, offset, cause: Cause::Refused(refusal), at: Some(stored.clone()) }
+        Stop { unit: NO_UNIT, offset, cause: Cause::Refused(refusal), at: Some(stored.clone()) }
     }
 
     /// The same for whoever is told.
@@ -280,15 +283,17 @@ impl Worker<'_> {
             return Ok(());
         }
         self.asked_at = now;
-        let told =
-            |place: &usize| self.stops.get(*place).is_some_and(|stop| self.control.skip(*place, stop.offset));
+        let told = |place: &usize| {
+            let stop = self.stops.get(*place).filter(|stop| stop.unit != NO_UNIT);
+            stop.is_some_and(|stop| self.control.skip(*place, stop.offset))
+        };
         let told: Vec<usize> = self.stops.all().filter(told).collect();
         if told.is_empty() {
             return Ok(());
         }
         self.commit(feed, sink)?;
         for place in told {
-            info!(place, "a store that had stopped goes on, as told");
+            info!(store = sink.stores()[place].name, "a store that had stopped goes on, as told");
             self.stops.clear(place);
             self.control.stopped(place, None);
         }

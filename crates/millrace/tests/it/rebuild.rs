@@ -238,7 +238,7 @@ fn h43_a_group_reset_rebuilds_and_a_reset_elsewhere_is_refused() {
     let sampler = Sampler::of_counters(&pipeline);
     reset(&pipeline, &["--to-earliest"]);
     pipeline.spawn(Role::Counters);
-    soon("the rebuild is recorded", || !copies(&pipeline).is_empty());
+    soon("the rebuild is recorded", || copies(&pipeline).iter().any(|key| key.contains(":points:")));
     assert!(offset(&pipeline, "millrace:mailbox:points") >= before, "readers keep what they see");
     // Whether or not the group's offset was overwritten by now: the request is in the store.
     pipeline.restart(Role::Counters);

@@ -108,6 +108,8 @@ pub(crate) struct Store {
     pub(crate) poison: BTreeMap<(usize, i64), Option<Refusal>>,
     /// The copies that were asked for; `None` for a sink that keeps none.
     pub(crate) copies: Option<Vec<bool>>,
+    /// Commits that fail before one succeeds.
+    pub(crate) failures: usize,
     /// Where another worker leaves the first store before this one looks at it.
     pub(crate) moved_to: Option<Checkpoint>,
 }
@@ -124,6 +126,7 @@ impl Store {
             applied: none,
             poison: BTreeMap::new(),
             copies: Some(vec![false; checkpoints.len()]),
+            failures: 0,
             moved_to: None,
         }
     }
@@ -177,6 +180,10 @@ impl Sink for Store {
     }
 
     fn commit(&mut self, moves: &[Option<Move>]) -> Result<(), SinkError> {
+        if let Some(left) = self.failures.checked_sub(1) {
+            self.failures = left;
+            return Err(SinkError::Unavailable("the disk is full".to_owned()));
+        }
         for (place, step) in moves.iter().enumerate() {
             let Some(Move { from, to }) = step else { continue };
             assert_eq!(self.checkpoint(place), from);

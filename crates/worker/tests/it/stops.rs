@@ -102,3 +102,19 @@ fn a_record_of_somebody_else_stops_all_until_they_are_told_to_leave_it_out() {
     assert_eq!(store.applied, [vec![2, 3], vec![2, 3, 5, 7, 8]]);
     assert_eq!(store.checkpoint(1).skipped, [4]);
 }
+
+#[test]
+fn a_store_that_cannot_be_written_is_tried_less_and_less_often() {
+    let (mut log, mut store) = (Log::of(&WRITTEN), Store::at(&[empty()]));
+    store.failures = 9;
+    let (clock, told) = (Still(Cell::new(0)), Told::default());
+    let mut worker = Worker::new(Role::Worker, &clock, &told);
+    (0..40).try_for_each(|_| worker.step(&mut log, &mut store)).unwrap();
+    assert_eq!(store.applied, [vec![2, 3, 5, 7, 8]]);
+    // 50 ms, doubled each time up to 5 s.
+    let waited = Duration::from_micros(clock.0.get().unsigned_abs());
+    assert!(
+        waited >= Duration::from_millis(50 + 100 + 200 + 400 + 800 + 1600 + 3200 + 5000 + 5000),
+        "{waited:?}"
+    );
+}
