@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use crate::continuity::{Continuity, Mismatch};
 use crate::run::{Failure, Member, Role, Worker, WorkerError, elapsed};
-use crate::start::{Shown, Start, decide, decide_copy};
+use crate::start::{Shown, Start, check_group, decide, decide_copy};
 use crate::stops::Stop;
 use crate::{Checkpoint, Feed, LogState, Move, Sink, SinkError, StoreSpec, Stored};
 
@@ -93,6 +93,7 @@ impl Worker<'_> {
         log: &LogState,
         sink: &mut dyn Sink,
     ) -> Result<Vec<Option<Checkpoint>>, Failure> {
+        check_group(log).map_err(WorkerError::Refused)?;
         self.swap_given(sink).map_err(unlocated)?;
         let stored = sink.load().map_err(unlocated)?;
         let copies = sink.copies().map_err(unlocated)?;

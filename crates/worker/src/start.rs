@@ -46,20 +46,8 @@ pub(crate) fn decide(
     log: &LogState,
     replaced: Option<&str>,
 ) -> Result<Start, Refusal> {
+    check_group(log)?;
     let reset = log.group.filter(|group| !group.ours);
-    if let Some(GroupOffset { offset, .. }) = reset
-        && offset != log.start
-    {
-        return Err(Refusal::new(
-            format!(
-                "the consumer group was reset to offset {offset}; a store can only be built from the log's start, \
-                 offset {}",
-                log.start
-            ),
-            "reset the group with `--reset-offsets --to-earliest`, or delete its offset to go on where the store \
-             stands",
-        ));
-    }
     // What it shows is of a history that the source does not have any more.
     let lost = |at: &Checkpoint| match log.next {
         Some(next) if next.diverged => at.generation < next.generation,
@@ -102,6 +90,22 @@ pub(crate) fn decide(
         },
     };
     Ok(Start::Fill { beginning: beginning(spec, log, &reason)?, reason, shown })
+}
+
+/// Refuses what the consumer group asks for, if that cannot be done. No store is at fault.
+pub(crate) fn check_group(log: &LogState) -> Result<(), Refusal> {
+    match log.group {
+        Some(GroupOffset { offset, ours: false }) if offset != log.start => Err(Refusal::new(
+            format!(
+                "the consumer group was reset to offset {offset}; a store can only be built from the log's start, \
+                 offset {}",
+                log.start
+            ),
+            "reset the group with `--reset-offsets --to-earliest`, or delete its offset to go on where the store \
+             stands",
+        )),
+        _ => Ok(()),
+    }
 }
 
 const FORM: &str = "its content has another form than the types of its table ask for";
