@@ -51,14 +51,14 @@ pub struct Column {
     /// catalog did not know the column any more, or an older version described it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub number: Option<i16>,
-    /// What the records of this version call it, if that is not `name`; empty where they do not have it. See
+    /// The column's name in the records of this version, where it differs from `name`; empty if they lack the column. See
     /// [`TableSchema::with_present_names`].
     #[serde(skip)]
     pub recorded: Option<String>,
 }
 
 impl Column {
-    /// What the records of this version call it: a name that no column has, if they do not have it.
+    /// The column's name in the records of this version; empty if they lack the column.
     pub fn recorded_name(&self) -> &str {
         self.recorded.as_deref().unwrap_or(&self.name)
     }

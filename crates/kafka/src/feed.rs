@@ -37,7 +37,7 @@ pub struct KafkaFeed {
     schemas: HashMap<SchemaRef, Arc<TableSchema>>,
     /// The newest version of each relation among them.
     newest: HashMap<u32, u32>,
-    /// What the relations' columns are called now.
+    /// The newest description of each relation, with its columns' present names.
     tables: HashMap<u32, Box<Description>>,
     /// Those of the last look at the whole ledger, in its order.
     described: Vec<SchemaRef>,
@@ -254,7 +254,7 @@ impl Feed for KafkaFeed {
         }
         let what =
             format!("topic \"{}\" does not hold schema {version}, which the log uses", self.names.ledger());
-        // It stands in the ledger before the progress that covers its first record.
+        // The reader writes a schema to the ledger before the progress that covers the schema's first record.
         match &self.progress {
             Some(progress) if progress.log_end > self.polled => {
                 let remedy = format!("if the ledger was created anew or has lost records, {NEW_LOG}");

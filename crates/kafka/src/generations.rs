@@ -111,11 +111,21 @@ pub fn write_generations(
     generations: &Generations,
 ) -> Result<(), KafkaError> {
     let topic = Names::new(pipeline, generations.current.number)?.generations();
-    let mut producer = Producer::start(connection, &topic)?;
+    write(connection, &topic, &topic, |batch| add(batch, pipeline, generations))
+}
+
+/// Writes a batch into the topic, in a transaction of its own under this `transactional.id`.
+pub(crate) fn write(
+    connection: &Connection,
+    transactional_id: &str,
+    topic: &str,
+    fill: impl FnOnce(&mut Batch) -> Result<(), KafkaError>,
+) -> Result<(), KafkaError> {
+    let mut producer = Producer::start(connection, transactional_id)?;
     let mut batch = producer.batch();
-    add(&mut batch, pipeline, generations)?;
-    producer.begin(&[&topic])?;
-    producer.send([(&topic, batch)])?;
+    fill(&mut batch)?;
+    producer.begin(&[topic])?;
+    producer.send([(topic, batch)])?;
     producer.settle()?;
     producer.commit()
 }

@@ -11,8 +11,7 @@ use change::Refusal;
 use rdkafka::message::{BorrowedMessage, Message};
 use serde::{Deserialize, Serialize};
 
-use crate::generations::{not_set_up, state};
-use crate::producer::Producer;
+use crate::generations::{not_set_up, state, write};
 use crate::publisher::add_now;
 use crate::{Connection, KafkaError, Names};
 
@@ -48,20 +47,17 @@ pub fn request_skip(connection: &Connection, pipeline: &str, skip: &Skip) -> Res
         return Err(Refusal::new(what, change::NEW_LOG).into());
     }
     let topic = Names::new(pipeline, skip.generation)?.generations();
-    // An id of its own: a reader that writes its generation at this moment is not to be fenced.
-    let mut producer = Producer::start(connection, &format!("{topic}.skip"))?;
-    let mut batch = producer.batch();
     let key = format!("skip/{}/{}/{}", skip.generation, skip.store, skip.offset);
     let value = Value { format: FORMAT, reason: skip.reason.clone() };
     let value = serde_json::to_vec(&value).expect("a plain structure becomes JSON");
-    add_now(&mut batch, Some(key.as_bytes()), Some(&value));
-    producer.begin(&[&topic])?;
-    producer.send([(&topic, batch)])?;
-    producer.settle()?;
-    producer.commit()
+    // An id of its own, so that a reader that writes its generation at this moment is not fenced.
+    write(connection, &format!("{topic}.skip"), &topic, |batch| {
+        add_now(batch, Some(key.as_bytes()), Some(&value));
+        Ok(())
+    })
 }
 
-/// A request, if this record is one that this version understands. One that it does not understand leaves a store stopped,
+/// The request in this record, if this version understands it. A request that is not understood leaves the store stopped,
 /// which is safe.
 pub(crate) fn decode(message: &BorrowedMessage<'_>) -> Option<Skip> {
     let key = std::str::from_utf8(message.key()?).ok()?;

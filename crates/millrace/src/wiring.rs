@@ -64,8 +64,7 @@ impl Process {
 
     /// The pipeline's generations; refused where there is none.
     pub(crate) fn generations(&self, kafka: &Connection) -> Result<Generations, KafkaError> {
-        let pipeline = self.config.pipeline.as_str();
-        Ok(kafka::generations(kafka, pipeline)?.ok_or_else(|| kafka::not_set_up(pipeline))?)
+        Ok(self.state(kafka)?.0)
     }
 
     /// The same, and the records that stores are to leave out.

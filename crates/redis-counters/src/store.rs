@@ -172,10 +172,7 @@ impl Store {
         fields: usize,
         arguments: impl FnOnce(&mut ScriptInvocation<'_>),
     ) -> Result<(), SinkError> {
-        let mut call = prepared(&self.stage, [counter]);
-        arguments(&mut call);
-        let verdict = timed(&mut self.link, &mut self.writing, &call, fields)?;
-        judge(verdict, &[counter])
+        piece(&mut self.link, &self.stage, &mut self.writing, counter, fields, arguments).map(drop)
     }
 
     /// Copies a piece of a counter's hash to the staging keys; gives the cursor of the next one, `0` after the last.
@@ -185,11 +182,7 @@ impl Store {
         fields: usize,
         arguments: impl FnOnce(&mut ScriptInvocation<'_>),
     ) -> Result<String, SinkError> {
-        let mut call = prepared(&self.stage, [counter]);
-        arguments(&mut call);
-        let (place, answer): Verdict = timed(&mut self.link, &mut self.copying, &call, fields)?;
-        judge((place, answer.clone()), &[counter])?;
-        Ok(answer)
+        piece(&mut self.link, &self.stage, &mut self.copying, counter, fields, arguments)
     }
 
     /// Changes a part of a counter in place: `arguments`, which touch so many fields, as `tear.lua` has them. Gives its
@@ -200,11 +193,7 @@ impl Store {
         fields: usize,
         arguments: impl FnOnce(&mut ScriptInvocation<'_>),
     ) -> Result<String, SinkError> {
-        let mut call = prepared(&self.tear, [counter]);
-        arguments(&mut call);
-        let (place, answer): Verdict = timed(&mut self.link, &mut self.writing, &call, fields)?;
-        judge((place, answer.clone()), &[counter])?;
-        Ok(answer)
+        piece(&mut self.link, &self.tear, &mut self.writing, counter, fields, arguments)
     }
 
     /// Moves counters: `arguments`, which write so many fields, as `commit.lua` has them.
@@ -310,6 +299,22 @@ pub(crate) struct Wanted<'a> {
     pub(crate) token: &'a str,
     pub(crate) from: Place,
     pub(crate) groups: &'a [&'a str],
+}
+
+/// Runs a script that does a piece of one counter's work, and gives its answer.
+fn piece(
+    link: &mut Link,
+    script: &Script,
+    pace: &mut Pace,
+    counter: &Counter,
+    fields: usize,
+    arguments: impl FnOnce(&mut ScriptInvocation<'_>),
+) -> Result<String, SinkError> {
+    let mut call = prepared(script, [counter]);
+    arguments(&mut call);
+    let (place, answer): Verdict = timed(link, pace, &call, fields)?;
+    judge((place, answer.clone()), &[counter])?;
+    Ok(answer)
 }
 
 /// Runs a script that touches so many fields, and takes the time.

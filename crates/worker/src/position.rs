@@ -8,8 +8,8 @@ use tracing::{info, warn};
 use crate::continuity::{Continuity, Mismatch};
 use crate::run::{Failure, Member, Role, Worker, WorkerError, elapsed};
 use crate::start::{Shown, Start, check_group, decide, decide_copy};
-use crate::stops::Stop;
-use crate::{Checkpoint, Feed, LogState, Move, Sink, SinkError, StoreSpec, Stored};
+use crate::stops::{Stop, move_alone};
+use crate::{Checkpoint, Feed, LogState, Sink, SinkError, StoreSpec, Stored};
 
 /// A record that the ledger does not know is missing if it does not come within this time. The ledger may be late behind
 /// the log, by as long as the brokers take to end a transaction in both.
@@ -80,9 +80,8 @@ impl Worker<'_> {
         }
         self.control.moved(&self.stores);
         if let (Role::Worker, Some(handover)) = (self.role, self.control.handover()) {
-            let stopped: Vec<usize> = self.stops.all().collect();
-            let lacking = |place: &usize| self.stores[*place].is_none() && !stopped.contains(place);
-            handover.positioned(&self.stores, (0..self.stores.len()).any(|place| lacking(&place)));
+            let lacks = |place: usize| self.stores[place].is_none() && self.stops.get(place).is_none();
+            handover.positioned(&self.stores, (0..self.stores.len()).any(lacks));
         }
         Ok(())
     }
@@ -330,9 +329,7 @@ fn freeze(
         return Ok(from);
     }
     let to = from.replaced();
-    let mut moves = vec![None; specs.len()];
-    moves[place] = Some(Move { from, to: to.clone() });
-    sink.commit(&moves)?;
+    move_alone(sink, place, from, &to)?;
     Ok(to)
 }
 

@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use crate::continuity::Continuity;
 use crate::position::{Doubt, Replaced};
-use crate::stops::{Cause, Stops};
+use crate::stops::{Cause, Stops, takes_in};
 use crate::{
     Change, Checkpoint, Feed, FeedError, FeedEvent, Handover, LastRecord, LogBatch, LogRecord, Move, Sink,
     SinkError,
@@ -454,9 +454,8 @@ impl<'a> Worker<'a> {
         let LogRecord { key, unchanged, previous_key, .. } = record;
         let change = Change { offset, position, schema, key, event, unchanged, previous_key };
         let live = |store: &&usize| {
-            let at = self.stores[**store].as_ref();
-            let follows = self.held[**store].is_none() && at.is_some_and(|at| offset >= at.next_offset);
-            follows && !(self.skipped.get(*store).is_some_and(|skipped| skipped.contains(&offset)))
+            let (at, held, skipped) = (&self.stores[**store], &self.held[**store], self.skipped.get(*store));
+            takes_in(at.as_ref(), *held, skipped, offset)
         };
         let failed =
             wanted.iter().filter(live).find_map(|store| Some((*store, sink.apply(*store, &change).err()?)));
@@ -549,10 +548,7 @@ impl<'a> Worker<'a> {
         }
         // Reading a store that cannot be written, for its disk is full, is no sign that it can be again.
         self.back_off = BACK_OFF.0;
-        self.control.moved(&self.stores);
-        if let (Role::Worker, Some(handover)) = (self.role, self.control.handover()) {
-            handover.moved(&self.stores);
-        }
+        self.tell_moved();
         if self.caught_up() {
             self.restarted = None;
         }
@@ -563,6 +559,14 @@ impl<'a> Worker<'a> {
             feed.commit(self.next_offset)?;
         }
         Ok(())
+    }
+
+    /// Tells where the stores are now.
+    pub(crate) fn tell_moved(&self) {
+        self.control.moved(&self.stores);
+        if let (Role::Worker, Some(handover)) = (self.role, self.control.handover()) {
+            handover.moved(&self.stores);
+        }
     }
 
     /// This side's part in a store's change of hands; see [`Handover`].

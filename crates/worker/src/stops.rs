@@ -8,6 +8,8 @@
 //! The mark is for people. A start does not go by it: it tries again, for the Millrace that runs now may be able to take
 //! the record in, or may have been told to leave it out. So a kill at any place here only repeats the attempt.
 
+use std::collections::BTreeSet;
+
 use change::Refusal;
 use tracing::info;
 
@@ -168,9 +170,8 @@ impl Worker<'_> {
         let reason = cause.reason();
         let mut done = Vec::new();
         for store in stores {
-            let follows = self.held[store].is_none()
-                && self.stores[store].as_ref().is_some_and(|at| offset >= at.next_offset);
-            if !follows || self.skipped.get(&store).is_some_and(|skipped| skipped.contains(&offset)) {
+            let (at, held, skipped) = (&self.stores[store], self.held[store], self.skipped.get(&store));
+            if !takes_in(at.as_ref(), held, skipped, offset) {
                 continue;
             }
             if self.control.skip(store, offset) {
@@ -195,10 +196,7 @@ impl Worker<'_> {
         for place in self.stops.due(unit) {
             self.stop(sink, place)?;
         }
-        self.control.moved(&self.stores);
-        if let (Role::Worker, Some(handover)) = (self.role, self.control.handover()) {
-            handover.moved(&self.stores);
-        }
+        self.tell_moved();
         self.end_without_stores()
     }
 
@@ -302,6 +300,19 @@ impl Worker<'_> {
     }
 }
 
+/// Whether a store takes in the record at this offset: it follows the log there, does not stand still for its copy, and was
+/// not told to leave the record out.
+pub(crate) fn takes_in(
+    at: Option<&Checkpoint>,
+    held: Option<i64>,
+    skipped: Option<&BTreeSet<i64>>,
+    offset: i64,
+) -> bool {
+    held.is_none()
+        && at.is_some_and(|at| offset >= at.next_offset)
+        && skipped.is_none_or(|skipped| !skipped.contains(&offset))
+}
+
 /// The checkpoint of a store that has one that may be written.
 fn stands(stored: &Stored) -> Option<&Checkpoint> {
     match stored {
@@ -315,9 +326,19 @@ fn mark(sink: &mut dyn Sink, place: usize, from: Checkpoint, stop: &Stop) -> Res
     let stopped = Some(Stopped::new(stop.offset, stop.cause.reason()));
     let to = Checkpoint { ready: false, stopped, ..from.clone() };
     if to != from {
-        let mut moves = vec![None; sink.stores().len()];
-        moves[place] = Some(Move { from, to: to.clone() });
-        sink.commit(&moves)?;
+        move_alone(sink, place, from, &to)?;
     }
     Ok(to)
+}
+
+/// Gives one store another checkpoint, with nothing staged.
+pub(crate) fn move_alone(
+    sink: &mut dyn Sink,
+    place: usize,
+    from: Checkpoint,
+    to: &Checkpoint,
+) -> Result<(), SinkError> {
+    let mut moves = vec![None; sink.stores().len()];
+    moves[place] = Some(Move { from, to: to.clone() });
+    sink.commit(&moves)
 }

@@ -207,7 +207,7 @@ fn attempt(
     watch.generation.store(generation, Ordering::Relaxed);
     let names = Names::new(process.config.pipeline.as_str(), generation)?;
     *log = names.log();
-    // What had stopped is tried again.
+    // Every store is tried again.
     watch.stopped.lock().unwrap_or_else(PoisonError::into_inner).clear();
     let clock = SystemClock(watch.service.stop.clone());
     if watch.building {

@@ -45,6 +45,14 @@ impl Kind {
         };
         Rig::over(make(&server, space, bounds, definitions(&NAMES)).unwrap())
     }
+
+    /// The same, at the place where the stores are.
+    fn loaded(self, url: &str, bounds: Bounds) -> Rig {
+        let mut rig = self.rig(url, bounds);
+        rig.load().unwrap();
+        rig.offset = rig.at[0].next_offset;
+        rig
+    }
 }
 
 /// A mail for each of so many users.
@@ -173,9 +181,7 @@ fn of_two_workers_the_one_that_is_late_changes_nothing() {
                 }
                 None
             });
-            let mut rig = kind.rig(&proxy.url(), FEW);
-            rig.load().unwrap();
-            rig.offset = rig.at[0].next_offset;
+            let mut rig = kind.loaded(&proxy.url(), FEW);
             change(&mut rig);
             let outcome = rig.commit();
             if proxy.requests() <= number {
@@ -213,17 +219,13 @@ fn of_two_workers_that_both_began_the_later_goes_on() {
             let slot = later.clone();
             let proxy = Proxy::start(&redis, move |request| {
                 if request == number {
-                    let mut second = kind.rig(&url, Bounds { held_groups: 40, ..FEW });
-                    second.load().unwrap();
-                    second.offset = second.at[0].next_offset;
+                    let mut second = kind.loaded(&url, Bounds { held_groups: 40, ..FEW });
                     resize(&mut second, 100..200, 5);
                     *slot.lock().unwrap() = Some(second);
                 }
                 None
             });
-            let mut first = kind.rig(&proxy.url(), FEW);
-            first.load().unwrap();
-            first.offset = first.at[0].next_offset;
+            let mut first = kind.loaded(&proxy.url(), FEW);
             resize(&mut first, 0..150, 2);
             let outcome = first.commit();
             let Some(mut second) = later.lock().unwrap().take() else {
@@ -252,9 +254,7 @@ fn a_transaction_of_any_size_is_held_in_bounded_memory() {
     for kind in KINDS {
         let redis = Redis::start();
         filled(&redis, kind, 300);
-        let mut rig = kind.rig(&redis.url(), Bounds { held_groups: 40, ..FEW });
-        rig.load().unwrap();
-        rig.offset = rig.at[0].next_offset;
+        let mut rig = kind.loaded(&redis.url(), Bounds { held_groups: 40, ..FEW });
         // Each user several times, in two rounds, so that what was written early is changed again.
         for size in [3, 4] {
             for user in 0..900 {
@@ -280,9 +280,7 @@ fn what_was_written_early_is_taken_back() {
         let redis = Redis::start();
         filled(&redis, kind, 300);
         let before = everything(&redis);
-        let mut rig = kind.rig(&redis.url(), Bounds { held_groups: 40, ..FEW });
-        rig.load().unwrap();
-        rig.offset = rig.at[0].next_offset;
+        let mut rig = kind.loaded(&redis.url(), Bounds { held_groups: 40, ..FEW });
         mails(100..500, 9).iter().for_each(|mail| rig.insert(mail));
         mails(100..500, 9).iter().for_each(|mail| rig.insert(mail));
         assert!(!left(&redis).is_empty());
@@ -337,9 +335,7 @@ fn no_command_of_a_large_commit_has_to_do_with_all_groups() {
         let redis = Redis::start_with(&[("slowlog-log-slower-than", "0"), ("slowlog-max-len", "100000")]);
         filled(&redis, kind, USERS);
         run(&redis, "SLOWLOG RESET");
-        let mut rig = kind.rig(&redis.url(), Bounds::default());
-        rig.load().unwrap();
-        rig.offset = rig.at[0].next_offset;
+        let mut rig = kind.loaded(&redis.url(), Bounds::default());
         mails(0..USERS, 2).iter().for_each(|mail| rig.insert(mail));
         rig.commit().unwrap();
         let commands = commands(&redis);
