@@ -7,6 +7,7 @@
 
 use base64::Engine;
 
+use crate::oversize::Oversize;
 use crate::record::{Parts, RecordBatch, RecordMeta};
 use crate::schema::{Encoding, ReplicaIdentity, SchemaRef, TableSchema};
 use crate::tuple::RawDatum;
@@ -115,6 +116,7 @@ pub struct Encoder {
     /// `,"db":…,"sequence":"[\"`
     source_middle: Vec<u8>,
     common: Common,
+    oversize: Oversize,
 }
 
 /// What a record has in common with those before it, as it was last written.
@@ -159,21 +161,23 @@ impl<T: PartialEq> Last<T> {
 pub struct RelationEncoder {
     schema_ref: SchemaRef,
     table: String,
-    full_identity: bool,
-    columns: Vec<ColumnPieces>,
+    pub(crate) full_identity: bool,
+    pub(crate) columns: Vec<ColumnPieces>,
     /// Places of the key's columns, in the key's order.
-    key: Vec<usize>,
+    pub(crate) key: Vec<usize>,
     /// `"__dbz__physicalTableIdentifier":"mailbox.public.emails"}`
     key_tail: Vec<u8>,
     /// `,"schema":"public","table":"emails","txId":`
     source_tail: Vec<u8>,
+    /// Bytes of a record from which on columns are left out; `None`: never.
+    pub(crate) record_max: Option<usize>,
 }
 
 #[derive(Clone, Debug)]
-struct ColumnPieces {
+pub(crate) struct ColumnPieces {
     /// `"name":`
-    name: Vec<u8>,
-    encoding: Encoding,
+    pub(crate) name: Vec<u8>,
+    pub(crate) encoding: Encoding,
 }
 
 impl Encoder {
@@ -187,7 +191,14 @@ impl Encoder {
         let mut source_middle = b",\"db\":".to_vec();
         json::string(&mut source_middle, database);
         source_middle.extend_from_slice(b",\"sequence\":\"[\\\"");
-        Encoder { pipeline: pipeline.to_owned(), source_head, source_middle, common: Common::default() }
+        let (common, oversize) = (Common::default(), Oversize::default());
+        Encoder { pipeline: pipeline.to_owned(), source_head, source_middle, common, oversize }
+    }
+
+    /// Leaves columns out of some tables' records that would be too large.
+    #[must_use]
+    pub fn omitting(self, oversize: Oversize) -> Self {
+        Encoder { oversize, ..self }
     }
 
     /// The fixed pieces of a table's records.
@@ -206,6 +217,7 @@ impl Encoder {
             key: schema.key_places(),
             key_tail: self.key_tail(&format!("{}.{}", schema.schema, schema.table)),
             source_tail: source_tail(&schema.schema, &schema.table),
+            record_max: self.oversize.record_max(&schema.schema, &schema.table),
         }
     }
 
@@ -222,6 +234,7 @@ impl Encoder {
             relation.check(tuple)?;
         }
         let old = before.or(previous_key);
+        let omitted = relation.to_omit(&images);
         let start = batch.bytes.len();
         let out = &mut batch.bytes;
         match (after, old) {
@@ -233,11 +246,9 @@ impl Encoder {
 
         let mut unchanged = Vec::new();
         out.extend_from_slice(b"{\"before\":");
-        relation.image(out, before, None, &mut Vec::new());
+        relation.image(out, before, None, &omitted, &mut Vec::new());
         out.extend_from_slice(b",\"after\":");
-        // Only a full old row holds values; in a key-only one the other columns' nulls mean nothing.
-        let fallback = old.filter(|_| relation.full_identity);
-        relation.image(out, after, fallback, &mut unchanged);
+        relation.image(out, after, relation.fallback(&images), &omitted, &mut unchanged);
         out.push(b',');
         self.source(out, &relation.source_tail, stamp, op);
         out.push(b',');
@@ -253,11 +264,15 @@ impl Encoder {
             relation.names(out, &unchanged);
         }
         let unchanged_end = out.len();
+        if !omitted.is_empty() {
+            relation.names(out, &omitted);
+        }
+        let omitted_end = out.len();
         if let Some(tuple) = previous_key {
             relation.key(out, tuple, None);
         }
         let meta = meta(stamp, Some(relation.schema_ref));
-        batch.push(Parts { start, key_end, value_end, unchanged_end }, meta);
+        batch.push(Parts { start, key_end, value_end, unchanged_end, omitted_end }, meta);
         Ok(())
     }
 
@@ -310,7 +325,8 @@ impl Encoder {
         json::string(out, base64::engine::general_purpose::STANDARD.encode(content));
         out.extend_from_slice(b"}}");
         let value_end = out.len();
-        batch.push(Parts { start, key_end, value_end, unchanged_end: value_end }, meta(stamp, schema));
+        let (unchanged_end, omitted_end) = (value_end, value_end);
+        batch.push(Parts { start, key_end, value_end, unchanged_end, omitted_end }, meta(stamp, schema));
     }
 
     /// What a table's keys end with. Debezium puts the name of its topic there, in which some characters may not be.
@@ -440,6 +456,12 @@ impl RelationEncoder {
         })
     }
 
+    /// The row that has the values which a new row lacks. Only a full old row holds values; in a key-only one the other
+    /// columns' nulls mean nothing.
+    pub(crate) fn fallback<'a>(&self, images: &RowImages<'a>) -> Option<Tuple<'a>> {
+        images.before.or(images.previous_key).filter(|_| self.full_identity)
+    }
+
     fn check(&self, tuple: Tuple<'_>) -> Result<(), EnvelopeError> {
         if tuple.len() == self.columns.len() {
             return Ok(());
@@ -471,6 +493,7 @@ impl RelationEncoder {
         out: &mut Vec<u8>,
         tuple: Option<Tuple<'_>>,
         fallback: Option<Tuple<'_>>,
+        omitted: &[usize],
         unchanged: &mut Vec<usize>,
     ) {
         let Some(tuple) = tuple else { return out.extend_from_slice(b"null") };
@@ -480,8 +503,11 @@ impl RelationEncoder {
             out.push(separator);
             separator = b',';
             out.extend_from_slice(&column.name);
-            let datum = resolve(datum, old.as_mut().and_then(Iterator::next));
-            if datum == RawDatum::Unchanged {
+            let datum = match resolve(datum, old.as_mut().and_then(Iterator::next)) {
+                RawDatum::Text(_) if omitted.contains(&place) => RawDatum::Unchanged,
+                datum => datum,
+            };
+            if datum == RawDatum::Unchanged && !omitted.contains(&place) {
                 unchanged.push(place);
             }
             datum_json(out, column.encoding, datum);
@@ -503,14 +529,14 @@ impl RelationEncoder {
 }
 
 /// The old value where the new one was not sent.
-fn resolve<'a>(datum: RawDatum<'a>, old: Option<RawDatum<'a>>) -> RawDatum<'a> {
+pub(crate) fn resolve<'a>(datum: RawDatum<'a>, old: Option<RawDatum<'a>>) -> RawDatum<'a> {
     match (datum, old) {
         (RawDatum::Unchanged, Some(old @ RawDatum::Text(_))) => old,
         (datum, _) => datum,
     }
 }
 
-fn datum_json(out: &mut Vec<u8>, encoding: Encoding, datum: RawDatum<'_>) {
+pub(crate) fn datum_json(out: &mut Vec<u8>, encoding: Encoding, datum: RawDatum<'_>) {
     match datum {
         RawDatum::Null => out.extend_from_slice(b"null"),
         RawDatum::Text(text) => json::value(out, encoding, text),

@@ -186,6 +186,16 @@ pub fn key_fields<'a>(
     fields(utf8(key)?, names, out)
 }
 
+/// The columns that a header [`UNCHANGED`](crate::header::UNCHANGED) or [`OMITTED`](crate::header::OMITTED) names; none
+/// where it is empty.
+pub fn column_names(header: &[u8]) -> Result<Vec<String>, EnvelopeError> {
+    if header.is_empty() {
+        return Ok(Vec::new());
+    }
+    serde_json::from_slice(header)
+        .map_err(|error| EnvelopeError::NotAnEnvelope(format!("a header does not name columns: {error}")))
+}
+
 fn utf8(bytes: &[u8]) -> Result<&str, EnvelopeError> {
     simdutf8::basic::from_utf8(bytes).map_err(|e| EnvelopeError::NotAnEnvelope(e.to_string()))
 }

@@ -15,6 +15,7 @@ mod ledger;
 mod lsn;
 mod members;
 mod name;
+mod oversize;
 mod position;
 mod record;
 mod refusal;
@@ -24,13 +25,14 @@ mod tuple;
 
 pub use description::{ColumnDescription, Description, Storage, TypeDescription};
 pub use envelope::{ChangeStamp, Encoder, EnvelopeError, Op, RelationEncoder, RowImages, UNAVAILABLE};
-pub use event::{Columns, Event, Field, fields, key_fields};
+pub use event::{Columns, Event, Field, column_names, fields, key_fields};
 pub use ledger::{
     Key, LedgerEntry, LedgerError, Piece, Progress, Read, SlotIntent, SlotState, SnapshotProgress, Split,
     TableProgress, Timeline, Window,
 };
 pub use lsn::{Lsn, ParseLsnError};
 pub use name::{TableNameError, parse_table_name, quoted_table_name, table_name};
+pub use oversize::Oversize;
 pub use position::{Kind, ParsePositionError, Position};
 pub use record::{HeaderError, Headers, RecordBatch, RecordMeta, RecordRef, header};
 pub use refusal::{NEW_LOG, Refusal};

@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::lsn::cut;
 use crate::{Lsn, Position, SchemaRef, json};
 
-/// Names of the headers. Their values are ASCII text, but for the two that hold JSON.
+/// Names of the headers. Their values are ASCII text, but for the three that hold JSON.
 pub mod header {
     /// The change's [`Position`](crate::Position), and what else there is of the three that follow:
     /// `0/16B3748:t:5 xid=745 schema=16384/3 commit=0/16B37A0`. On every record but the log's first. One header, because
@@ -19,6 +19,9 @@ pub mod header {
     pub const SCHEMA: &str = "millrace.schema";
     /// JSON array of the names of columns whose value in `after` is only a placeholder (unchanged TOAST).
     pub const UNCHANGED: &str = "millrace.unchanged";
+    /// JSON array of the names of columns that were left out because the row is larger than a record may be: where `before`
+    /// or `after` have a value of theirs, they hold a placeholder. An older value of such a column is not its value.
+    pub const OMITTED: &str = "millrace.omitted";
     /// The end LSN. On the last record of a source transaction, message or snapshot round.
     pub const COMMIT: &str = "millrace.commit";
     /// The log's random id. On record 0 only, whose key and value are null.
@@ -49,6 +52,7 @@ struct Entry {
     key: Range<usize>,
     value: Range<usize>,
     unchanged: Range<usize>,
+    omitted: Range<usize>,
     previous_key: Range<usize>,
     meta: RecordMeta,
 }
@@ -58,6 +62,8 @@ struct Entry {
 pub struct RecordBatch {
     pub(crate) bytes: Vec<u8>,
     entries: Vec<Entry>,
+    /// Whether one of them lacks columns.
+    omits: bool,
 }
 
 /// Where the parts of a record that is being appended end; see [`RecordBatch::push`].
@@ -66,6 +72,7 @@ pub(crate) struct Parts {
     pub(crate) key_end: usize,
     pub(crate) value_end: usize,
     pub(crate) unchanged_end: usize,
+    pub(crate) omitted_end: usize,
 }
 
 impl RecordBatch {
@@ -90,21 +97,29 @@ impl RecordBatch {
             key: &self.bytes[entry.key.clone()],
             value: &self.bytes[entry.value.clone()],
             unchanged: &self.bytes[entry.unchanged.clone()],
+            omitted: &self.bytes[entry.omitted.clone()],
             previous_key: &self.bytes[entry.previous_key.clone()],
             meta: entry.meta,
         })
     }
 
+    /// The records that lack columns for their size, in order.
+    pub fn omitting(&self) -> impl Iterator<Item = RecordRef<'_>> {
+        self.iter().take(if self.omits { self.len() } else { 0 }).filter(|record| !record.omitted.is_empty())
+    }
+
     /// Closes the record whose bytes stand at the end of the buffer, from `parts.start`: key, value, names of
-    /// unchanged columns, previous key.
+    /// unchanged columns and of omitted ones, previous key.
     pub(crate) fn push(&mut self, parts: Parts, meta: RecordMeta) {
         self.entries.push(Entry {
             key: parts.start..parts.key_end,
             value: parts.key_end..parts.value_end,
             unchanged: parts.value_end..parts.unchanged_end,
-            previous_key: parts.unchanged_end..self.bytes.len(),
+            omitted: parts.unchanged_end..parts.omitted_end,
+            previous_key: parts.omitted_end..self.bytes.len(),
             meta,
         });
+        self.omits |= parts.omitted_end > parts.unchanged_end;
     }
 
     /// Marks the last record as the end of its unit. Returns whether there was one.
@@ -134,16 +149,19 @@ impl RecordBatch {
         self.bytes.truncate(self.bytes.len() - start);
         self.entries.drain(..drop);
         for entry in &mut self.entries {
-            for range in [&mut entry.key, &mut entry.value, &mut entry.unchanged, &mut entry.previous_key] {
+            let Entry { key, value, unchanged, omitted, previous_key, .. } = entry;
+            for range in [key, value, unchanged, omitted, previous_key] {
                 *range = range.start - start..range.end - start;
             }
         }
+        self.omits &= self.entries.iter().any(|entry| !entry.omitted.is_empty());
     }
 
     /// Forgets every record and keeps the memory.
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.entries.clear();
+        self.omits = false;
     }
 }
 
@@ -156,6 +174,8 @@ pub struct RecordRef<'a> {
     pub value: &'a [u8],
     /// Content of the header `millrace.unchanged`; empty for none.
     pub unchanged: &'a [u8],
+    /// Content of the header `millrace.omitted`; empty for none.
+    pub omitted: &'a [u8],
     /// Content of the header `millrace.previous_key`; empty for none.
     pub previous_key: &'a [u8],
     /// The rest.
@@ -187,6 +207,9 @@ impl RecordRef<'_> {
         visit(header::POSITION, scratch);
         if !self.unchanged.is_empty() {
             visit(header::UNCHANGED, self.unchanged);
+        }
+        if !self.omitted.is_empty() {
+            visit(header::OMITTED, self.omitted);
         }
         if !self.previous_key.is_empty() {
             visit(header::PREVIOUS_KEY, self.previous_key);
@@ -226,6 +249,8 @@ pub struct Headers<'a> {
     pub log: Option<&'a str>,
     /// See [`header::UNCHANGED`]; empty for none.
     pub unchanged: &'a [u8],
+    /// See [`header::OMITTED`]; empty for none.
+    pub omitted: &'a [u8],
     /// See [`header::PREVIOUS_KEY`]; empty for none.
     pub previous_key: &'a [u8],
 }
@@ -243,6 +268,7 @@ impl<'a> Headers<'a> {
             header::COMMIT => self.commit = Some(text()?.parse().map_err(|_| error())?),
             header::LOG => self.log = Some(text()?),
             header::UNCHANGED => self.unchanged = value,
+            header::OMITTED => self.omitted = value,
             header::PREVIOUS_KEY => self.previous_key = value,
             _ => {}
         }
@@ -291,16 +317,16 @@ mod tests {
             let schema = schema.map(|(relation, version)| SchemaRef { relation, version });
             let commit = commit.map(Lsn);
             let meta = RecordMeta { position, xid, schema, timestamp_ms: 0, commit, anew };
-            let record = RecordRef { key: b"", value: b"", unchanged: b"[]", previous_key: b"{}", meta };
+            let (unchanged, omitted, previous_key) = (&b"[]"[..], &b"[\"a\"]"[..], &b"{}"[..]);
+            let record = RecordRef { key: b"", value: b"", unchanged, omitted, previous_key, meta };
             let mut all = Vec::new();
             record.headers(&mut Vec::new(), |name, value| all.push((name, value.to_vec())));
             let mut read = Headers::default();
             for (name, value) in &all {
                 read.read(name, value).unwrap();
             }
-            let unchanged = record.unchanged;
             let expected = Headers {
-                position: Some(position), xid, schema, commit, anew, log: None, unchanged, previous_key: b"{}",
+                position: Some(position), xid, schema, commit, anew, log: None, unchanged, omitted, previous_key,
             };
             prop_assert_eq!(read, expected);
         }

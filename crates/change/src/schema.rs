@@ -164,6 +164,22 @@ impl TableSchema {
         self.key_places().into_iter().map(|place| &self.columns[place])
     }
 
+    /// The key of a record as people and stores write it: values as Postgres prints them, [joined](crate::key::join). `None`
+    /// for JSON that is no key of this table.
+    pub fn key_text(&self, key: &[u8]) -> Option<String> {
+        let columns: Vec<&Column> = self.key_columns().collect();
+        let names: Vec<&str> = columns.iter().map(|column| column.recorded_name()).collect();
+        let mut values = Vec::new();
+        crate::key_fields(key, &names, &mut values).ok()?;
+        let texts = values
+            .iter()
+            .zip(&columns)
+            .map(|(value, column)| value.postgres_text(Encoding::of_column(column)));
+        let texts: Vec<_> = texts.collect();
+        let whole = !columns.is_empty() && !values.contains(&crate::Field::Missing);
+        whole.then(|| crate::key::join(texts.iter().map(Option::as_deref)))
+    }
+
     /// What the order of keys depends on: name, type and collation of each column of the key.
     pub fn key_signature(&self) -> Vec<String> {
         let signature = |column: &Column| {

@@ -42,9 +42,9 @@ pub use membership::group_offset;
 pub use names::Names;
 pub use publisher::KafkaPublisher;
 pub use setup::{SetupRecord, SetupWriter};
-pub use skips::{Skip, request_skip};
+pub use skips::{Records, Skip, request_skip};
 pub use tail::{RangeReader, Start};
 pub use topics::{
-    Problem, check_topics, compare_topics, delete_groups, delete_topics, ensure_topics, groups_of,
-    log_exists, log_start,
+    Problem, RECORD_MAX_BYTES, check_topics, compare_topics, delete_groups, delete_topics, ensure_topics,
+    groups_of, log_exists, log_start, record_max,
 };

@@ -5,10 +5,12 @@ use relay::{Ledger, PublishError, Publisher};
 
 use crate::ledger::{read_ledger_to, require_topics};
 use crate::producer::Turns;
+use crate::topics::record_max;
 use crate::wire::batch::{Batch, Record};
 use crate::{Connection, KafkaError, Names};
 
-/// Bytes of keys and values after which a batch ends, but for a record that is larger: readers take a batch as a whole.
+/// Bytes of keys and values after which a batch ends, but for a record that is larger: readers take a batch as a whole. The
+/// log's limit may be lower.
 const BATCH_LEN: usize = 1 << 20;
 
 /// The log's only writer.
@@ -21,6 +23,8 @@ pub struct KafkaPublisher {
     log: String,
     ledger: String,
     producers: Option<Turns>,
+    /// Largest record that the log takes, if that is known.
+    record_max: Option<usize>,
     /// Offset after the log's last committed data record.
     log_end: i64,
     /// Offset that the open transaction's first record has if every transaction before it has ended in the log, whether the
@@ -43,6 +47,7 @@ impl KafkaPublisher {
             log,
             ledger,
             producers: None,
+            record_max: None,
             log_end: 0,
             first: 0,
             overlap: false,
@@ -66,8 +71,10 @@ impl KafkaPublisher {
         let producer = opened(&mut self.producers)?.producer();
         producer.begin(&[&self.log, &self.ledger])?;
         let mut batch = self.held.take().unwrap_or_else(|| producer.batch());
+        // Half, for records have headers too.
+        let batch_len = self.record_max.map_or(BATCH_LEN, |max| BATCH_LEN.min(max / 2));
         for record in records.iter().take(count) {
-            if !batch.is_empty() && batch.len() + record.key.len() + record.value.len() > BATCH_LEN {
+            if !batch.is_empty() && batch.len() + record.key.len() + record.value.len() > batch_len {
                 producer.send([(&self.log, std::mem::replace(&mut batch, producer.batch()))])?;
             }
             record.headers(&mut self.scratch, |name, value| batch.header(name, value));
@@ -125,6 +132,7 @@ impl Publisher for KafkaPublisher {
     fn open(&mut self) -> Result<Ledger, PublishError> {
         (self.producers, self.held) = (None, None);
         require_topics(&self.connection, &self.names)?;
+        self.record_max = record_max(&self.connection, &self.names)?;
         let mut producers = Turns::start(&self.connection, &self.names)?;
         let written = producers.probe(&self.ledger)?;
         let ledger = read_ledger_to(&self.connection, &self.names, written)?;
@@ -133,6 +141,10 @@ impl Publisher for KafkaPublisher {
         (self.first, self.overlap, self.sent) = (ledger.log_end, false, 0);
         self.producers = Some(producers);
         Ok(ledger)
+    }
+
+    fn record_max(&self) -> Option<usize> {
+        self.record_max
     }
 
     fn begin(&mut self) -> Result<(), PublishError> {

@@ -20,13 +20,14 @@ use crate::connection::Reports;
 use crate::ledger::topic_exists;
 use crate::membership::{group_offset, session_timeout};
 use crate::reader::PartitionReader;
+use crate::wire::outbox::BATCH_MAX_LEN;
 use crate::{Connection, KafkaError, Names};
 
 /// Segments of compacted topics are closed at this size or age: only closed ones are compacted (h07).
 const SEGMENT_BYTES: u32 = 16 << 20;
 const SEGMENT_MS: u32 = 3_600_000;
-/// The largest record of the log (bytes, as batched).
-const RECORD_MAX_BYTES: u32 = 64 << 20;
+/// The largest record of a log that `setup` makes (bytes, as batched).
+pub const RECORD_MAX_BYTES: u32 = 64 << 20;
 /// The largest record of the ledger (bytes, as batched); must fit a segment.
 const LEDGER_RECORD_MAX_BYTES: u32 = 8 << 20;
 /// How long the brokers may take over a topic.
@@ -319,6 +320,18 @@ fn alter(connection: &Connection, topic: &str, key: &str, value: &str) -> String
          --add-config {key}={value}",
         connection.bootstrap()
     )
+}
+
+/// Largest record that the log takes, bytes of key, value and headers before compression; `None` where this login may not
+/// ask.
+pub fn record_max(connection: &Connection, names: &Names) -> Result<Option<usize>, KafkaError> {
+    let described = match describe(connection, &names.log()) {
+        Err(KafkaError::Refused(_)) => return Ok(None),
+        described => described?,
+    };
+    let bytes = described.get("max.message.bytes").and_then(|bytes| bytes.parse::<usize>().ok());
+    // What a batch has beside a record, and what the compression of the incompressible adds.
+    Ok(bytes.map(|bytes| bytes.min(BATCH_MAX_LEN)).map(|bytes| (bytes - bytes / 128).saturating_sub(1 << 10)))
 }
 
 /// Number of replicas of each partition.

@@ -133,6 +133,10 @@ impl Sink for Mirror {
             );
             return Err(Refusal::new(what, remedy).into());
         }
+        if change.event.after.is_some() {
+            let columns = change.schema.columns.iter().map(|column| column.recorded_name());
+            change.demand(&self.stores[0].name, columns)?;
+        }
         let key = String::from_utf8_lossy(change.key).into_owned();
         let row = change.event.after.map(str::to_owned);
         match change.event.op {

@@ -208,20 +208,21 @@ pub(crate) enum Command {
         #[command(flatten)]
         format: Format,
     },
-    /// Leave a record of the log out of a store that cannot take it in.
+    /// Leave a record of the log, or those of a row, out of a store that cannot take them in.
     ///
     /// A store that has stopped at a record (`millrace status` shows which, and why) goes on without it, within seconds or
     /// when its worker is started. The store's checkpoint records the offset for ever, and `millrace verify` shows what the
     /// store lacks by it. Nothing is left out that a store can take in.
+    ///
+    /// Of a row that is larger than a record may be (see [postgres.oversize]) a search index holds what the log has.
     #[command(
-        after_help = "Example:\n  millrace skip counters.unread --offset 41 --reason \"written by a broken script\""
+        after_help = "Examples:\n  millrace skip counters.unread --offset 41 --reason \"written by a broken script\"\n  millrace skip search.files --key 1207 --reason \"a scan of 90 MB\""
     )]
     Skip {
         /// counters.NAME, search.NAME, or NAME where only one store has it.
         store: String,
-        /// The record's offset in the log that the store is built from.
-        #[arg(long)]
-        offset: i64,
+        #[command(flatten)]
+        records: SkipRecords,
         /// Why, for whoever reads it later; kept with the request.
         #[arg(long, value_name = "TEXT")]
         reason: String,
@@ -292,6 +293,28 @@ pub(crate) enum GenerationCommand {
         #[arg(long)]
         yes: bool,
     },
+}
+
+/// Which records of the log are meant.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct SkipRecords {
+    /// The record at this offset of the log that the store is built from.
+    #[arg(long)]
+    offset: Option<i64>,
+    /// Every record of the row with this key, also those to come: the values of the key's columns, joined by `:`; `\` and `:` in
+    /// a value have a `\` before them.
+    #[arg(long)]
+    key: Option<String>,
+}
+
+impl From<SkipRecords> for kafka::Records {
+    fn from(given: SkipRecords) -> Self {
+        match (given.offset, given.key) {
+            (Some(offset), _) => kafka::Records::At(offset),
+            (None, key) => kafka::Records::OfRow(key.unwrap_or_default()),
+        }
+    }
 }
 
 /// Records to leave out.

@@ -3,7 +3,8 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use kafka::{Generations, GenerationsWatch, KafkaError, Skip};
+use kafka::{Generations, GenerationsWatch, KafkaError, Records, Skip};
+use worker::Unfit;
 
 use crate::stop::Stop;
 use crate::wiring::Process;
@@ -33,8 +34,13 @@ impl Logs {
     }
 
     /// Whether the store is to leave out this record of that log.
-    pub(crate) fn skips(&self, generation: u32, store: &str, offset: i64) -> bool {
-        let asked = |skip: &Skip| (skip.generation, &*skip.store, skip.offset) == (generation, store, offset);
+    pub(crate) fn skips(&self, generation: u32, store: &str, record: &Unfit) -> bool {
+        let meant = |records: &Records| match records {
+            Records::At(offset) => *offset == record.offset,
+            Records::OfRow(key) => record.key.as_ref() == Some(key),
+        };
+        let asked =
+            |skip: &Skip| (skip.generation, &*skip.store) == (generation, store) && meant(&skip.records);
         self.lock().skips.iter().any(asked)
     }
 

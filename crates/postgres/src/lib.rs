@@ -36,11 +36,13 @@ pub mod source;
 mod stream;
 pub mod tls;
 mod types;
+mod widest;
 
 pub use config::Config;
 pub use connection::ReplicationConnection;
 pub use error::{ConnectionError, ServerError};
 pub use source::{PostgresSource, SourceOptions};
+pub use widest::widest_rows;
 
 /// Writes a few bytes of WAL, so that a source on which nothing happens has something to send: its insert LSN may stand
 /// after the last byte that was sent (behind the header of the next page, say). The reader passes over messages of this

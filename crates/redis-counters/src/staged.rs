@@ -70,6 +70,9 @@ impl Staged {
         }
         self.bind(change)?;
         self.check_old_row(change)?;
+        if let (false, Some(Binding { bound, .. })) = (change.omitted.is_empty(), &self.bound) {
+            change.demand(&format!("counters.{}", self.definition.name()), bound.recorded_columns())?;
+        }
         let (before, after) = self.images(change)?;
         self.count(change, before, Sign::Minus)?;
         self.count(change, after, Sign::Plus)

@@ -58,6 +58,11 @@ pub trait Publisher {
     /// Fences every older publisher of this log, then reads the ledger to its true end.
     fn open(&mut self) -> Result<Ledger, PublishError>;
 
+    /// Largest record that the log takes, bytes of key, value and headers; `None` where that is not known. Once open.
+    fn record_max(&self) -> Option<usize> {
+        None
+    }
+
     /// Begins a transaction unless one is open, without waiting until it has begun. It is to be committed soon.
     fn begin(&mut self) -> Result<(), PublishError>;
 

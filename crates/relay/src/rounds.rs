@@ -326,7 +326,7 @@ impl Relay<'_> {
                         }
                         piece.rows += 1;
                         piece.bytes += row.as_bytes().len() as u64;
-                        self.send_piece(self.assembler.ready().0.byte_len(), publisher)?;
+                        self.send_piece(self.assembler.ready().0.byte_len(), publisher, control)?;
                     }
                     RoundEvent::End(read) => {
                         let Some((_, piece)) = current.take() else { return Err(out_of_order()) };

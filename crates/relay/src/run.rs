@@ -1,7 +1,8 @@
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
-use change::{Clock, Encoder, LedgerEntry, Progress, Refusal, TableProgress};
+use change::{Clock, Encoder, LedgerEntry, Oversize, Progress, Refusal, TableProgress};
 
 use crate::assemble::{Assembler, Reach};
 use crate::deferred::Deferred;
@@ -66,6 +67,8 @@ pub struct Limits {
     pub round_bytes: u64,
     /// Bytes of rows per second that a snapshot reads at most; `None`: as many as it can.
     pub snapshot_rate: Option<u64>,
+    /// Tables, by schema and name, of which a row that is larger than a record may be is written without its largest columns.
+    pub omit: BTreeSet<(String, String)>,
 }
 
 impl Default for Limits {
@@ -82,6 +85,7 @@ impl Default for Limits {
             stand_by_interval: Duration::from_millis(500),
             round_bytes: 64 << 20,
             snapshot_rate: None,
+            omit: BTreeSet::new(),
         }
     }
 }
@@ -117,6 +121,11 @@ pub trait Control {
     /// This table is not published any more, and all that was committed of it is in the log.
     fn left(&self, table: &str) {
         let _ = table;
+    }
+
+    /// A row is in the log without these columns, a JSON array, for its size; `key` is the record's.
+    fn omitted(&self, key: &str, columns: &str) {
+        let _ = (key, columns);
     }
 
     /// A round could not be read now.
@@ -178,7 +187,8 @@ fn continue_log(
     let state = source.state(&resume::progress(ledger)?.timeline)?;
     let mut progress = resume::check(ledger, &state)?;
     progress.timeline = state.timeline;
-    let encoder = Encoder::new(pipeline, database);
+    let oversize = oversize(&limits.omit, publisher)?;
+    let encoder = Encoder::new(pipeline, database).omitting(oversize);
     let mut relay = Relay::new(encoder, progress, ledger, clock, limits);
     relay.beat(source, state.heartbeat.beat)?;
     relay.first_look(source)?;
@@ -208,6 +218,23 @@ fn continue_log(
         }
     }
     relay.finish(source, publisher, control)
+}
+
+/// What is left out of rows that are too large for a record.
+fn oversize(omit: &BTreeSet<(String, String)>, publisher: &dyn Publisher) -> Result<Oversize, RelayError> {
+    let record_max = match publisher.record_max() {
+        Some(max) => max,
+        None if omit.is_empty() => usize::MAX,
+        None => {
+            return Err(RelayError::Refused(Refusal::new(
+                "columns are to be left out of rows that are larger than a record may be, and the log's limit, \
+                 max.message.bytes, cannot be read",
+                "allow this login to describe the configuration of the log's topic (DescribeConfigs), or take \
+                 \"omit\" out of [postgres.oversize]",
+            )));
+        }
+    };
+    Ok(Oversize { record_max, tables: omit.clone() })
 }
 
 /// Waits until no other reader holds the slot. False when told to stop meanwhile.
@@ -321,7 +348,7 @@ impl<'a> Relay<'a> {
             self.waiting_since = Some(self.clock.now_us());
             publisher.begin()?;
         }
-        self.send_piece(bytes, publisher)?;
+        self.send_piece(bytes, publisher, control)?;
         if self.sent_bytes >= self.limits.commit_bytes {
             self.commit(publisher, control)?;
         }
@@ -380,19 +407,24 @@ impl<'a> Relay<'a> {
         &mut self,
         bytes: usize,
         publisher: &mut dyn Publisher,
+        control: &dyn Control,
     ) -> Result<(), RelayError> {
         if bytes >= self.limits.send_bytes {
-            self.send(publisher)?;
+            self.send(publisher, control)?;
         }
         Ok(())
     }
 
     /// Sends what is ready.
-    fn send(&mut self, publisher: &mut dyn Publisher) -> Result<(), RelayError> {
+    fn send(&mut self, publisher: &mut dyn Publisher, control: &dyn Control) -> Result<(), RelayError> {
         let (batch, ready) = self.assembler.ready();
         if ready > 0 {
             let bytes = batch.byte_len();
             publisher.append(batch, ready)?;
+            for record in batch.omitting() {
+                control
+                    .omitted(&String::from_utf8_lossy(record.key), &String::from_utf8_lossy(record.omitted));
+            }
             self.sent_records += ready as u64;
             self.sent_bytes += bytes;
             self.assembler.sent();
@@ -406,7 +438,7 @@ impl<'a> Relay<'a> {
         publisher: &mut dyn Publisher,
         control: &dyn Control,
     ) -> Result<(), RelayError> {
-        self.send(publisher)?;
+        self.send(publisher, control)?;
         let Reach { end_lsn, position, split } = self.assembler.reach();
         let now_us = self.clock.now_us();
         self.assembler.settle();

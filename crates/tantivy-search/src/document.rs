@@ -55,7 +55,7 @@ fn key_values<'a>(key: &'a [u8], columns: &[Attribute]) -> Result<Vec<Field<'a>>
 }
 
 impl<'a> Draft<'a> {
-    /// Reads a change that leaves a row behind.
+    /// Reads a change that leaves a row behind. A column that was left out of the log reads as NULL.
     pub(crate) fn read(change: &Change<'a>, binding: &Binding) -> Result<Draft<'a>, String> {
         let after = change.event.after.ok_or("it has no `after`")?;
         // The key comes from the record's key: in `after` a TOASTed key may be a placeholder.
@@ -64,13 +64,15 @@ impl<'a> Draft<'a> {
         let row = &binding.attributes[binding.key_len..];
         let mut fields = Vec::new();
         change::fields(after, row, &mut fields).map_err(|error| error.to_string())?;
-        let unchanged = names_of(change.unchanged)?;
+        let names = |header| change::column_names(header).map_err(|error| error.to_string());
+        let (unchanged, omitted) = (names(change.unchanged)?, names(change.omitted)?);
         let mut holes = Vec::new();
         for (attribute, field) in row.iter().zip(fields) {
-            if unchanged.contains(&Cow::Borrowed(attribute.recorded.as_str())) {
+            if unchanged.contains(&attribute.recorded) {
                 holes.push(values.len());
             }
             values.push(match field {
+                _ if omitted.contains(&attribute.recorded) => Field::Null,
                 Field::Missing if attribute.present() => {
                     return Err(format!("its row has no column `{}`", attribute.recorded));
                 }
@@ -177,13 +179,6 @@ pub(crate) fn exact_term(value: &str) -> Cow<'_, str> {
     let head = &value[..cut];
     // Longer than the term of any short value, and Postgres' text never holds a NUL: the two never meet.
     Cow::Owned(format!("{head}\u{0}{:032x}", xxh3_128(value.as_bytes())))
-}
-
-fn names_of(unchanged: &[u8]) -> Result<Vec<Cow<'_, str>>, String> {
-    if unchanged.is_empty() {
-        return Ok(Vec::new());
-    }
-    serde_json::from_slice(unchanged).map_err(|error| format!("its header millrace.unchanged: {error}"))
 }
 
 /// Appends a value as JSON.

@@ -118,6 +118,10 @@ impl Sink for SearchSink {
         self.stores[store].apply(change)
     }
 
+    fn skip(&mut self, store: usize, change: &Change<'_>) -> Result<(), SinkError> {
+        self.stores[store].skip(change)
+    }
+
     fn due_in(&mut self, now_us: i64) -> Duration {
         self.now_us = now_us;
         let staged = self.staged();

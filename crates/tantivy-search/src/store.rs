@@ -221,7 +221,13 @@ impl Store {
     pub(crate) fn apply(&mut self, change: &Change<'_>) -> Result<(), SinkError> {
         let binding = self.bind(change.schema)?;
         match change.event.op {
-            Op::Create | Op::Read | Op::Update => self.upsert(change, &binding)?,
+            Op::Create | Op::Read | Op::Update => {
+                if !change.omitted.is_empty() {
+                    let store = format!("search.{}", self.shelf.definition.name);
+                    change.demand(&store, binding.attributes.iter().map(AsRef::as_ref))?;
+                }
+                self.upsert(change, &binding)?;
+            }
             Op::Delete => {
                 let id = id_of(change.key, binding.key()).map_err(|reason| self.poison("a row", &reason))?;
                 self.open()?.delete(&id)?;
@@ -235,6 +241,18 @@ impl Store {
             }
             Op::Message => return Ok(()),
         }
+        self.staged += 1;
+        Ok(())
+    }
+
+    /// Of a row that the log does not have whole the document holds the rest. So no later change takes a value from a
+    /// document that is older than this one.
+    pub(crate) fn skip(&mut self, change: &Change<'_>) -> Result<(), SinkError> {
+        if change.omitted.is_empty() || change.event.after.is_none() {
+            return Ok(());
+        }
+        let binding = self.bind(change.schema)?;
+        self.upsert(change, &binding)?;
         self.staged += 1;
         Ok(())
     }

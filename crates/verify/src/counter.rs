@@ -252,6 +252,7 @@ impl<'a> Images<'a> {
             for (value, column) in after.into_iter().zip(&self.columns) {
                 match value {
                     Datum::Known(field) => known.push(field),
+                    Datum::Omitted => return Err(row.lacks(column)),
                     Datum::Unchanged => {
                         return Err(row.error(format!("it does not hold the value of `{column}`")));
                     }

@@ -18,6 +18,8 @@ pub(crate) enum Datum<'a> {
     Known(Field<'a>),
     /// Not in the log: as it was before the change.
     Unchanged,
+    /// Not in the log, for the row's size.
+    Omitted,
 }
 
 impl<'a> RowRecord<'a> {
@@ -35,7 +37,11 @@ impl<'a> RowRecord<'a> {
     /// An update that does not move the key may come without the old row. Of the columns that are asked for it then
     /// holds only those of the key, or whoever asks is refused.
     pub(crate) fn before(&self, columns: &[&str]) -> Result<Option<Vec<Field<'a>>>, NotVerified> {
+        let omitted = self.names(self.record.omitted)?;
         match (self.op, self.event.before) {
+            (Op::Update | Op::Delete, Some(_)) if columns.iter().any(|column| among(&omitted, column)) => {
+                Err(self.lacks(&omitted.join(", ")))
+            }
             (Op::Update | Op::Delete, Some(row)) => Ok(Some(self.fields(row, columns)?)),
             (Op::Update, None) => self.key(columns).and_then(|key| {
                 let missing = columns.iter().zip(&key).find(|(_, value)| **value == Field::Missing);
@@ -59,14 +65,14 @@ impl<'a> RowRecord<'a> {
                 _ => Ok(None),
             };
         };
-        let unchanged: Vec<String> = match self.record.unchanged {
-            [] => Vec::new(),
-            names => serde_json::from_slice(names).map_err(|e| self.error(e))?,
-        };
+        let unchanged = self.names(self.record.unchanged)?;
+        let omitted = self.names(self.record.omitted)?;
         // A key that is stored out of line is whole in the record's key.
         let key = self.key(columns)?;
         let value = |((column, field), key): ((&&str, Field<'a>), Field<'a>)| {
-            if !unchanged.iter().any(|name| name == column) {
+            if among(&omitted, column) {
+                Datum::Omitted
+            } else if !among(&unchanged, column) {
                 Datum::Known(field)
             } else if key != Field::Missing {
                 Datum::Known(key)
@@ -84,6 +90,21 @@ impl<'a> RowRecord<'a> {
         Ok(found)
     }
 
+    /// The columns that a header names.
+    fn names(&self, header: &[u8]) -> Result<Vec<String>, NotVerified> {
+        change::column_names(header).map_err(|e| self.error(e))
+    }
+
+    /// A later snapshot sees the row by itself.
+    pub(crate) fn lacks(&self, columns: &str) -> NotVerified {
+        let what = format!(
+            "the record at offset {} of the log, which was written meanwhile, lacks {columns}: the row is larger than a \
+             record may be",
+            self.record.offset
+        );
+        NotVerified::new(what, "run `millrace verify` again")
+    }
+
     pub(crate) fn error(&self, reason: impl std::fmt::Display) -> NotVerified {
         NotVerified::record(self.record.offset, reason)
     }
@@ -93,4 +114,8 @@ impl<'a> RowRecord<'a> {
         change::fields(row, columns, &mut found).map_err(|e| self.error(e))?;
         Ok(found)
     }
+}
+
+fn among(names: &[String], column: &str) -> bool {
+    names.iter().any(|name| name == column)
 }

@@ -150,14 +150,17 @@ impl Touched {
         let unknown = moved
             || matches!(self.rows.get(id), Some(Touch { state: State::Unknown | State::Gone, .. }))
             || (self.truncated.is_some() && earlier.is_none());
-        if hole && unknown {
+        // Only a snapshot that saw the change knows what the row holds.
+        if (hole && unknown) || after.contains(&Datum::Omitted) {
             return State::Unknown;
         }
         let value = |(place, (datum, attribute)): (usize, (Datum<'_>, &Attribute))| match datum {
             Datum::Known(field) => {
                 Value::Is(field.postgres_text(attribute.encoding).map(|text| text.into_owned()))
             }
-            Datum::Unchanged => earlier.map_or(Value::Unchanged, |values| values[place].clone()),
+            Datum::Unchanged | Datum::Omitted => {
+                earlier.map_or(Value::Unchanged, |values| values[place].clone())
+            }
         };
         State::Row(after.into_iter().zip(attributes).enumerate().map(value).collect())
     }

@@ -129,6 +129,7 @@ struct Entry {
     key: Range<usize>,
     value: Range<usize>,
     unchanged: Range<usize>,
+    omitted: Range<usize>,
     previous_key: Range<usize>,
 }
 
@@ -155,6 +156,8 @@ pub struct LogRecord<'a> {
     pub value: &'a [u8],
     /// JSON array of unchanged columns; empty for none.
     pub unchanged: &'a [u8],
+    /// JSON array of columns that were left out for the row's size; empty for none.
+    pub omitted: &'a [u8],
     /// JSON of the key before it changed; empty for none.
     pub previous_key: &'a [u8],
 }
@@ -223,10 +226,11 @@ impl LogBatch {
         headers: impl IntoIterator<Item = (Range<usize>, Range<usize>)>,
     ) -> Result<(), HeaderError> {
         let mut read = Headers::default();
-        let (mut unchanged, mut previous_key) = (0..0, 0..0);
+        let (mut unchanged, mut omitted, mut previous_key) = (0..0, 0..0, 0..0);
         for (name, content) in headers {
             match std::str::from_utf8(&self.bytes[name]) {
                 Ok(header::UNCHANGED) => unchanged = content,
+                Ok(header::OMITTED) => omitted = content,
                 Ok(header::PREVIOUS_KEY) => previous_key = content,
                 Ok(name) => read.read(name, &self.bytes[content])?,
                 // Not one of ours.
@@ -244,6 +248,7 @@ impl LogBatch {
             key,
             value,
             unchanged,
+            omitted,
             previous_key,
         };
         self.entries.push(entry);
@@ -267,6 +272,7 @@ impl LogBatch {
             key: &self.bytes[entry.key.clone()],
             value: &self.bytes[entry.value.clone()],
             unchanged: &self.bytes[entry.unchanged.clone()],
+            omitted: &self.bytes[entry.omitted.clone()],
             previous_key: &self.bytes[entry.previous_key.clone()],
         }
     }

@@ -34,5 +34,5 @@ mod stops;
 pub use checkpoint::{Checkpoint, LastRecord, ParseLastRecordError, Stopped};
 pub use feed::{Feed, FeedError, FeedEvent, GroupOffset, LogBatch, LogRecord, LogState, Successor};
 pub use handover::Handover;
-pub use run::{Control, Role, STAGES, Worker, WorkerError, build, run};
+pub use run::{Control, Role, STAGES, Unfit, Worker, WorkerError, build, run};
 pub use sink::{Change, Move, Sink, SinkError, StoreSpec, Stored};

@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use crate::continuity::Continuity;
 use crate::position::{Doubt, Replaced};
-use crate::stops::{Cause, Stops, takes_in};
+use crate::stops::{Cause, Stops, is_there};
 use crate::{
     Change, Checkpoint, Feed, FeedError, FeedEvent, Handover, LastRecord, LogBatch, LogRecord, Move, Sink,
     SinkError,
@@ -47,15 +47,24 @@ pub enum WorkerError {
     Refused(#[from] Refusal),
 }
 
+/// A record that a store cannot take in.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Unfit {
+    /// Its offset.
+    pub offset: i64,
+    /// The row's key, as [`TableSchema::key_text`] writes it; `None` where it is not known.
+    pub key: Option<String>,
+}
+
 /// What the worker is told and tells while it runs.
 pub trait Control {
     /// Whether to end in order. Asked often.
     fn stop(&self) -> bool;
 
-    /// Whether the record at this offset, which the store at this place of the sink's order cannot take in, is to be left
-    /// out of the store. Its checkpoint records that for ever. Asked for again every second while the store is stopped.
-    fn skip(&self, store: usize, offset: i64) -> bool {
-        let _ = (store, offset);
+    /// Whether this record, which the store at this place of the sink's order cannot take in, is to be left out of the
+    /// store. Its checkpoint records that for ever. Asked for again every second while the store is stopped.
+    fn skip(&self, store: usize, record: &Unfit) -> bool {
+        let _ = (store, record);
         false
     }
 
@@ -443,32 +452,36 @@ impl<'a> Worker<'a> {
         let event = match Event::decode(record.value) {
             Ok(event) => event,
             Err(error) => {
-                let stores = wanted.clone();
-                return self.cannot_take_in(stores, offset, &Cause::Poison(error.to_string()));
+                let (stores, unfit) = (wanted.clone(), Unfit { offset, key: schema.key_text(record.key) });
+                return self.cannot_take_in(stores, &unfit, &Cause::Poison(error.to_string()));
             }
         };
         if position.kind == Kind::Round || record.anew {
             self.restarted = Some(offset);
             self.ready_at = None;
         }
-        let LogRecord { key, unchanged, previous_key, .. } = record;
-        let change = Change { offset, position, schema, key, event, unchanged, previous_key };
-        let live = |store: &&usize| {
-            let (at, held, skipped) = (&self.stores[**store], &self.held[**store], self.skipped.get(*store));
-            takes_in(at.as_ref(), *held, skipped, offset)
+        let LogRecord { key, unchanged, omitted, previous_key, .. } = record;
+        let change = Change { offset, position, schema, key, event, unchanged, omitted, previous_key };
+        let (stores, held, skipped) = (&self.stores, &self.held, &self.skipped);
+        let stage = |store: &usize| {
+            if !is_there(stores[*store].as_ref(), held[*store], offset) {
+                None
+            } else if skipped.get(store).is_some_and(|skipped| skipped.contains(&offset)) {
+                let unfit =
+                    |error: &SinkError| !matches!(error, SinkError::Poison(_) | SinkError::Refused(_));
+                sink.skip(*store, &change).err().filter(unfit).map(|error| (*store, error))
+            } else {
+                sink.apply(*store, &change).err().map(|error| (*store, error))
+            }
         };
-        let failed =
-            wanted.iter().filter(live).find_map(|store| Some((*store, sink.apply(*store, &change).err()?)));
-        match failed {
-            None => Ok(()),
-            Some((store, SinkError::Poison(reason))) => {
-                self.cannot_take_in(vec![store], offset, &Cause::Poison(reason))
-            }
-            Some((store, SinkError::Refused(refusal))) => {
-                self.cannot_take_in(vec![store], offset, &Cause::Refused(refusal))
-            }
-            Some((_, error)) => Err(Failure::of_sink(error, offset)),
-        }
+        let Some((store, error)) = wanted.iter().find_map(stage) else { return Ok(()) };
+        let cause = match error {
+            SinkError::Poison(reason) => Cause::Poison(reason),
+            SinkError::Refused(refusal) => Cause::Refused(refusal),
+            error => return Err(Failure::of_sink(error, offset)),
+        };
+        let unfit = Unfit { offset, key: schema.key_text(key) };
+        self.cannot_take_in(vec![store], &unfit, &cause)
     }
 
     /// Takes the ledger's LSN when the log up to the ledger's offset was taken.

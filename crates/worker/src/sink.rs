@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use change::{Event, Position, Refusal, TableSchema};
+use change::{Event, NEW_LOG, Position, Refusal, TableSchema};
 
 use crate::Checkpoint;
 
@@ -51,8 +51,46 @@ pub struct Change<'a> {
     pub event: Event<'a>,
     /// JSON array of the columns whose value in `after` is only a placeholder; empty for none.
     pub unchanged: &'a [u8],
+    /// JSON array of the columns that were left out because the row is larger than a record may be, as
+    /// [`recorded`](change::Column::recorded); empty for none. Their values are not known, in either image: a store that
+    /// needs one refuses the change.
+    pub omitted: &'a [u8],
     /// JSON of the row's key before this transaction changed it, on the `c` half of a changed key; else empty.
     pub previous_key: &'a [u8],
+}
+
+impl Change<'_> {
+    /// Refuses the change if one of these columns, as [`recorded`](change::Column::recorded), was left out of it: the store
+    /// needs their values.
+    pub fn demand<'c>(
+        &self,
+        store: &str,
+        columns: impl IntoIterator<Item = &'c str>,
+    ) -> Result<(), SinkError> {
+        let omitted = change::column_names(self.omitted);
+        let omitted = omitted.map_err(|error| SinkError::Poison(error.to_string()))?;
+        let Some(column) = columns.into_iter().find(|column| omitted.iter().any(|name| name == column))
+        else {
+            return Ok(());
+        };
+        let table = self.schema.full_name();
+        let (row, skip) = match self.schema.key_text(self.key) {
+            Some(key) => (format!("the row {key}"), format!("--key '{}'", key.replace('\'', "'\\''"))),
+            None => ("a row".to_owned(), format!("--offset {}", self.offset)),
+        };
+        Err(Refusal::new(
+            format!(
+                "{store} needs `{column}` of {row} of {table}, and the record at offset {} does not have it: the row is \
+                 larger than a record may be",
+                self.offset
+            ),
+            format!(
+                "millrace skip {store} {skip} --reason TEXT, which leaves it out; or raise max.message.bytes of the log's \
+                 topic, and {NEW_LOG}"
+            ),
+        )
+        .into())
+    }
 }
 
 /// How one store's checkpoint moves in a commit.
@@ -115,6 +153,13 @@ pub trait Sink {
     /// Stages a change of a table that the store [wants](Sink::wants). Nothing of it may be visible to readers before
     /// `commit`.
     fn apply(&mut self, store: usize, change: &Change<'_>) -> Result<(), SinkError>;
+
+    /// The store was told to leave this change out, which [`apply`](Sink::apply) refused. A store whose later changes build
+    /// on this one may stage what it can of it.
+    fn skip(&mut self, store: usize, change: &Change<'_>) -> Result<(), SinkError> {
+        let _ = (store, change);
+        Ok(())
+    }
 
     /// How much longer what is staged may wait for its commit (`now_us`: microseconds since the epoch). Called at the
     /// end of a poll; zero, which means now, for a store that commits cheaply.

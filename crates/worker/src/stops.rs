@@ -8,12 +8,10 @@
 //! The mark is for people. A start does not go by it: it tries again, for the Millrace that runs now may be able to take
 //! the record in, or may have been told to leave it out. So a kill at any place here only repeats the attempt.
 
-use std::collections::BTreeSet;
-
 use change::Refusal;
 use tracing::info;
 
-use crate::run::{CHECK_INTERVAL, Failure, Member, Role, Worker, elapsed};
+use crate::run::{CHECK_INTERVAL, Failure, Member, Role, Unfit, Worker, elapsed};
 use crate::start::{Shown, Start};
 use crate::{Checkpoint, Feed, LogState, Move, Sink, SinkError, Stopped, Stored, WorkerError};
 
@@ -43,8 +41,8 @@ const NO_UNIT: i64 = -1;
 pub(crate) struct Stop {
     /// Offset of the first record of the unit that holds the record; [`NO_UNIT`] where no record is at fault.
     pub(crate) unit: i64,
-    /// Offset of the record, or of the one that the store would have gone on with.
-    pub(crate) offset: i64,
+    /// The record, or the one that the store would have gone on with.
+    pub(crate) record: Unfit,
     pub(crate) cause: Cause,
     /// What the store holds, once it has stopped.
     at: Option<Stored>,
@@ -52,20 +50,23 @@ pub(crate) struct Stop {
 
 impl Stop {
     /// A store that will stop where this unit begins.
-    pub(crate) fn before(unit: i64, offset: i64, cause: Cause) -> Self {
-        Stop { unit, offset, cause, at: None }
+    pub(crate) fn before(unit: i64, record: Unfit, cause: Cause) -> Self {
+        Stop { unit, record, cause, at: None }
     }
 
     /// A store that cannot be used as it stands.
     pub(crate) fn as_it_is(stored: &Stored, refusal: Refusal) -> Self {
         let offset = stands(stored).map_or(-1, |at| at.next_offset);
-        Stop { unit: NO_UNIT, offset, cause: Cause::Refused(refusal), at: Some(stored.clone()) }
+        let record = Unfit { offset, key: None };
+        Stop { unit: NO_UNIT, record, cause: Cause::Refused(refusal), at: Some(stored.clone()) }
     }
 
     /// The same for whoever is told.
     pub(crate) fn error(&self) -> WorkerError {
         match &self.cause {
-            Cause::Poison(reason) => WorkerError::Poison { offset: self.offset, reason: reason.clone() },
+            Cause::Poison(reason) => {
+                WorkerError::Poison { offset: self.record.offset, reason: reason.clone() }
+            }
             Cause::Refused(refusal) => WorkerError::Refused(refusal.clone()),
         }
     }
@@ -156,7 +157,8 @@ impl Worker<'_> {
     /// out.
     pub(crate) fn take_foreign(&mut self, offset: i64) -> Result<(), Failure> {
         let reason = "it has no header `millrace.position`: it was not written by Millrace".to_owned();
-        self.cannot_take_in((0..self.stores.len()).collect(), offset, &Cause::Poison(reason))
+        let unfit = Unfit { offset, key: None };
+        self.cannot_take_in((0..self.stores.len()).collect(), &unfit, &Cause::Poison(reason))
     }
 
     /// Of a record that these stores cannot take in, as far as they follow the log here: each leaves it out, if told to, or
@@ -164,21 +166,21 @@ impl Worker<'_> {
     pub(crate) fn cannot_take_in(
         &mut self,
         stores: Vec<usize>,
-        offset: i64,
+        record: &Unfit,
         cause: &Cause,
     ) -> Result<(), Failure> {
-        let reason = cause.reason();
+        let (offset, reason) = (record.offset, cause.reason());
         let mut done = Vec::new();
         for store in stores {
-            let (at, held, skipped) = (&self.stores[store], self.held[store], self.skipped.get(&store));
-            if !takes_in(at.as_ref(), held, skipped, offset) {
+            let left_out = self.skipped.get(&store).is_some_and(|skipped| skipped.contains(&offset));
+            if left_out || !is_there(self.stores[store].as_ref(), self.held[store], offset) {
                 continue;
             }
-            if self.control.skip(store, offset) {
+            if self.control.skip(store, record) {
                 self.skipped.entry(store).or_default().insert(offset);
                 done.push(format!("the record at offset {offset} is skipped, as told: {reason}"));
             } else {
-                self.stops.set(store, Stop::before(self.unit, offset, cause.clone()));
+                self.stops.set(store, Stop::before(self.unit, record.clone(), cause.clone()));
                 done.push(format!("a store stops at the record at offset {offset}: {reason}"));
             }
         }
@@ -283,7 +285,7 @@ impl Worker<'_> {
         self.asked_at = now;
         let told = |place: &usize| {
             let stop = self.stops.get(*place).filter(|stop| stop.unit != NO_UNIT);
-            stop.is_some_and(|stop| self.control.skip(*place, stop.offset))
+            stop.is_some_and(|stop| self.control.skip(*place, &stop.record))
         };
         let told: Vec<usize> = self.stops.all().filter(told).collect();
         if told.is_empty() {
@@ -300,17 +302,9 @@ impl Worker<'_> {
     }
 }
 
-/// Whether a store takes in the record at this offset: it follows the log there, does not stand still for its copy, and was
-/// not told to leave the record out.
-pub(crate) fn takes_in(
-    at: Option<&Checkpoint>,
-    held: Option<i64>,
-    skipped: Option<&BTreeSet<i64>>,
-    offset: i64,
-) -> bool {
-    held.is_none()
-        && at.is_some_and(|at| offset >= at.next_offset)
-        && skipped.is_none_or(|skipped| !skipped.contains(&offset))
+/// Whether the record at this offset is for a store: it follows the log there, and does not stand still for its copy.
+pub(crate) fn is_there(at: Option<&Checkpoint>, held: Option<i64>, offset: i64) -> bool {
+    held.is_none() && at.is_some_and(|at| offset >= at.next_offset)
 }
 
 /// The checkpoint of a store that has one that may be written.
@@ -323,7 +317,7 @@ fn stands(stored: &Stored) -> Option<&Checkpoint> {
 
 /// Marks the store's checkpoint: as not ready, and with why it has stopped.
 fn mark(sink: &mut dyn Sink, place: usize, from: Checkpoint, stop: &Stop) -> Result<Checkpoint, SinkError> {
-    let stopped = Some(Stopped::new(stop.offset, stop.cause.reason()));
+    let stopped = Some(Stopped::new(stop.record.offset, stop.cause.reason()));
     let to = Checkpoint { ready: false, stopped, ..from.clone() };
     if to != from {
         move_alone(sink, place, from, &to)?;

@@ -23,7 +23,7 @@ const IN_FLIGHT_MAX: usize = 4;
 /// More bytes on their way are waited for: large rows come in batches of their own.
 const IN_FLIGHT_MAX_LEN: usize = 16 << 20;
 /// Brokers end a connection over which more comes in one request (socket.request.max.bytes, 100 MiB).
-const BATCH_MAX_LEN: usize = 95 << 20;
+pub(crate) const BATCH_MAX_LEN: usize = 95 << 20;
 /// All replicas in sync must have it.
 const ACKS_ALL: i16 = -1;
 
@@ -256,7 +256,8 @@ impl Sent {
         KafkaError::Refused(Refusal::new(
             format!("topic \"{topic}\" does not take {what}"),
             format!(
-                "raise its limit: {} (max.message.bytes at most {BATCH_MAX_LEN})",
+                "raise its limit: {} (max.message.bytes at most {BATCH_MAX_LEN}); or have the largest columns of such rows left \
+                 out, with [postgres.oversize] \"schema.table\" = \"omit\" in the configuration",
                 alter(topic, &format!("{setting}=N"))
             ),
         ))

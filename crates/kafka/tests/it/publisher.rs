@@ -335,11 +335,22 @@ fn a_record_too_large_for_the_topic_is_refused_by_name() {
     for connection in [connection_, local] {
         let mut publisher = KafkaPublisher::new(connection, names.clone());
         publisher.open().unwrap();
+        assert!((90_000..100_000).contains(&publisher.record_max().unwrap()));
         let sent = publisher.send(&large(200_000), 1);
         let result = sent.and_then(|()| publisher.commit(&[], &mut progress(1)));
         let Err(PublishError::Refused(refusal)) = result else { panic!("{result:?}") };
         assert!(refusal.what.contains(&topic) && refusal.what.contains("large"), "{refusal}");
         assert!(refusal.remedy.contains("max.message.bytes"), "{refusal}");
+        assert!(refusal.remedy.contains("[postgres.oversize]"), "{refusal}");
     }
     assert_eq!(committed(&shared().bootstrap(), &names), positions(0..0));
+    // Many that fit one by one are not put together until they do not.
+    let mut publisher = KafkaPublisher::new(
+        connection(&shared().bootstrap(), &[("compression.type", "none")]),
+        names.clone(),
+    );
+    publisher.open().unwrap();
+    publisher.send(&rows(0, 5_000), 5_000).unwrap();
+    publisher.commit(&[], &mut progress(1)).unwrap();
+    assert_eq!(committed(&shared().bootstrap(), &names), positions(0..5_000));
 }

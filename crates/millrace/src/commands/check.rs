@@ -5,7 +5,7 @@ use std::path::Path;
 use change::{Refusal, TableSchema};
 use kafka::{Connection, KafkaError, Names};
 use postgres::check::{self, Finding, Verdict};
-use postgres::plan::Plan;
+use postgres::plan::{Plan, Table};
 use postgres::setup::SetupError;
 use serde::Serialize;
 use tokio_postgres::Client;
@@ -45,13 +45,23 @@ fn of_pipeline(process: &Process, client: &Client, generation: Option<u32>) -> R
         // An error is a table that is missing or unreadable, which was said above.
         let large = process.runtime.block_on(check::too_large(client, &plan, &plan.tables));
         findings.extend(large.unwrap_or_default());
+        findings.extend(widest_rows(process, client, &plan, u64::from(kafka::RECORD_MAX_BYTES)));
         return Ok(vec![Section { about: "pipeline", findings }]);
     };
     let names = Names::new(&plan.pipeline, generation)?;
     let kafka = process.kafka_briefly()?;
-    let topics = of_problems(&kafka, kafka::check_topics(&kafka, &names)?);
+    let mut topics = of_problems(&kafka, kafka::check_topics(&kafka, &names)?);
+    if let Ok(Some(record_max)) = kafka::record_max(&kafka, &names) {
+        topics.extend(widest_rows(process, client, &plan, record_max as u64));
+    }
     let objects = process.runtime.block_on(objects(client, &plan)).unwrap_or_else(|e| vec![unreachable(&e)]);
     Ok(vec![Section { about: "topics", findings: topics }, Section { about: "pipeline", findings: objects }])
+}
+
+/// The largest records that the tables will have, which the log must take.
+fn widest_rows(process: &Process, client: &Client, plan: &Plan, record_max: u64) -> Vec<Finding> {
+    let omits = |table: &Table| process.config.postgres.omit.contains(table);
+    process.runtime.block_on(postgres::widest_rows(client, plan, record_max, omits))
 }
 
 /// What was found before the pipeline's own objects were looked at.

@@ -47,7 +47,7 @@ pub(crate) fn execute(cli: Cli) -> Outcome {
             verify::execute(&process, &stores, timeout, all, format)
         }
         Command::Rebuild { stores, wait, format } => rebuild::execute(&process, &stores, wait, format),
-        Command::Skip { store, offset, reason } => skip::execute(&process, &store, offset, reason),
+        Command::Skip { store, records, reason } => skip::execute(&process, &store, records.into(), reason),
         Command::Generation(GenerationCommand::New { again, wait, format }) => {
             generation::new(&process, again, wait, format)
         }

@@ -378,6 +378,14 @@ impl Control for Watch<'_> {
         tracing::info!("{table} is not published any more; the log has what was committed before");
     }
 
+    fn omitted(&self, key: &str, columns: &str) {
+        tracing::warn!(
+            key,
+            columns,
+            "a row is larger than a record may be, and is in the log without these columns"
+        );
+    }
+
     fn rewrite_waits(&self) {
         let reason = "a committed transaction that may have rewritten a table is not visible: it waits for a synchronous \
                       standby (synchronous_standby_names), or another one holds the lock";

@@ -1,7 +1,7 @@
-//! `millrace skip`: asks a store to leave a record of the log out.
+//! `millrace skip`: asks a store to leave records of the log out.
 
 use change::Refusal;
-use kafka::Skip;
+use kafka::{Records, Skip};
 
 use super::rebuild::resolve;
 use super::stores::{configured, names};
@@ -9,7 +9,7 @@ use crate::failure::Outcome;
 use crate::wiring::Process;
 
 /// Records the request, of the newest log: that is where a store stops, or its copy.
-pub(crate) fn execute(process: &Process, name: &str, offset: i64, reason: String) -> Outcome {
+pub(crate) fn execute(process: &Process, name: &str, records: Records, reason: String) -> Outcome {
     let all: Vec<String> = configured(process).into_iter().map(|(name, _)| name).collect();
     let stores = resolve(name, &all)?;
     let [store] = stores.as_slice() else {
@@ -19,10 +19,13 @@ pub(crate) fn execute(process: &Process, name: &str, offset: i64, reason: String
     let kafka = process.kafka_briefly()?;
     let pipeline = process.config.pipeline.as_str();
     let generation = process.generations(&kafka)?.newest().number;
-    kafka::request_skip(&kafka, pipeline, &Skip { generation, store: store.clone(), offset, reason })?;
+    let what = match &records {
+        Records::At(offset) => format!("the record at offset {offset}"),
+        Records::OfRow(key) => format!("each record of the row {key}"),
+    };
+    kafka::request_skip(&kafka, pipeline, &Skip { generation, store: store.clone(), records, reason })?;
     println!(
-        "{store}: the record at offset {offset} of generation {generation} is left out if the store stops at it; \
-         millrace status shows it"
+        "{store}: {what} of generation {generation} is left out if the store stops at it; millrace status shows it"
     );
     Ok(())
 }

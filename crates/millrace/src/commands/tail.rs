@@ -128,6 +128,9 @@ impl<'a> Line<'a> {
                 write!(out, "  {mark}{}", row.get())?;
             }
         }
+        if !self.record.omitted.is_empty() {
+            write!(out, "  without {}", String::from_utf8_lossy(self.record.omitted))?;
+        }
         if self.record.commit.is_some() {
             write!(out, "  ;")?;
         }
@@ -146,12 +149,17 @@ impl<'a> Line<'a> {
             key: Option<&'a RawValue>,
             value: Option<&'a RawValue>,
             #[serde(skip_serializing_if = "Option::is_none")]
+            unchanged: Option<&'a RawValue>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            omitted: Option<&'a RawValue>,
+            #[serde(skip_serializing_if = "Option::is_none")]
             problem: Option<&'a str>,
         }
-        let LogRecord { offset, position, xid, commit, key, value, .. } = self.record;
+        let LogRecord { offset, position, xid, commit, key, value, unchanged, omitted, .. } = self.record;
         let raw = |bytes: &'a [u8]| serde_json::from_slice(bytes).ok();
         let problem = self.envelope.as_ref().err().map(String::as_str);
-        let json = Json { offset, position, xid, commit, key: raw(key), value: raw(value), problem };
+        let (key, value, unchanged, omitted) = (raw(key), raw(value), raw(unchanged), raw(omitted));
+        let json = Json { offset, position, xid, commit, key, value, unchanged, omitted, problem };
         serde_json::to_writer(&mut *out, &json)?;
         writeln!(out)
     }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use kafka::{Generation, Generations, KafkaFeed, Names};
-use worker::{Checkpoint, Control, FeedError, Handover, Sink, WorkerError};
+use worker::{Checkpoint, Control, FeedError, Handover, Sink, Unfit, WorkerError};
 
 use super::service::Service;
 use crate::failpoint;
@@ -260,9 +260,9 @@ impl Control for Watch<'_> {
         over || self.service.stop.is_set()
     }
 
-    fn skip(&self, store: usize, offset: i64) -> bool {
+    fn skip(&self, store: usize, record: &Unfit) -> bool {
         let generation = self.generation.load(Ordering::Relaxed);
-        self.service.skip.contains(&offset) || self.logs.skips(generation, &self.stores[store], offset)
+        self.service.skip.contains(&record.offset) || self.logs.skips(generation, &self.stores[store], record)
     }
 
     fn stopped(&self, store: usize, why: Option<&WorkerError>) {

@@ -62,6 +62,8 @@ pub(crate) struct PostgresConfig {
     url: Option<Secret>,
     admin_url: Option<Secret>,
     pub(crate) tables: Vec<Table>,
+    /// Tables of which a row that is larger than a record may be is written without its largest columns.
+    pub(crate) omit: BTreeSet<Table>,
 }
 
 impl PostgresConfig {
@@ -193,6 +195,8 @@ fn read(mut root: Section, mistakes: &Mistakes) -> Option<Config> {
     let counters = root.optional_section("counters").map(|s| counters(s, tables, mistakes));
     let search = root.optional_section("search").map(|s| search(s, tables, mistakes));
     let mut reader = reader(root.section("reader"));
+    let omit = postgres.iter().flat_map(|postgres| &postgres.omit);
+    reader.limits.omit = omit.map(|table| (table.schema.clone(), table.name.clone())).collect();
     let snapshot = snapshot(root.section("snapshot"), &mut reader.limits);
     let telemetry = telemetry(root.section("telemetry"), mistakes);
     if counters.as_ref().is_some_and(|list| !list.is_empty()) && redis.is_none() {
@@ -237,8 +241,26 @@ fn postgres(mut section: Section, mistakes: &Mistakes) -> Option<PostgresConfig>
             None
         }
     };
+    let oversize = section.optional_section("oversize");
     section.finish();
-    Some(PostgresConfig { url, admin_url, tables: tables? })
+    let omit = oversize.map(|section| omit(section, tables.as_deref(), mistakes)).unwrap_or_default();
+    Some(PostgresConfig { url, admin_url, tables: tables?, omit })
+}
+
+/// `[postgres.oversize]`: the tables with "omit".
+fn omit(mut section: Section, tables: Option<&[Table]>, mistakes: &Mistakes) -> BTreeSet<Table> {
+    let mut omit = BTreeSet::new();
+    for choice in section.choices(&["refuse", "omit"]) {
+        let omits = choice.value == "omit";
+        let name = Found { value: choice.key.clone(), ..choice };
+        let Some(table) = table_name(&name, mistakes) else { continue };
+        let named = in_pipeline(&table, &name.origin, "`postgres.oversize`", tables, mistakes);
+        if omits && named.is_some() {
+            omit.insert(table);
+        }
+    }
+    section.finish();
+    omit
 }
 
 fn tables(found: Vec<Found<String>>, mistakes: &Mistakes) -> Vec<Table> {
@@ -336,7 +358,7 @@ fn in_pipeline(
         return Some(());
     }
     let list: Vec<String> = tables.iter().chain([table]).map(toml_string).collect();
-    let what = format!("{reader} reads {table}, which is not in `postgres.tables`");
+    let what = format!("{reader} names {table}, which is not in `postgres.tables`");
     mistakes.add(origin, what, format!("add it: tables = [{}]", list.join(", ")));
     None
 }

@@ -110,6 +110,26 @@ impl Section {
         found
     }
 
+    /// Values whose keys name tables, each one of `choices`.
+    pub(crate) fn choices(&mut self, choices: &[&str]) -> Vec<Found<String>> {
+        let names: Vec<String> = self.entries.keys().cloned().collect();
+        let mut found = Vec::new();
+        for name in names {
+            let Some(choice) = self.text(&name) else { continue };
+            if choices.contains(&choice.value.as_str()) {
+                found.push(Found { key: name, ..choice });
+            } else {
+                let what = format!("`{}` is \"{}\"", choice.key, choice.value);
+                self.mistakes.add(
+                    &choice.origin,
+                    what,
+                    format!("choose one of \"{}\"", choices.join("\", \"")),
+                );
+            }
+        }
+        found
+    }
+
     /// The string at `key`, or the content of the file that `key_file` names.
     pub(crate) fn string(&mut self, key: &str) -> Option<Found<String>> {
         let inline = self.text(key);

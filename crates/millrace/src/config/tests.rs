@@ -315,7 +315,7 @@ text = ["a"]
         ),
         &[],
         expect![[r#"
-            millrace.toml:10: counter a reads public.order items, which is not in `postgres.tables`
+            millrace.toml:10: counter a names public.order items, which is not in `postgres.tables`
               remedy: add it: tables = ["public.a\"b", "public.order items"]
         "#]],
     );
@@ -340,11 +340,11 @@ fn stores_fit_the_pipeline() {
               remedy: a letter a-z, then up to 63 of a-z, 0-9, _ and -, as in unread
             millrace.toml:14: counter "broken": not SQL that can be read: sql parser error: Expected: an SQL statement, found: SELEKT at Line: 1, Column: 1
               remedy: write SELECT [group columns,] count(*) or count(column) or sum(column) FROM one table [WHERE condition] [GROUP BY the group columns]
-            millrace.toml:12: counter users reads public.users, which is not in `postgres.tables`
+            millrace.toml:12: counter users names public.users, which is not in `postgres.tables`
               remedy: add it: tables = ["public.emails", "public.users"]
             millrace.toml:22: the search index `empty` of public.emails has no columns
               remedy: [search.indexes.empty]: name at least one under `text`
-            millrace.toml:19: index users reads public.users, which is not in `postgres.tables`
+            millrace.toml:19: index users names public.users, which is not in `postgres.tables`
               remedy: add it: tables = ["public.emails", "public.users"]
         "#]],
     );

@@ -11,6 +11,7 @@ mod groups;
 mod harness;
 mod mailbox;
 mod mirror;
+mod oversize;
 mod partitions;
 mod reader;
 mod rebuild;

@@ -97,6 +97,11 @@ impl Bound {
         self.form.stamp(self.definition.hash())
     }
 
+    /// What rows call the columns that are looked at.
+    pub(crate) fn recorded_columns(&self) -> impl Iterator<Item = &str> {
+        self.columns.iter().map(|column| column.recorded.as_str())
+    }
+
     /// The same, writing groups in this form.
     pub(crate) fn written_in(self, form: Form) -> Bound {
         Bound { form, ..self }

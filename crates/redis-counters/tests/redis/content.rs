@@ -272,6 +272,41 @@ fn other_tables_and_stores_that_stay_are_left_alone() {
 }
 
 #[test]
+fn a_counter_refuses_a_row_that_lacks_a_column_of_its_own_and_no_other() {
+    let redis = Redis::start();
+    let server = redis_counters::Server::new(redis.url());
+    let space = redis_counters::Namespace::new("", "p");
+    let count = |name: &str, group: &str| {
+        let sql = format!("SELECT {group}, count(*) FROM emails GROUP BY {group}");
+        redis_counters::sql::Definition::parse(name, &sql).unwrap()
+    };
+    let counters = vec![count("by_folder", "folder"), count("by_user", "user_id")];
+    let sink = redis_counters::CountersSink::new(&server, space, Bounds::default(), counters);
+    let mut rig = Rig::over(sink.unwrap());
+    rig.load().unwrap();
+    let schema = schema(ReplicaIdentity::Full);
+    let row = Mail { folder: Some(change::UNAVAILABLE.into()), ..mail(2, 1, 1) }.json();
+    let change = worker::Change {
+        offset: 1,
+        position: change::Position::START,
+        schema: &schema,
+        key: br#"{"id":2,"__dbz__physicalTableIdentifier":"p.public.emails"}"#,
+        event: change::Event { op: Op::Create, before: None, after: Some(&row) },
+        unchanged: b"",
+        omitted: br#"["folder"]"#,
+        previous_key: b"",
+    };
+    let Err(worker::SinkError::Refused(refusal)) = rig.sink.apply(0, &change) else {
+        panic!("it was counted")
+    };
+    assert!(refusal.what.contains("counters.by_folder needs `folder` of the row 2"), "{refusal}");
+    rig.sink.apply(1, &change).unwrap();
+    rig.offset = 2;
+    rig.commit().unwrap();
+    assert_eq!((hash(&redis, "by_folder"), hash(&redis, "by_user")), (map(&[]), map(&[("1", "1")])));
+}
+
+#[test]
 fn h33_a_key_with_an_unchanged_toast_value_is_taken_from_the_records_key() {
     let redis = Redis::start();
     let server = redis_counters::Server::new(redis.url());
@@ -292,6 +327,7 @@ fn h33_a_key_with_an_unchanged_toast_value_is_taken_from_the_records_key() {
         key: br#"{"id":2,"folder":"inbox","__dbz__physicalTableIdentifier":"p.public.emails"}"#,
         event: change::Event { op: Op::Create, before: None, after: Some(&hole) },
         unchanged: br#"["folder"]"#,
+        omitted: b"",
         previous_key: br#"{"id":1,"folder":"inbox"}"#,
     };
     rig.sink.apply(0, &change).unwrap();

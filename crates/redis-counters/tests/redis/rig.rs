@@ -168,6 +168,7 @@ impl Rig {
             key: b"{}",
             event: Event { op, before, after },
             unchanged: b"",
+            omitted: b"",
             previous_key: b"",
         };
         self.offset += 1;

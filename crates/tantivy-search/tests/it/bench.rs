@@ -6,8 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use change::{
-    ChangeStamp, Column, Datum, Encoder, Event, Kind, Lsn, Op, Position, RecordBatch, RelationEncoder,
-    ReplicaIdentity, SchemaRef, TableSchema, Tuple, TupleBuf, header,
+    ChangeStamp, Column, Datum, Encoder, Event, Kind, Lsn, Op, Oversize, Position, RecordBatch,
+    RelationEncoder, ReplicaIdentity, SchemaRef, TableSchema, Tuple, TupleBuf, header,
 };
 use serde_json::Value;
 use tantivy_search::{IndexDefinition, Indexes, Options, SearchSink};
@@ -93,6 +93,9 @@ pub(crate) fn row(values: &[&str]) -> TupleBuf {
     TupleBuf::new(values.iter().map(|text| datum(text)))
 }
 
+/// Bytes of a record, from which on columns are left out of it.
+pub(crate) const RECORD_MAX: usize = 1 << 20;
+
 pub(crate) struct Bench {
     pub(crate) indexes: Arc<Indexes>,
     pub(crate) sink: SearchSink,
@@ -101,6 +104,8 @@ pub(crate) struct Bench {
     encoder: Encoder,
     pub(crate) at: Checkpoint,
     next: (i64, u64),
+    /// Whether changes that are refused are left out, as the operator said.
+    pub(crate) skips: bool,
 }
 
 impl Bench {
@@ -114,9 +119,11 @@ impl Bench {
         let indexes = Indexes::new(vec![definition]).unwrap();
         let options = Options { heap_bytes: 15_000_000, ..Options::new(directory) };
         let sink = SearchSink::new(&indexes, options).unwrap();
-        let encoder = Encoder::new("mailbox", "app");
+        let tables = [(schema.schema.clone(), schema.table.clone())].into();
+        let encoder = Encoder::new("mailbox", "app").omitting(Oversize { record_max: RECORD_MAX, tables });
         let relation = encoder.relation(SchemaRef { relation: 16384, version: 1 }, &schema);
-        let mut bench = Bench { indexes, sink, schema, relation, encoder, at: start, next: (0, 0) };
+        let (at, next, skips) = (start, (0, 0), false);
+        let mut bench = Bench { indexes, sink, schema, relation, encoder, at, next, skips };
         bench.load();
         bench
     }
@@ -189,7 +196,11 @@ impl Bench {
         self.encoder.row(&mut records, &self.relation, &stamp, images).unwrap();
         let record = records.iter().next().unwrap();
         let mut log = LogBatch::default();
-        let headers = [(header::UNCHANGED, record.unchanged), (header::PREVIOUS_KEY, record.previous_key)];
+        let headers = [
+            (header::UNCHANGED, record.unchanged),
+            (header::OMITTED, record.omitted),
+            (header::PREVIOUS_KEY, record.previous_key),
+        ];
         let headers = headers.into_iter().filter(|(_, content)| !content.is_empty());
         log.push(offset, record.key, record.value, headers).unwrap();
         let record = log.get(0);
@@ -200,9 +211,11 @@ impl Bench {
             key: record.key,
             event: Event::decode(record.value).unwrap(),
             unchanged: record.unchanged,
+            omitted: record.omitted,
             previous_key: record.previous_key,
         };
-        self.sink.apply(0, &change)
+        let applied = self.sink.apply(0, &change);
+        if applied.is_err() && self.skips { self.sink.skip(0, &change) } else { applied }
     }
 
     /// Commits what was sent, ready.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tantivy_search::{IndexDefinition, Indexes, Options, SearchSink};
 use worker::{Checkpoint, Move, Sink, SinkError, Stored};
 
-use crate::bench::{Bench, FLOAT8, INT8, Server, TEXT, definition, emails, row, start_of, table};
+use crate::bench::{Bench, FLOAT8, INT8, RECORD_MAX, Server, TEXT, definition, emails, row, start_of, table};
 
 const MAIL: [&str; 7] = ["1", "inbox", "Hello", "a body", "f", "12.50", "2025-01-19 12:34:56+00"];
 
@@ -214,6 +214,39 @@ fn h44_an_unchanged_value_that_is_nowhere_stops_the_worker_with_the_remedy() {
             "{reason}"
         );
     }
+}
+
+#[test]
+fn a_row_of_which_a_column_was_left_out_is_refused_and_when_skipped_keeps_no_older_value() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut bench = Bench::new(directory.path());
+    let server = Server::start(&bench.indexes);
+    let huge: &'static str = Box::leak("word ".repeat(RECORD_MAX / 5).into_boxed_str());
+    bench.insert(&with(&[(3, "small")]));
+    bench.commit();
+    let update = row(&with(&[(1, "moved"), (3, huge)]));
+    let Err(SinkError::Refused(refusal)) = bench.send(Op::Update, None, Some(&update), None) else {
+        panic!("it was taken in")
+    };
+    assert!(refusal.what.contains("`body` of the row 1"), "{refusal}");
+    assert!(refusal.remedy.contains("millrace skip search.emails --key '1'"), "{refusal}");
+    bench.skips = true;
+    bench.send(Op::Update, None, Some(&update), None).unwrap();
+    bench.commit();
+    let found = |id| document(&server, id).unwrap();
+    assert_eq!((&found("1")["folder"], &found("1")["body"]), (&json!("moved"), &Value::Null));
+    // What is not in the log stays out until the log has it.
+    bench.update(&with(&[(1, "again"), (3, "?")]));
+    bench.commit();
+    assert_eq!((&found("1")["folder"], &found("1")["body"]), (&json!("again"), &Value::Null));
+    bench.update(&with(&[(3, "small again")]));
+    bench.commit();
+    assert_eq!(found("1")["body"], json!("small again"));
+    // A row that goes needs none of its columns.
+    bench.skips = false;
+    bench.delete(&with(&[(3, huge)]));
+    bench.commit();
+    assert_eq!(document(&server, "1"), None);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use change::{Clock, Lsn, Progress, Refusal, ReplicaIdentity, SchemaRef, TableSchema};
 use worker::{
     Change, Checkpoint, Control, Feed, FeedError, FeedEvent, LogBatch, LogState, Move, Role, Sink, SinkError,
-    StoreSpec, Stored, Successor, Worker, WorkerError,
+    StoreSpec, Stored, Successor, Unfit, Worker, WorkerError,
 };
 
 pub(crate) const LOG: &str = "a";
@@ -241,8 +241,8 @@ impl Control for Told {
         false
     }
 
-    fn skip(&self, store: usize, offset: i64) -> bool {
-        self.skip.borrow().contains(&(store, offset))
+    fn skip(&self, store: usize, record: &Unfit) -> bool {
+        self.skip.borrow().contains(&(store, record.offset))
     }
 
     fn stopped(&self, store: usize, why: Option<&WorkerError>) {
