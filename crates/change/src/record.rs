@@ -103,9 +103,10 @@ impl RecordBatch {
         })
     }
 
-    /// The records that lack columns for their size, in order.
-    pub fn omitting(&self) -> impl Iterator<Item = RecordRef<'_>> {
-        self.iter().take(if self.omits { self.len() } else { 0 }).filter(|record| !record.omitted.is_empty())
+    /// Those of the first `count` records that lack columns for their size.
+    pub fn omitting(&self, count: usize) -> impl Iterator<Item = RecordRef<'_>> {
+        let count = if self.omits { count } else { 0 };
+        self.iter().take(count).filter(|record| !record.omitted.is_empty())
     }
 
     /// Closes the record whose bytes stand at the end of the buffer, from `parts.start`: key, value, names of

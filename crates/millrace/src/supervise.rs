@@ -52,19 +52,19 @@ impl Supervisor {
         }
     }
 
-    /// After a worker ran from `started` to `now`.
+    /// After a worker ran from `started` to `now`; `store` is one that has stopped.
     pub(crate) fn after_worker(
         &mut self,
         error: WorkerError,
         part: &str,
-        log: &str,
+        (store, log): (&str, &str),
         started: Instant,
         now: Instant,
     ) -> Next {
         match error {
             WorkerError::Feed(FeedError::Unavailable(_)) => Next::Again(self.longer(now - started)),
             WorkerError::Feed(FeedError::Fenced) => self.after_fencing(part, now),
-            error => Next::End(refusal_of(&error, "STORE", log).into()),
+            error => Next::End(refusal_of(&error, store, log).into()),
         }
     }
 

@@ -421,7 +421,7 @@ impl<'a> Relay<'a> {
         if ready > 0 {
             let bytes = batch.byte_len();
             publisher.append(batch, ready)?;
-            for record in batch.omitting() {
+            for record in batch.omitting(ready) {
                 control
                     .omitted(&String::from_utf8_lossy(record.key), &String::from_utf8_lossy(record.omitted));
             }

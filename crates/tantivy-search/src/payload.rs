@@ -18,6 +18,9 @@ pub(crate) struct Payload {
     pub(crate) key: Vec<String>,
     /// Configured columns that the table was seen to have: one that goes missing was dropped or renamed.
     pub(crate) seen: Vec<String>,
+    /// Whether the index holds what it held when it was ready last: it has stopped, or waits for its copy.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) kept: bool,
     /// What `checkpoint.definition` is the hash of, so that the index can be shown when another is configured;
     /// absent where an older version wrote the commit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -36,7 +39,12 @@ pub(crate) enum PayloadError {
 impl Payload {
     /// Of an index that holds nothing.
     pub(crate) fn empty(checkpoint: &Checkpoint, index: Option<IndexDefinition>) -> Payload {
-        Payload { checkpoint: checkpoint.clone(), key: Vec::new(), seen: Vec::new(), index }
+        Payload { checkpoint: checkpoint.clone(), key: Vec::new(), seen: Vec::new(), kept: false, index }
+    }
+
+    /// Whether searches are answered from it.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.checkpoint.ready || self.kept
     }
 
     pub(crate) fn to_json(&self) -> String {
@@ -94,7 +102,7 @@ mod tests {
             stopped: Some(worker::Stopped::new(42, "it is not JSON")),
         };
         let (key, seen) = (vec!["id".into()], vec!["body".into()]);
-        let payload = Payload { checkpoint, key, seen, index: Some(IndexDefinition::default()) };
+        let payload = Payload { checkpoint, key, seen, kept: true, index: Some(IndexDefinition::default()) };
         assert_eq!(Payload::from_json(&payload.to_json()).unwrap(), payload);
         assert!(matches!(Payload::from_json(r#"{"format":2,"else":1}"#), Err(PayloadError::Newer(2))));
         assert!(matches!(Payload::from_json(r#"{"format":1}"#), Err(PayloadError::Unreadable(_))));

@@ -93,6 +93,10 @@ impl Sink for SearchSink {
         &self.specs
     }
 
+    fn serves(&self) -> bool {
+        true
+    }
+
     fn wants(&self, store: usize, schema: &TableSchema) -> bool {
         self.stores[store].shelf.definition.derives_from(schema)
     }

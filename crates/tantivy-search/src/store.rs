@@ -357,7 +357,9 @@ impl Store {
                 self.shelf.definition.name
             )));
         }
-        let next = Payload { checkpoint: step.to.clone(), ..self.current.clone() };
+        let same = self.staged == 0 && step.to.next_offset == step.from.next_offset;
+        let kept = !step.to.ready && same && self.current.is_whole();
+        let next = Payload { checkpoint: step.to.clone(), kept, ..self.current.clone() };
         let write = self.staged > 0 || self.disk_is_far_behind(&next, now_us)?;
         if write {
             self.open_mut()?.commit(next.clone())?;

@@ -70,7 +70,7 @@ impl Worker<'_> {
         }
         // Answers a reset: what follows from it is recorded in the stores by now.
         feed.commit(at.map_or(log.start, |(offset, _)| offset))?;
-        self.end_without_stores()?;
+        self.end_without_stores(sink)?;
         self.member = Member::Positioned;
         match (self.role, at) {
             (Role::Builder, None) => self.done = true,

@@ -134,6 +134,12 @@ pub trait Sink {
     /// The stores, in an order that never changes; the other methods speak of them by their place in it.
     fn stores(&self) -> &[StoreSpec];
 
+    /// Whether readers reach what the stores show through this process: then it stays for them, also when every store has
+    /// stopped.
+    fn serves(&self) -> bool {
+        false
+    }
+
     /// Whether the store derives from this table.
     fn wants(&self, store: usize, schema: &TableSchema) -> bool;
 

@@ -199,7 +199,7 @@ impl Worker<'_> {
             self.stop(sink, place)?;
         }
         self.tell_moved();
-        self.end_without_stores()
+        self.end_without_stores(sink)
     }
 
     fn stop(&mut self, sink: &mut dyn Sink, place: usize) -> Result<(), Failure> {
@@ -264,10 +264,10 @@ impl Worker<'_> {
         Ok(start)
     }
 
-    /// Ends a worker whose stores have all stopped, and a builder of which only such copies are left.
-    pub(crate) fn end_without_stores(&self) -> Result<(), Failure> {
+    /// Ends a worker whose stores have all stopped, unless it serves them, and a builder of which only such copies are left.
+    pub(crate) fn end_without_stores(&self, sink: &dyn Sink) -> Result<(), Failure> {
         let left = match self.role {
-            Role::Worker => self.stops.all().count() < self.stores.len(),
+            Role::Worker => sink.serves() || self.stops.all().count() < self.stores.len(),
             Role::Builder => self.stores.iter().any(Option::is_some),
         };
         match self.stops.first_error() {

@@ -108,7 +108,13 @@ fn keep(watch: &Watch<'_>, sink: &mut dyn Sink) -> Outcome {
         let reason = error.to_string();
         service.telemetry.tell(watch.name, false, reason.clone());
         watch.metrics.restarted();
-        match supervisor.after_worker(error, watch.worker, &log, started, Instant::now()) {
+        match supervisor.after_worker(
+            error,
+            watch.worker,
+            (&watch.stopped_store(), &log),
+            started,
+            Instant::now(),
+        ) {
             Next::End(failure) if watch.finds_successor() => {
                 tracing::warn!(
                     part = watch.name,
@@ -135,6 +141,7 @@ fn build_when_asked(watch: &Watch<'_>, copies: &mut dyn Sink, ended: &Stop) -> O
     let service = watch.service;
     let mut supervisor = Supervisor::new();
     let mut looked: Option<Instant> = None;
+    let keeps = |copies: &dyn Sink| watch.handover.keeps() || copies.serves();
     while !ended.wait(STEP) && !service.stop.is_set() {
         let lacking = watch.handover.lacking();
         let due = looked.is_none_or(|looked| lacking || looked.elapsed() >= LOOK);
@@ -163,8 +170,14 @@ fn build_when_asked(watch: &Watch<'_>, copies: &mut dyn Sink, ended: &Stop) -> O
         let reason = error.to_string();
         service.telemetry.tell(watch.name, false, reason.clone());
         watch.metrics.restarted();
-        match supervisor.after_worker(error, watch.worker, &log, started, Instant::now()) {
-            Next::End(failure) if !watch.handover.keeps() => return Err(failure),
+        match supervisor.after_worker(
+            error,
+            watch.worker,
+            (&watch.stopped_store(), &log),
+            started,
+            Instant::now(),
+        ) {
+            Next::End(failure) if !keeps(copies) => return Err(failure),
             Next::End(failure) => {
                 tracing::error!(
                     part = watch.name,
@@ -176,7 +189,7 @@ fn build_when_asked(watch: &Watch<'_>, copies: &mut dyn Sink, ended: &Stop) -> O
                     if ended.wait(LOOK) {
                         return Ok(());
                     }
-                    if !watch.handover.keeps() {
+                    if !keeps(copies) {
                         return Err(failure);
                     }
                 }
@@ -237,6 +250,12 @@ struct Watch<'a> {
 }
 
 impl Watch<'_> {
+    /// The name of a store that has stopped, for a message about it.
+    fn stopped_store(&self) -> String {
+        let stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        stopped.keys().next().map_or("STORE", String::as_str).to_owned()
+    }
+
     /// The same by what the brokers say now: a process that was frozen may be told of the next log last.
     fn finds_successor(&self) -> bool {
         self.logs.look(&self.service.process);
@@ -276,10 +295,11 @@ impl Control for Watch<'_> {
                 );
                 let log = log.map(|names| names.log()).unwrap_or_default();
                 let refusal = supervise::refusal_of(error, name, &log);
+                let what = if self.building { "the copy stops; the store" } else { "the store stops, and" };
                 tracing::error!(
                     part = self.name,
                     store = name,
-                    "the store stops, and shows what it has; the other stores go on: {}",
+                    "{what} shows what it has; the other stores go on: {}",
                     refusal.to_string().trim_end()
                 );
                 stopped.insert(name.clone(), refusal.what);

@@ -121,3 +121,38 @@ fn a_stopped_store_goes_on_when_it_is_told_to_skip_the_record() {
     assert_eq!(pipeline.counter("other"), map(&[("first", "1"), ("second", "1")]));
     pipeline.assert_alive();
 }
+
+#[test]
+fn a_search_process_whose_only_index_has_stopped_goes_on_serving_it() {
+    let mut pipeline = Pipeline::new();
+    pipeline.postgres.sql(
+        "app",
+        "CREATE TABLE page (id int PRIMARY KEY, title text); INSERT INTO page VALUES (1, 'first')",
+    );
+    let search = format!(
+        "[search]\ndirectory = \"{}\"\nlisten = \"{}\"\n\
+         [search.indexes.page]\ntable = \"public.page\"\nexact = [\"title\"]\n",
+        pipeline.search_directory().display(),
+        pipeline.search_url().trim_start_matches("http://"),
+    );
+    pipeline.configure_tables("\"public.page\"", &search);
+    pipeline.succeed(&["setup"]);
+    [Role::Reader, Role::Search].into_iter().for_each(|role| pipeline.spawn(role));
+    pipeline.succeed(&["wait", "--timeout", "60s"]);
+
+    // Other programs may write into the topic, which no store can make anything of.
+    pipeline.kafka.append("millrace.mailbox.1", "", "{}", &[]);
+    pipeline.postgres.sql("app", "INSERT INTO page VALUES (2, 'second')");
+    let mut stopped = Value::Null;
+    soon("the index stops", || {
+        stopped = status(&pipeline, "search.page")["stopped"].clone();
+        stopped["offset"].is_i64()
+    });
+    let title = |id| pipeline.get(&format!("/indexes/page/documents/{id}")).map(|page| page["title"].clone());
+    assert_eq!((title(1), title(2)), (Some("first".into()), None), "it shows what it has");
+    let offset = stopped["offset"].to_string();
+    pipeline.succeed(&["skip", "page", "--offset", &offset, "--reason", "a test"]);
+    pipeline.succeed(&["wait", "--timeout", "60s"]);
+    pipeline.succeed(&["verify"]);
+    pipeline.assert_alive();
+}

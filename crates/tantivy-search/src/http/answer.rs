@@ -13,16 +13,25 @@ use serde_json::{Value, json};
 use super::error::ApiError;
 use crate::document::{push_string, push_value};
 use crate::indexes::Shelf;
+use crate::payload::Payload;
 
 pub(super) async fn health(State(state): State<Arc<super::State>>) -> Response {
-    let ready = |shelf: &&Arc<Shelf>| shelf.view().is_some_and(|view| view.payload.checkpoint.ready);
-    let shelves = state.indexes.shelves().iter();
-    let missing: Vec<&str> =
-        shelves.filter(|shelf| !ready(shelf)).map(|shelf| shelf.definition.name.as_str()).collect();
+    let named = |wanted: fn(Option<&Payload>) -> bool| -> Vec<&str> {
+        let shelves = state.indexes.shelves().iter();
+        let found = shelves.filter(|shelf| wanted(shelf.view().as_ref().map(|view| &view.payload)));
+        found.map(|shelf| shelf.definition.name.as_str()).collect()
+    };
+    let missing = named(|payload| payload.is_none_or(|payload| !payload.checkpoint.ready));
     if missing.is_empty() {
         return Json(json!({"status": "available"})).into_response();
     }
-    let message = format!("Being filled from the log: {}.", missing.join(", "));
+    let filling = named(|payload| payload.is_none_or(|payload| !payload.is_whole()));
+    let kept = named(|payload| payload.is_some_and(|payload| payload.kept));
+    let parts =
+        [("Being filled from the log", filling), ("Not following the log, and served as it was", kept)];
+    let parts = parts.iter().filter(|(_, names)| !names.is_empty());
+    let parts: Vec<String> = parts.map(|(what, names)| format!("{what}: {}.", names.join(", "))).collect();
+    let message = parts.join(" ");
     let body = json!({
         "status": "unavailable", "indexes": missing,
         "message": message, "code": "index_not_ready", "type": "system", "link": "",

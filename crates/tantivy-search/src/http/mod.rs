@@ -113,7 +113,7 @@ impl State {
     async fn view(&self, shelf: &Shelf, wait: &Wait, filling: Filling) -> Result<Arc<View>, ApiError> {
         let name = &shelf.definition.name;
         let Some(lsn) = wait.lsn else {
-            let usable = |view: &Arc<View>| filling == Filling::Shown || view.payload.checkpoint.ready;
+            let usable = |view: &Arc<View>| filling == Filling::Shown || view.payload.is_whole();
             let view = shelf.view().or_else(|| shelf.copy());
             return view.filter(usable).ok_or_else(|| ApiError::not_ready(name));
         };

@@ -108,6 +108,8 @@ pub(crate) struct Store {
     pub(crate) poison: BTreeMap<(usize, i64), Option<Refusal>>,
     /// The copies that were asked for; `None` for a sink that keeps none.
     pub(crate) copies: Option<Vec<bool>>,
+    /// Whether readers reach the stores through the process.
+    pub(crate) serves: bool,
     /// Commits that fail before one succeeds.
     pub(crate) failures: usize,
     /// Where another worker leaves the first store before this one looks at it.
@@ -126,6 +128,7 @@ impl Store {
             applied: none,
             poison: BTreeMap::new(),
             copies: Some(vec![false; checkpoints.len()]),
+            serves: false,
             failures: 0,
             moved_to: None,
         }
@@ -142,6 +145,10 @@ impl Store {
 impl Sink for Store {
     fn stores(&self) -> &[StoreSpec] {
         &self.specs
+    }
+
+    fn serves(&self) -> bool {
+        self.serves
     }
 
     fn wants(&self, _: usize, _: &TableSchema) -> bool {

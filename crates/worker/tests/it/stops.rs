@@ -79,6 +79,23 @@ fn the_worker_ends_when_no_store_is_left() {
 }
 
 #[test]
+fn a_worker_that_serves_its_stores_stays_when_all_have_stopped() {
+    let ((mut log, mut store), told) = (poisoned(), Told::default());
+    store.poison.insert((1, 5), None);
+    store.serves = true;
+    let clock = Still(Cell::new(0));
+    let mut worker = Worker::new(Role::Worker, &clock, &told);
+    (0..20).try_for_each(|_| worker.step(&mut log, &mut store)).unwrap();
+    assert_eq!(told.stopped.borrow().len(), 2);
+    assert_eq!(store.applied, [vec![2, 3, 5], vec![2, 3]]);
+    told.skip.borrow_mut().extend([(0, 8), (1, 5)]);
+    clock.sleep(Duration::from_secs(1));
+    (0..20).try_for_each(|_| worker.step(&mut log, &mut store)).unwrap();
+    assert_eq!(store.applied, [vec![2, 3, 5, 7], vec![2, 3, 7, 8]], "each goes on from its own place");
+    assert!(told.stopped.borrow().is_empty());
+}
+
+#[test]
 fn a_store_that_is_refused_where_it_stands_leaves_the_others_alone() {
     let mut beyond = empty();
     beyond.next_offset = 40;
