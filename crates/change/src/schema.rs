@@ -62,6 +62,14 @@ impl Column {
     pub fn recorded_name(&self) -> &str {
         self.recorded.as_deref().unwrap_or(&self.name)
     }
+
+    /// Whether its values are names of database objects (regclass, regrole and their like): their texts change with those
+    /// names, of which no event tells.
+    pub fn names_an_object(&self) -> bool {
+        // regproc, regprocedure, regoper, regoperator, regclass, regtype, regconfig, regdictionary, regnamespace, regrole,
+        // regcollation.
+        [24, 2202, 2203, 2204, 2205, 2206, 3734, 3769, 4089, 4096, 4191].contains(&self.type_oid)
+    }
 }
 
 /// A table, as of one version: what a worker needs to read its rows.

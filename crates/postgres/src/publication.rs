@@ -29,7 +29,9 @@ FROM pg_catalog.pg_publication p WHERE p.pubname = $1";
 const MEMBERS: &str = "
 SELECT coalesce(r.prrelid, c.oid), r.prrelid IS NOT NULL, g.place,
        pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname),
-       pg_catalog.to_jsonb(r) ->> 'prqual' IS NOT NULL OR pg_catalog.to_jsonb(r) ->> 'prattrs' IS NOT NULL
+       pg_catalog.to_jsonb(r) ->> 'prqual' IS NOT NULL OR pg_catalog.to_jsonb(r) ->> 'prattrs' IS NOT NULL,
+       (SELECT pg_catalog.quote_ident(root.nspname) || '.' || pg_catalog.quote_ident(root.relname) FROM (ROOT) root
+        WHERE root.oid <> r.prrelid)
 FROM (SELECT r.* FROM pg_catalog.pg_publication_rel r
       JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid AND p.pubname = $1) r
 FULL JOIN (SELECT g.place, w.oid
@@ -160,6 +162,7 @@ impl Looks {
         let root = catalog::ROOT.replace("$1", "m.relid").replace("$2", "$1");
         let tables =
             TABLES.replace("DESCRIPTION", &catalog::description_of("m.relid")).replace("ROOT", &root);
+        let members = MEMBERS.replace("ROOT", &catalog::ROOT.replace("$1", "r.prrelid").replace("$2", "$1"));
         let whole = "SELECT pg_catalog.to_regclass('pg_catalog.pg_publication_namespace') IS NOT NULL";
         let schemas = match client.query_one(whole, &[]).await?.try_get(0)? {
             true => Some(client.prepare(SCHEMAS).await?),
@@ -167,7 +170,7 @@ impl Looks {
         };
         Ok(Looks {
             options: client.prepare(OPTIONS).await?,
-            members: client.prepare(MEMBERS).await?,
+            members: client.prepare(&members).await?,
             schemas,
             tables: client.prepare(&tables).await?,
             hidden: client.prepare(HIDDEN_CHANGE).await?,
@@ -204,8 +207,14 @@ impl Looks {
             match (wanted, listed) {
                 (Some(table), false) => found.missing.push(table.clone()),
                 (None, _) => found.surplus.push(row.try_get(3)?),
-                (Some(table), true) if row.try_get(4)? => found.findings.push(held_back(name, table)),
-                (Some(_), true) => {}
+                (Some(table), true) => {
+                    if row.try_get(4)? {
+                        found.findings.push(held_back(name, table));
+                    }
+                    if let Some(root) = row.try_get::<_, Option<String>>(5)? {
+                        found.findings.push(in_another(table, &root));
+                    }
+                }
             }
         }
         Ok(Some(found))
@@ -294,6 +303,20 @@ fn held_back(name: &str, table: &Table) -> Finding {
         format!(
             "take the WHERE clause or column list away: ALTER PUBLICATION {publication} DROP TABLE {table_sql}; then run \
              `millrace setup`, and start the reader: it reads the table again"
+        ),
+    )
+}
+
+/// A table whose rows are another one's in the log: nothing there has its name.
+fn in_another(table: &Table, root: &str) -> Finding {
+    let sql = table.quoted();
+    Finding::wrong(
+        format!(
+            "table {table} is a partition of {root}, which is published too: its changes are those of {root} in the log"
+        ),
+        format!(
+            "take {table} out of `postgres.tables`, and {root} for it in the stores, run `millrace setup` and start the reader; or \
+             ALTER TABLE {root} DETACH PARTITION {sql}; and start the reader"
         ),
     )
 }

@@ -47,8 +47,15 @@ struct Relation {
     used: bool,
     encoder: RelationEncoder,
     key_order: KeyOrder,
-    /// Events of this table in the current transaction, and which transaction that was.
-    order: (u64, u64),
+    /// Place of its order numbers, which partitions share with their root: in the log they are one table.
+    order: usize,
+}
+
+/// Events of a table in a transaction.
+#[derive(Clone, Copy, Debug, Default)]
+struct Order {
+    transaction: u64,
+    events: u64,
 }
 
 #[derive(Debug)]
@@ -80,6 +87,8 @@ pub(crate) struct Assembler {
     encoder: Encoder,
     cursor: Cursor,
     relations: HashMap<u32, Relation>,
+    /// The last transaction's order numbers, and at which place those of a table are.
+    orders: (Vec<Order>, HashMap<u32, usize>),
     /// The newest version of every relation, and those that the ledger does not have yet.
     versions: BTreeMap<u32, (SchemaRef, TableSchema)>,
     new_schemas: Vec<(SchemaRef, TableSchema)>,
@@ -110,6 +119,7 @@ impl Assembler {
             encoder,
             cursor,
             relations: HashMap::new(),
+            orders: Default::default(),
             versions,
             new_schemas: Vec::new(),
             open: None,
@@ -417,7 +427,11 @@ impl Assembler {
     fn describe(&mut self, schema: TableSchema) -> Result<(), RelayError> {
         let (at, new) = self.version(&schema)?;
         let encoder = self.encoder.relation(at, &schema);
-        let order = self.relations.get(&schema.relation).map_or((0, 0), |known| known.order);
+        let (orders, places) = &mut self.orders;
+        let order = *places.entry(schema.family()).or_insert_with(|| {
+            orders.push(Order::default());
+            orders.len() - 1
+        });
         let key_order = KeyOrder::of(&schema);
         self.relations.insert(schema.relation, Relation { schema, used: !new, encoder, key_order, order });
         Ok(())
@@ -527,6 +541,7 @@ impl Assembler {
             self.judge(relation, &mut halves)?;
         }
         let records = halves.iter().flatten().count() as u64;
+        self.pass_over(relation, if self.is_new() { count - records } else { count })?;
         let Some(mut stamp) = self.change(lsn, (count, records), || digest(relation, change), clock)? else {
             return Ok(());
         };
@@ -629,6 +644,9 @@ impl Assembler {
         digest: impl FnOnce() -> u64,
         clock: &dyn Clock,
     ) -> Result<(), RelayError> {
+        if !self.is_new() {
+            relations.iter().try_for_each(|relation| self.pass_over(*relation, 1))?;
+        }
         let counts = (count, relations.len() as u64);
         let Some(mut stamp) = self.change(lsn, counts, digest, clock)? else { return Ok(()) };
         for relation in relations {
@@ -745,17 +763,32 @@ impl Assembler {
 
     /// Gives the next event of the open transaction its order numbers.
     fn number(&mut self, stamp: &mut ChangeStamp, relation: u32) -> Result<(), RelayError> {
-        let known = self.relations.get_mut(&relation).ok_or_else(|| unknown_relation(relation))?;
         if let Some(open) = &mut self.open {
             open.total_order += 1;
             stamp.total_order = open.total_order;
-            if known.order.0 != open.number {
-                known.order = (open.number, 0);
-            }
         }
-        known.order.1 += 1;
-        stamp.collection_order = known.order.1;
+        stamp.collection_order = self.count(relation, 1)?;
         Ok(())
+    }
+
+    /// Counts events of the open transaction of which nothing is written.
+    fn pass_over(&mut self, relation: u32, events: u64) -> Result<(), RelayError> {
+        if events > 0 {
+            self.count(relation, events)?;
+        }
+        Ok(())
+    }
+
+    /// Counts events of a table, and gives how many the open transaction has had.
+    fn count(&mut self, relation: u32, events: u64) -> Result<u64, RelayError> {
+        let known = self.relations.get(&relation).ok_or_else(|| unknown_relation(relation))?;
+        let transaction = self.open.as_ref().map_or(0, |open| open.number);
+        let order = &mut self.orders.0[known.order];
+        if order.transaction != transaction {
+            *order = Order { transaction, events: 0 };
+        }
+        order.events += events;
+        Ok(order.events)
     }
 }
 

@@ -255,7 +255,16 @@ impl Reading {
         };
         // What the log held of a partition that was detached has ended with all of its root's rows.
         let ended = root.is_some() && self.family(root.unwrap_or(*relation)).next().is_some();
-        let why = match self.tables.get_mut(relation) {
+        // A table that has become a partition is another one in the log, where nothing has its old name any more.
+        let other = |known: &TableProgress| {
+            known.family(*relation) == *relation && root.is_some_and(|root| root != *relation)
+        };
+        let known = self.tables.get_mut(relation);
+        if known.is_some() && !between {
+            return Ok(());
+        }
+        let mut former = None;
+        let why = match known.filter(|known| !other(known)) {
             None => {
                 self.tables.insert(*relation, begin(false));
                 if found.filled && self.has_others(*relation, &[]) {
@@ -263,7 +272,6 @@ impl Reading {
                 }
                 None
             }
-            Some(_) if !between => return Ok(()),
             Some(known) if known.read == Read::Removed => {
                 *known = begin(!ended);
                 None
@@ -277,6 +285,8 @@ impl Reading {
                 }
                 // A transaction that runs may have lost changes too: the first round waits for it as for those before a `t`.
                 known.stale |= why.is_some() && known.read == Read::Nothing;
+                former =
+                    known.root.filter(|former| begun(known) && known.root != *root && former != relation);
                 found.name.clone_into(&mut known.name);
                 known.estimated_rows = *estimated_rows;
                 (known.publication, known.root, known.publication_xmin) = (*publication, *root, xmin);
@@ -286,6 +296,9 @@ impl Reading {
         self.changed.insert(*relation);
         if let Some(why) = why {
             self.begin_again(*relation, 0, &why);
+        }
+        if let Some(former) = former.filter(|former| self.stays(*former)) {
+            self.begin_again(former, 0, "a partition was detached and published elsewhere");
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 use std::collections::HashSet;
 
-use change::{Encoding, Refusal, TableSchema};
+use change::{Column, Encoding, Refusal, TableSchema};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -189,6 +189,17 @@ impl Binding {
                     "give the table one: ALTER TABLE {table} ADD PRIMARY KEY (...), or ALTER TABLE {table} \
                      REPLICA IDENTITY USING INDEX ..."
                 ),
+            ));
+        }
+        let names: Vec<&str> = definition.roles().map(|(_, name)| name).collect();
+        let used = |column: &&Column| column.key.is_some() || names.contains(&column.name.as_str());
+        if let Some(column) = schema.columns.iter().filter(used).find(|column| column.names_an_object()) {
+            return Err(definition.refuse(
+                &format!(
+                    "has `{}` of type {}, the text of which is another one when what it names is renamed",
+                    column.name, column.type_name
+                ),
+                "name a column of type oid, or one of text that is written with the row",
             ));
         }
         let mut roles = Vec::new();

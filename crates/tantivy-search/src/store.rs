@@ -219,6 +219,14 @@ impl Store {
     }
 
     pub(crate) fn apply(&mut self, change: &Change<'_>) -> Result<(), SinkError> {
+        if change.event.op == Op::Truncate {
+            self.open()?.truncate()?;
+            self.overlay.truncate();
+            // An empty index takes what comes under any key.
+            (self.current.key, self.bound) = (Vec::new(), None);
+            self.staged += 1;
+            return Ok(());
+        }
         let binding = self.bind(change.schema)?;
         match change.event.op {
             Op::Create | Op::Read | Op::Update => {
@@ -235,11 +243,7 @@ impl Store {
                     self.overlay.delete(&id).map_err(|error| self.spill_failed(&error))?;
                 }
             }
-            Op::Truncate => {
-                self.open()?.truncate()?;
-                self.overlay.truncate();
-            }
-            Op::Message => return Ok(()),
+            Op::Message | Op::Truncate => return Ok(()),
         }
         self.staged += 1;
         Ok(())

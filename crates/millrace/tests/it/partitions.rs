@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use testkit::services::wait_until;
+
 use crate::harness::{Pipeline, ROLES, Role, soon};
 use crate::mailbox::{POINTS, Traffic, fill_points};
 use crate::snapshot::{all_is_published, replay, rows};
@@ -153,4 +155,133 @@ impl Sampler {
         self.thread.join().expect("what is ready is whole");
         self.ready.load(Ordering::Relaxed)
     }
+}
+
+/// Two tables, one of which becomes a partition of the other.
+const ATTACHED: &str = "
+    CREATE TABLE event (id int, day int, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);
+    CREATE TABLE event_1 PARTITION OF event FOR VALUES FROM (0) TO (10);
+    CREATE TABLE event_2 PARTITION OF event FOR VALUES FROM (10) TO (20);
+    CREATE TABLE old (id int, day int NOT NULL, PRIMARY KEY (id, day));
+    ALTER TABLE event_1 REPLICA IDENTITY FULL; ALTER TABLE event_2 REPLICA IDENTITY FULL; ALTER TABLE old REPLICA IDENTITY FULL;
+    INSERT INTO event VALUES (1, 1), (2, 11); INSERT INTO old VALUES (3, 21), (4, 22)";
+
+fn with_events() -> Option<Pipeline> {
+    with_tables(ATTACHED)
+}
+
+fn with_tables(sql: &str) -> Option<Pipeline> {
+    let mut pipeline = Pipeline::new();
+    if pipeline.postgres.value("app", "SELECT current_setting('server_version_num')::int < 150000") == "t" {
+        return None;
+    }
+    pipeline.postgres.sql("app", sql);
+    let counters = "[counters.event]\nsql = 'SELECT day, count(*) FROM public.event GROUP BY day'\n\
+                    [counters.old]\nsql = 'SELECT day, count(*) FROM public.old GROUP BY day'\n";
+    let redis = format!("[redis]\nurl = \"{}\"\n{counters}", pipeline.redis.url());
+    pipeline.configure_tables("\"public.event\", \"public.old\"", &redis);
+    pipeline.succeed(&["setup"]);
+    [Role::Reader, Role::Counters].into_iter().for_each(|role| pipeline.spawn(role));
+    pipeline.succeed(&["wait", "--timeout", "60s"]);
+    Some(pipeline)
+}
+
+#[test]
+fn events_of_a_transaction_are_numbered_by_the_table_that_their_records_name() {
+    let Some(pipeline) = with_events() else { return };
+    pipeline.postgres.sql(
+        "app",
+        "BEGIN; INSERT INTO event VALUES (5, 5), (6, 15); INSERT INTO old VALUES (7, 23); UPDATE event SET id = 8 WHERE id = 1;
+         INSERT INTO event VALUES (9, 9); COMMIT",
+    );
+    pipeline.succeed(&["wait", "--timeout", "60s"]);
+    let mut orders = Vec::new();
+    soon("the log has them", || {
+        let tail = pipeline.process(&["tail", "--from-beginning", "--json"], "orders");
+        thread::sleep(Duration::from_secs(1));
+        drop(tail);
+        let log = pipeline.log("orders");
+        let records = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let order = |record: serde_json::Value| {
+            let value = &record["value"];
+            let number = |name| value["transaction"][name].as_u64();
+            Some((
+                number("total_order")?,
+                value["source"]["table"].as_str()?.to_owned(),
+                number("data_collection_order")?,
+            ))
+        };
+        orders = records.filter_map(order).collect();
+        orders.dedup();
+        orders.len() >= 6
+    });
+    let expected =
+        [(1, "event", 1), (2, "event", 2), (3, "old", 1), (4, "event", 3), (5, "event", 4), (6, "event", 5)];
+    let expected = expected.map(|(total, table, order)| (total, table.to_owned(), order));
+    assert_eq!(orders, expected);
+}
+
+/// Its changes are the root's in the log, so that a store of its own name would never change again.
+#[test]
+fn a_configured_table_that_becomes_a_partition_of_a_configured_one_is_refused_until_it_is_the_others_alone() {
+    let Some(mut pipeline) = with_events() else { return };
+    pipeline.postgres.sql(
+        "app",
+        "BEGIN; INSERT INTO old VALUES (5, 23);
+         ALTER TABLE event ATTACH PARTITION old FOR VALUES FROM (20) TO (30); INSERT INTO event VALUES (6, 24); COMMIT",
+    );
+    let status =
+        wait_until("a refusal", Duration::from_secs(60), || pipeline.running_process(Role::Reader).ended());
+    let log = pipeline.log("reader");
+    assert_eq!(status.code(), Some(3), "{log}");
+    assert!(log.contains("table public.old is a partition of public.event"), "{log}");
+    let check = pipeline.refused(&["setup"]);
+    assert!(check.contains("table public.old is a partition of public.event"), "{check}");
+    // Detached, it goes on.
+    pipeline.postgres.sql("app", "ALTER TABLE event DETACH PARTITION old; INSERT INTO old VALUES (7, 23)");
+    pipeline.spawn(Role::Reader);
+    pipeline.succeed(&["wait", "--timeout", "60s"]);
+    pipeline.succeed(&["verify"]);
+    // The first remedy.
+    pipeline.postgres.sql("app", "ALTER TABLE event ATTACH PARTITION old FOR VALUES FROM (20) TO (30); INSERT INTO event VALUES (8, 24)");
+    wait_until("a refusal", Duration::from_secs(60), || pipeline.running_process(Role::Reader).ended());
+    pipeline.kill(Role::Counters);
+    let counters = "[counters.event]\nsql = 'SELECT day, count(*) FROM public.event GROUP BY day'\n";
+    let redis = format!("[redis]\nurl = \"{}\"\n{counters}", pipeline.redis.url());
+    pipeline.configure_tables("\"public.event\"", &redis);
+    pipeline.succeed(&["setup"]);
+    [Role::Reader, Role::Counters].into_iter().for_each(|role| pipeline.spawn(role));
+    pipeline.postgres.sql("app", "UPDATE event SET id = id + 100");
+    pipeline.succeed(&["wait", "--timeout", "60s"]);
+    pipeline.succeed(&["verify"]);
+    assert_eq!(
+        pipeline.counter("event").values().map(|count| count.parse::<u32>().unwrap_or(0)).sum::<u32>(),
+        8
+    );
+    pipeline.assert_alive();
+}
+
+/// The former root's rows end in the log, though nothing was said of them.
+#[test]
+fn a_partition_that_moves_to_another_configured_table_leaves_the_first_one() {
+    let sql = ATTACHED.replace(
+        "CREATE TABLE old (id int, day int NOT NULL, PRIMARY KEY (id, day));",
+        "CREATE TABLE old (id int, day int, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);
+         CREATE TABLE old_1 PARTITION OF old FOR VALUES FROM (20) TO (30); ALTER TABLE old_1 REPLICA IDENTITY FULL;",
+    );
+    let Some(mut pipeline) = with_tables(&sql) else { return };
+    for (from, to, id) in [("event", "old", 100), ("old", "event", 101)] {
+        pipeline.postgres.sql(
+            "app",
+            &format!(
+                "BEGIN; ALTER TABLE {from} DETACH PARTITION event_2;
+                 ALTER TABLE {to} ATTACH PARTITION event_2 FOR VALUES FROM (10) TO (20);
+                 INSERT INTO {to} VALUES ({id}, 12); COMMIT"
+            ),
+        );
+        pipeline.succeed(&["wait", "--timeout", "60s"]);
+        pipeline.succeed(&["verify"]);
+    }
+    assert_eq!(pipeline.counter("event").get("12").map(String::as_str), Some("2"));
+    pipeline.assert_alive();
 }

@@ -528,6 +528,9 @@ fn tables_that_cannot_be_indexed_are_refused_with_the_remedy() {
     assert!(twice.validate().is_err());
     assert!(IndexDefinition { name: "../x".into(), ..definition() }.validate().is_err());
     assert!(bare().validate().is_err());
+    let named = table(&[("id!", INT8), ("kind", 2205)]);
+    let refusal = IndexDefinition { exact: vec!["kind".into()], ..bare() }.bind(&named).unwrap_err();
+    assert!(refusal.what.contains("when what it names is renamed"), "{refusal}");
     assert!(Indexes::new(vec![definition(), definition()]).is_err());
     definition().bind(&emails()).unwrap();
 }
@@ -545,6 +548,14 @@ fn a_changed_key_column_is_refused() {
         matches!(&error, SinkError::Refused(refusal) if refusal.what.contains("(id) to (id, folder)")),
         "{error}"
     );
+    // The log ends the rows and begins them again under their new key, with which an empty index goes on.
+    let server = Server::start(&bench.indexes);
+    bench.truncate();
+    bench.insert(&MAIL);
+    bench.commit();
+    assert_eq!(total(&server), 1);
+    let id = format!("{}:{}", MAIL[0], MAIL[1]);
+    assert!(document(&server, &id).is_some(), "{id}");
 }
 
 #[test]
