@@ -263,7 +263,6 @@ impl Reading {
         if known.is_some() && !between {
             return Ok(());
         }
-        let mut former = None;
         let why = match known.filter(|known| !other(known)) {
             None => {
                 self.tables.insert(*relation, begin(false));
@@ -285,8 +284,6 @@ impl Reading {
                 }
                 // A transaction that runs may have lost changes too: the first round waits for it as for those before a `t`.
                 known.stale |= why.is_some() && known.read == Read::Nothing;
-                former =
-                    known.root.filter(|former| begun(known) && known.root != *root && former != relation);
                 found.name.clone_into(&mut known.name);
                 known.estimated_rows = *estimated_rows;
                 (known.publication, known.root, known.publication_xmin) = (*publication, *root, xmin);
@@ -296,9 +293,6 @@ impl Reading {
         self.changed.insert(*relation);
         if let Some(why) = why {
             self.begin_again(*relation, 0, &why);
-        }
-        if let Some(former) = former.filter(|former| self.stays(*former)) {
-            self.begin_again(former, 0, "a partition was detached and published elsewhere");
         }
         Ok(())
     }
