@@ -12,6 +12,7 @@ mod harness;
 mod mailbox;
 mod mirror;
 mod partitions;
+mod power_loss;
 mod reader;
 mod rebuild;
 mod snapshot;
