@@ -11,6 +11,7 @@ mod groups;
 mod harness;
 mod mailbox;
 mod mirror;
+mod older;
 mod partitions;
 mod power_loss;
 mod reader;

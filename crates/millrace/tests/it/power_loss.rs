@@ -131,7 +131,8 @@ fn lose_power(pipeline: &mut Pipeline, case: Case, seed: u64, rng: &mut StdRng) 
     }
     for (topic, flushed) in topics.iter().zip(flushed) {
         // Files are written to the disk at different times.
-        let more = if case.together { 0 } else { rng.random_range(0..12) };
+        let unflushed = pipeline.kafka.batches(topic).saturating_sub(flushed).clamp(1, 12);
+        let more = if case.together { 0 } else { rng.random_range(0..unflushed) };
         let torn = [Torn::Between, Torn::Short, Torn::Zeros][rng.random_range(0..3)];
         let lost = pipeline.kafka.lose_batches_after(topic, flushed + more, torn);
         eprintln!("  {topic}: {lost} batches are lost after {flushed} and {more}, {torn:?}");
