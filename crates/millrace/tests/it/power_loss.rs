@@ -208,6 +208,9 @@ fn follow_remedy(pipeline: &mut Pipeline, role: Role) {
     let said = log.rsplit("error: ").next().unwrap_or_default();
     eprintln!("  {role:?}: {said}");
     let (_, remedy) = said.split_once("remedy: ").unwrap_or_else(|| panic!("no remedy: {said}"));
+    // Found out before it is read, not by chance in the middle of it.
+    let of_a_record = format!("topic {}, partition 0, offset", log_topic(pipeline));
+    assert!(!said.contains(&of_a_record), "a log that a store was not left in is read");
     let verified = pipeline.millrace(&["verify", "--timeout", "1s"]);
     assert_ne!(verified.status.code(), Some(1), "{}", String::from_utf8_lossy(&verified.stdout));
     if let Some((_, abort)) = remedy.split_once(", then abort ") {
