@@ -8,7 +8,7 @@
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use change::{Headers, LedgerEntry, LedgerError, NEW_LOG, Refusal, SchemaRef};
+use change::{Headers, LedgerEntry, LedgerError, NEW_LOG, Refusal, SchemaRef, header};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::{BorrowedMessage, Headers as _, Message};
@@ -96,7 +96,7 @@ fn read(
     let told = ledger.progress.as_ref().map_or(0, |progress| progress.log_end);
     // Whoever only looks need not wait.
     let told = written.map_or(0, |_| told);
-    ledger.log_end = log_end(connection, names, told)?;
+    (ledger.log_end, ledger.data_end) = ends(connection, names, told)?;
     let bounds = log.bounds()?;
     ledger.log = log_id(log, bounds)?.or_else(|| {
         // Retention has taken the log's first record; a topic created anew would begin at 0.
@@ -105,19 +105,45 @@ fn read(
     Ok((ledger, order))
 }
 
-/// The log's end, which should not be before the one in the ledger. If it is, records were lost, or the broker that
-/// answered is no longer the log's leader.
-fn log_end(connection: &Connection, names: &Names, expected: i64) -> Result<i64, KafkaError> {
+/// The log's end, and that of its committed records, which should not be before the one in the ledger. If they are,
+/// records were lost, or the broker that answered is no longer the log's leader. The log can be as long as it should be
+/// and lack records: when a broker loses the end of a transaction, the transaction may be aborted, which adds an offset.
+fn ends(connection: &Connection, names: &Names, expected: i64) -> Result<(i64, i64), KafkaError> {
     let mut waited = Duration::ZERO;
     loop {
-        // A new client each time, as it may have turned to the wrong broker.
+        // New clients each time, as they may have turned to the wrong broker.
         let end = watermarks(&connection.inquirer()?, &names.log(), connection.outage())?.1;
-        if end >= expected || waited >= LOST_AFTER {
-            return Ok(end);
+        let data_end = match expected {
+            0 => 0,
+            _ => data_end(PartitionReader::new(connection, names, names.log())?, expected)?,
+        };
+        if end.min(data_end) >= expected || waited >= LOST_AFTER {
+            return Ok((end, data_end));
         }
         std::thread::sleep(NEW_CLIENT);
         waited += NEW_CLIENT;
     }
+}
+
+/// Offset after the log's last committed record of ours. Before `expected` nothing but the last record is looked for;
+/// without it the end is before `expected`.
+fn data_end(mut log: PartitionReader, expected: i64) -> Result<i64, KafkaError> {
+    let (start, stable) = log.bounds()?;
+    // What retention has removed was there.
+    let mut end = if start >= expected { expected } else { expected - 1 };
+    log.read_all((start.max(expected - 1), stable), |message| {
+        if is_ours(message) {
+            end = message.offset() + 1;
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(end)
+}
+
+/// True for a change, and for the record that names the log.
+fn is_ours(message: &BorrowedMessage<'_>) -> bool {
+    let Some(headers) = message.headers() else { return false };
+    headers.iter().any(|header| [header::POSITION, header::LOG].contains(&header.key))
 }
 
 /// A reader of a topic, which sees its true end. That is not before `written`.
@@ -161,7 +187,7 @@ fn hidden(topic: &str, (stable, end): (i64, i64), limit: Duration) -> Refusal {
         ),
         format!(
             "find it and abort it: kafka-transactions.sh --bootstrap-server BROKER describe-producers \
-             --topic {topic} --partition 0, then abort --topic {topic} --partition 0 --start-offset OFFSET; \
+             --topic {topic} --partition 0, then abort --topic {topic} --partition 0 --start-offset {stable}; \
              only Millrace may write to this topic"
         ),
     )

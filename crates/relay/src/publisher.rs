@@ -35,6 +35,8 @@ pub struct Ledger {
     pub log: Option<String>,
     /// The log's end offset (exclusive, control records included).
     pub log_end: i64,
+    /// Offset after the log's last committed record of ours. Looked for from the last one that `progress` names on.
+    pub data_end: i64,
 }
 
 /// Why the publisher cannot go on.

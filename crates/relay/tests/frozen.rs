@@ -34,7 +34,8 @@ impl Publisher for Older {
             snapshot: None,
             time_ms: 0,
         };
-        Ok(Ledger { progress: Some(progress), log: Some("a".into()), log_end: 1, ..Ledger::default() })
+        let log = Some("a".into());
+        Ok(Ledger { progress: Some(progress), log, log_end: 1, data_end: 1, ..Ledger::default() })
     }
 
     fn begin(&mut self) -> Result<(), PublishError> {

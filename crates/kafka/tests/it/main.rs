@@ -8,6 +8,7 @@ mod cluster;
 mod common;
 mod feed;
 mod outage;
+mod power_loss;
 mod publisher;
 mod security;
 mod topics;

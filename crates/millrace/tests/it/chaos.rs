@@ -100,14 +100,14 @@ fn kill(pipeline: &mut Pipeline, role: Role, pause: Duration) {
 }
 
 /// Reads the counter `points` again and again: whatever moment it hits, the sum is what every transaction keeps.
-struct Sampler {
+pub(crate) struct Sampler {
     stop: Arc<AtomicBool>,
     samples: Arc<AtomicU64>,
     thread: std::thread::JoinHandle<()>,
 }
 
 impl Sampler {
-    fn start(port: u16) -> Self {
+    pub(crate) fn start(port: u16) -> Self {
         let (stop, samples) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (stopped, counted) = (stop.clone(), samples.clone());
         let thread = std::thread::spawn(move || {
@@ -139,7 +139,7 @@ impl Sampler {
         Sampler { stop, samples, thread }
     }
 
-    fn stop(self) -> u64 {
+    pub(crate) fn stop(self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().expect("no half transaction was seen");
         self.samples.load(Ordering::Relaxed)

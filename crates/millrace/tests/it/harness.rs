@@ -14,6 +14,9 @@ use testkit::services::{Kafka, Postgres, Process, Redis, free_port, wait_until};
 /// How long anything may take that should happen soon, on a loaded machine.
 pub(crate) const SOON: Duration = Duration::from_secs(90);
 
+/// The binary under test.
+pub(crate) const THIS_BUILD: &str = env!("CARGO_BIN_EXE_millrace");
+
 /// The processes that Millrace consists of.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Role {
@@ -36,6 +39,8 @@ impl Role {
 
 /// Servers, a configuration, and the processes that run.
 pub(crate) struct Pipeline {
+    /// The binary that commands and processes run.
+    program: PathBuf,
     processes: BTreeMap<Role, Process>,
     pub(crate) postgres: Postgres,
     pub(crate) kafka: Kafka,
@@ -52,6 +57,7 @@ impl Pipeline {
         postgres.sql("app", super::mailbox::SCHEMA);
         let directory = tempfile::Builder::new().prefix("millrace-").tempdir().expect("a directory");
         let pipeline = Pipeline {
+            program: THIS_BUILD.into(),
             processes: BTreeMap::new(),
             postgres,
             kafka: Kafka::start(),
@@ -117,12 +123,17 @@ impl Pipeline {
         fs::write(self.config(), text.replacen(&known, &urls, 1)).expect("our directory");
     }
 
+    /// Has everything that is started from now on run this binary.
+    pub(crate) fn run_program(&mut self, program: impl Into<PathBuf>) {
+        self.program = program.into();
+    }
+
     fn config(&self) -> PathBuf {
         self.directory.path().join("millrace.toml")
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
+        let mut command = Command::new(&self.program);
         // The tests' own settings are not the binary's.
         std::env::vars().filter(|(name, _)| name.starts_with("MILLRACE_")).for_each(|(name, _)| {
             command.env_remove(name);

@@ -133,6 +133,10 @@ impl Kafka {
         self.process.as_ref().expect("the broker runs").id()
     }
 
+    pub(super) fn runs(&self) -> bool {
+        self.process.is_some()
+    }
+
     /// kill -9; the data stay.
     pub fn kill(&mut self) {
         // In this order: the reaper must never kill a stranger that got the id anew.

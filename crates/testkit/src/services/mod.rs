@@ -6,6 +6,7 @@ mod cluster;
 mod debezium;
 mod kafka;
 mod postgres;
+mod power_loss;
 mod process;
 mod redis;
 
@@ -13,5 +14,6 @@ pub use cluster::KafkaCluster;
 pub use debezium::Debezium;
 pub use kafka::Kafka;
 pub use postgres::{Postgres, Rows, Session};
+pub use power_loss::Torn;
 pub use process::{Process, free_port, wait_until};
 pub use redis::Redis;
