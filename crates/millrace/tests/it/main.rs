@@ -15,6 +15,7 @@ mod partitions;
 mod reader;
 mod rebuild;
 mod snapshot;
+mod soak;
 mod stops;
 mod tidy;
 mod verify;
