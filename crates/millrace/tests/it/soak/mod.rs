@@ -420,7 +420,8 @@ impl Sampler {
                 let content: BTreeMap<String, String> = match COUNTERS[store].1.contains("GROUP BY") {
                     true => redis::from_redis_value(pair[0].clone()).expect("a hash"),
                     false => {
-                        let value: Option<String> = redis::from_redis_value(pair[0].clone()).expect("a string");
+                        let value: Option<String> =
+                            redis::from_redis_value(pair[0].clone()).expect("a string");
                         value.into_iter().map(|value| (String::new(), value)).collect()
                     }
                 };
@@ -431,7 +432,9 @@ impl Sampler {
         let url = pipeline.search_url();
         let indexes = looking(&seen, move |see| {
             for (place, (name, query, _)) in INDEXES.iter().enumerate() {
-                let Some(page) = fetch(&format!("{url}/indexes/{name}/documents?limit=1000")) else { continue };
+                let Some(page) = fetch(&format!("{url}/indexes/{name}/documents?limit=1000")) else {
+                    continue;
+                };
                 let Some(documents) = page["results"].as_array() else { continue };
                 let columns = query.trim_start_matches("SELECT ").split(" FROM ").next().expect("columns");
                 let fields = |document: &serde_json::Value| {

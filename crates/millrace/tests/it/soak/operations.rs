@@ -47,11 +47,7 @@ pub(super) const INDEXES: [(&str, &str, &str); 3] = [
         "SELECT id, a, b, n FROM public.item",
         "table = \"public.item\"\ntext = [\"a\"]\nexact = [\"b\"]\nnumber = [\"n\"]",
     ),
-    (
-        "feeling",
-        "SELECT id, m, c FROM shop.feeling",
-        "table = \"shop.feeling\"\nexact = [\"m\", \"c\"]",
-    ),
+    ("feeling", "SELECT id, m, c FROM shop.feeling", "table = \"shop.feeling\"\nexact = [\"m\", \"c\"]"),
     (
         "keyed",
         "SELECT id, other, v FROM public.keyed",
@@ -225,7 +221,7 @@ pub(super) const OPERATIONS: [Operation; 50] = [
         "filtered",
         "ALTER PUBLICATION millrace_mailbox DROP TABLE keyed; \
          ALTER PUBLICATION millrace_mailbox ADD TABLE keyed WHERE (id > 5)
-         INSERT INTO keyed SELECT max(id) + 1, max(other) + 1, 'f' FROM keyed
+         INSERT INTO keyed SELECT 1 + coalesce(max(id), 0), 1 + coalesce(max(other), 0), 'f' FROM keyed
          ALTER PUBLICATION millrace_mailbox DROP TABLE keyed; \
          ALTER PUBLICATION millrace_mailbox ADD TABLE keyed",
     ),
@@ -337,23 +333,37 @@ pub(super) fn change(rng: &mut StdRng, table: usize) -> String {
             "UPDATE item SET id = id + 20 WHERE id = {id} AND NOT EXISTS (SELECT FROM item WHERE id = {id} + 20); \
              UPDATE item SET pad = (SELECT string_agg(md5(g::text), '') FROM generate_series(1, 500) g) WHERE id > {id};"
         ),
-        (ITEM, _) => format!("UPDATE item SET b = {label} WHERE id = {id}; DELETE FROM item WHERE id = {n} + 20;"),
-        (FEELING, 0) => format!("UPDATE shop.feeling SET m = 'happy', c = ROW({n}, {label}) WHERE id = {id};"),
+        (ITEM, _) => {
+            format!("UPDATE item SET b = {label} WHERE id = {id}; DELETE FROM item WHERE id = {n} + 20;")
+        }
+        (FEELING, 0) => {
+            format!("UPDATE shop.feeling SET m = 'happy', c = ROW({n}, {label}) WHERE id = {id};")
+        }
         (FEELING, 1) => format!("DELETE FROM shop.feeling WHERE id = {id};"),
         (FEELING, _) => format!(
             "DELETE FROM shop.feeling WHERE id = {id}; \
              INSERT INTO shop.feeling (id, m, a) VALUES ({id}, (enum_range(NULL::mood))[{n}], {label});"
         ),
         (KEYED, 0) => format!("UPDATE keyed SET v = {label} WHERE id = {id};"),
-        (KEYED, 1) => format!("UPDATE keyed SET id = id + 20, other = other + 20 WHERE id = {id}; DELETE FROM keyed WHERE id > 20;"),
+        (KEYED, 1) => format!(
+            "UPDATE keyed SET id = id + 20, other = other + 20 WHERE id = {id}; DELETE FROM keyed WHERE id > 20;"
+        ),
         (KEYED, 2) => format!("UPDATE keyed SET other = other + 1 WHERE id = (SELECT max(id) FROM keyed);"),
-        (KEYED, _) => format!("INSERT INTO keyed SELECT {id}, 1 + max(other), 'new' FROM keyed ON CONFLICT DO NOTHING;"),
+        (KEYED, _) => format!(
+            "INSERT INTO keyed SELECT {id}, 1 + coalesce(max(other), 0), 'new' FROM keyed ON CONFLICT DO NOTHING;"
+        ),
         (LOOSE, 0) => format!("UPDATE loose SET v = {label}, n = n + 1 WHERE id <= {id};"),
         (LOOSE, 1) => format!("DELETE FROM loose WHERE id = {id};"),
-        (LOOSE, _) => format!("DELETE FROM loose WHERE id = {id}; INSERT INTO loose (id, v, n) VALUES ({id}, {label}, {n});"),
+        (LOOSE, _) => format!(
+            "DELETE FROM loose WHERE id = {id}; INSERT INTO loose (id, v, n) VALUES ({id}, {label}, {n});"
+        ),
         (_, 0) => format!("DELETE FROM p WHERE id = {id};"),
-        (_, 1) => format!("UPDATE p SET k = 1 - k, v = {label} WHERE id = {id} AND k < 2 AND NOT EXISTS (SELECT FROM p o WHERE o.id = {id} AND o.k = 1 - p.k);"),
-        (_, _) => format!("INSERT INTO p VALUES ({id}, {n} % 3, 'v{n}') ON CONFLICT (id, k) DO UPDATE SET v = {label};"),
+        (_, 1) => format!(
+            "UPDATE p SET k = 1 - k, v = {label} WHERE id = {id} AND k < 2 AND NOT EXISTS (SELECT FROM p o WHERE o.id = {id} AND o.k = 1 - p.k);"
+        ),
+        (_, _) => format!(
+            "INSERT INTO p VALUES ({id}, {n} % 3, 'v{n}') ON CONFLICT (id, k) DO UPDATE SET v = {label};"
+        ),
     }
 }
 
