@@ -706,6 +706,7 @@ impl Reading {
         table.read = read;
         table.owed.clear();
         table.key.clear();
+        table.former.clear();
         (table.rows, table.bytes) = (0, 0);
         self.changed.insert(relation);
         self.gaps.remove(&relation);
