@@ -90,6 +90,10 @@ const fn refused(table: usize, what: &'static str, sql: &'static str) -> Operati
     Operation { refusal: Refusal::Undone, ..may(table, what, sql) }
 }
 
+const fn hidden(table: usize, what: &'static str, sql: &'static str) -> Operation {
+    Operation { refusal: Refusal::Undone, ..unseen(table, what, sql) }
+}
+
 const ITEM: usize = 0;
 const FEELING: usize = 1;
 const KEYED: usize = 2;
@@ -173,7 +177,7 @@ pub(super) const OPERATIONS: [Operation; 50] = [
         "ALTER TABLE item RENAME TO t; ALTER TABLE spare RENAME TO item; UPDATE item SET n = n + 1; \
          UPDATE t SET n = n + 1; ALTER TABLE item RENAME TO spare; ALTER TABLE t RENAME TO item",
     ),
-    refused(
+    hidden(
         ITEM,
         "swapped",
         "ALTER TABLE item RENAME TO t; ALTER TABLE spare RENAME TO item; ALTER TABLE t RENAME TO spare
@@ -182,7 +186,7 @@ pub(super) const OPERATIONS: [Operation; 50] = [
     ),
     Operation {
         refusal: Refusal::NewLog,
-        ..may(
+        ..unseen(
             ITEM,
             "replaced",
             "CREATE TABLE item_$N (LIKE item INCLUDING ALL); ALTER TABLE item_$N REPLICA IDENTITY FULL; \
@@ -190,7 +194,7 @@ pub(super) const OPERATIONS: [Operation; 50] = [
              ALTER TABLE item_$N RENAME TO item; ALTER INDEX item_$N_pkey RENAME TO item_pkey",
         )
     },
-    refused(
+    hidden(
         ITEM,
         "taken out and put back",
         "ALTER PUBLICATION millrace_mailbox DROP TABLE item
@@ -216,7 +220,7 @@ pub(super) const OPERATIONS: [Operation; 50] = [
         "ALTER PUBLICATION millrace_mailbox SET (publish = 'insert'); $W \
          ALTER PUBLICATION millrace_mailbox SET (publish = 'insert, update, delete, truncate')",
     ),
-    refused(
+    hidden(
         KEYED,
         "filtered",
         "ALTER PUBLICATION millrace_mailbox DROP TABLE keyed; \
