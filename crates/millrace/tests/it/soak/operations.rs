@@ -350,9 +350,10 @@ pub(super) fn change(rng: &mut StdRng, table: usize) -> String {
         ),
         (KEYED, 0) => format!("UPDATE keyed SET v = {label} WHERE id = {id};"),
         (KEYED, 1) => format!(
-            "UPDATE keyed SET id = id + 20, other = other + 20 WHERE id = {id}; DELETE FROM keyed WHERE id > 20;"
+            "UPDATE keyed SET id = id + 20 WHERE id = {id}; DELETE FROM keyed WHERE id > 20;"
         ),
-        (KEYED, 2) => format!("UPDATE keyed SET other = other + 1 WHERE id = (SELECT max(id) FROM keyed);"),
+        (KEYED, 2) => "UPDATE keyed SET other = (SELECT 1 + max(other) FROM keyed) WHERE id = (SELECT max(id) FROM keyed);"
+            .to_owned(),
         (KEYED, _) => format!(
             "INSERT INTO keyed SELECT {id}, 1 + coalesce(max(other), 0), 'new' FROM keyed ON CONFLICT DO NOTHING;"
         ),
