@@ -40,19 +40,14 @@ pub(super) const COUNTERS: [(&str, &str); 8] = [
     ("values", "SELECT v, sum(id) FROM public.p GROUP BY v"),
 ];
 
-/// Indexes: the query that their documents equal, and what the configuration says of them.
-pub(super) const INDEXES: [(&str, &str, &str); 3] = [
+/// Indexes (none of `keyed`: an index stops where the columns of its table's key change): the query that their documents equal, and what the configuration says of them.
+pub(super) const INDEXES: [(&str, &str, &str); 2] = [
     (
         "item",
         "SELECT id, a, b, n FROM public.item",
         "table = \"public.item\"\ntext = [\"a\"]\nexact = [\"b\"]\nnumber = [\"n\"]",
     ),
     ("feeling", "SELECT id, m, c FROM shop.feeling", "table = \"shop.feeling\"\nexact = [\"m\", \"c\"]"),
-    (
-        "keyed",
-        "SELECT id, other, v FROM public.keyed",
-        "table = \"public.keyed\"\ntext = [\"v\"]\nexact = [\"id\", \"other\"]",
-    ),
 ];
 
 /// What may become of the reader by an operation.
