@@ -261,14 +261,13 @@ impl Reading {
         let why = match self.tables.get_mut(relation) {
             None => {
                 self.tables.insert(*relation, begin(false));
-                if found.filled && self.has_others(*relation, &[]) {
-                    self.gaps.entry(*relation).or_insert(false);
-                }
+                self.note_unread(found);
                 None
             }
             Some(_) if !between => return Ok(()),
             Some(known) if known.read == Read::Removed => {
                 *known = begin(!ended);
+                self.note_unread(found);
                 None
             }
             Some(known) => {
@@ -291,6 +290,13 @@ impl Reading {
             self.begin_again(*relation, 0, &why);
         }
         Ok(())
+    }
+
+    /// The log lacks the rows of a partition that came, or came back, while it has those of others: stores are told so.
+    fn note_unread(&mut self, found: &PublishedTable) {
+        if found.filled && self.has_others(found.relation, &[]) {
+            self.gaps.entry(found.relation).or_insert(false);
+        }
     }
 
     /// Tables that are not published any more. A look is of now and the stream of some time ago: what was committed before

@@ -202,6 +202,13 @@ impl Workload {
         if operation.refusal != Refusal::Never {
             self.changes();
             self.settle(true);
+            if operation.refusal == Refusal::NewLog {
+                // Until all have gone over to the new log the reader does not end when it refuses one of the two.
+                wait_until("the end of the old log", SOON, || {
+                    let retired = self.pipeline.millrace(&["generation", "retire", "--yes"]);
+                    retired.status.success().then_some(())
+                });
+            }
         } else if self.rng.random_bool(0.4) {
             self.settle(true);
         }
