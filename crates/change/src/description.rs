@@ -118,9 +118,14 @@ impl Description {
         }
     }
 
+    /// Whether another column than the one of this number has the name.
+    pub(crate) fn gives(&self, name: &str, number: i16) -> bool {
+        self.columns.iter().any(|column| column.name == name && column.number != number)
+    }
+
     fn breaks_column(&self, before: &ColumnDescription) -> Option<String> {
         let name = &before.name;
-        if self.columns.iter().any(|column| column.name == *name && column.number != before.number) {
+        if self.gives(name, before.number) {
             return Some(format!("column {name} is another one than before"));
         }
         let now = self.columns.iter().find(|column| column.number == before.number)?;

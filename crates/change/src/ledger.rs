@@ -132,6 +132,10 @@ pub struct TableProgress {
     /// What its rows meant when it was last looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<Box<Description>>,
+    /// Names that no column has any more, and the numbers of the columns that had them. Rows in the log have values under
+    /// these names, so the table begins again when another column gets one.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub former: BTreeSet<(i16, String)>,
     /// `pg_publication.xmin` when it was last looked at: another one tells that the publication was altered since. 0
     /// before it is known.
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -160,6 +164,7 @@ impl TableProgress {
             stale: false,
             storage: None,
             description: None,
+            former: BTreeSet::new(),
             publication_xmin: 0,
             rows: 0,
             bytes: 0,
@@ -175,6 +180,9 @@ impl TableProgress {
 
     /// Why the rows that the log holds do not mean any more what they meant; `None` if they still do.
     pub fn breaks(&self, now: &Description) -> Option<String> {
+        if let Some((_, name)) = self.former.iter().find(|(number, name)| now.gives(name, *number)) {
+            return Some(format!("column {name} is another one than before"));
+        }
         match (&self.description, self.storage) {
             (Some(before), _) => now.breaks(before),
             (None, Some(before)) if now.storage.rewritten(before) => {
@@ -188,7 +196,14 @@ impl TableProgress {
     pub fn describe(&mut self, now: &Description) -> bool {
         let known = self.description.as_deref() == Some(now);
         if !known {
-            self.description = Some(Box::new(now.clone()));
+            let before = self.description.replace(Box::new(now.clone()));
+            if self.read == Read::Nothing {
+                self.former.clear();
+            } else {
+                let columns = before.into_iter().flat_map(|before| before.columns);
+                let names = columns.map(|column| (column.number, column.name));
+                self.former.extend(names.filter(|(_, name)| now.columns.iter().all(|now| now.name != *name)));
+            }
             self.storage = None;
         }
         !known
@@ -381,6 +396,41 @@ impl LedgerEntry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ColumnDescription;
+
+    #[test]
+    fn h30_a_name_that_a_column_had_some_time_ago_is_remembered() {
+        let described = |columns: &[(i16, &str)]| {
+            let column = |(number, name): &(i16, &str)| ColumnDescription {
+                number: *number,
+                name: (*name).to_owned(),
+                ..ColumnDescription::default()
+            };
+            Description { columns: columns.iter().map(column).collect(), ..Description::default() }
+        };
+        let why = Some("column a is another one than before".to_owned());
+        let mut table = TableProgress::new("public.t".into(), 1, Read::All);
+        for columns in [&[(1, "id"), (2, "a")][..], &[(1, "id")], &[(1, "id"), (3, "b")]] {
+            assert_eq!(table.breaks(&described(columns)), None);
+            table.describe(&described(columns));
+        }
+        assert_eq!(
+            table.breaks(&described(&[(1, "id"), (4, "a")])),
+            why,
+            "it was dropped, and another one is added"
+        );
+        assert_eq!(table.breaks(&described(&[(1, "id"), (3, "a")])), why, "another one is renamed");
+
+        let mut table = TableProgress::new("public.t".into(), 1, Read::All);
+        table.describe(&described(&[(1, "a")]));
+        table.describe(&described(&[(1, "b")]));
+        assert_eq!(table.breaks(&described(&[(1, "a")])), None, "it is renamed back");
+        assert_eq!(table.breaks(&described(&[(1, "b"), (2, "a")])), why);
+        // What is read anew has the present names alone.
+        table.read = Read::Nothing;
+        table.describe(&described(&[(1, "b"), (2, "a")]));
+        assert_eq!(table.breaks(&described(&[(1, "b"), (2, "a")])), None);
+    }
 
     #[test]
     fn a_newer_format_is_refused() {

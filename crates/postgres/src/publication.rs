@@ -5,6 +5,7 @@
 //! again under its name is another table.
 
 use std::collections::HashSet;
+use std::time::{Duration, Instant};
 
 use change::{Lsn, NEW_LOG, Refusal, Snapshot};
 use relay::{Announced, Described, PublishedTable, SourceError};
@@ -96,6 +97,25 @@ SELECT EXISTS (
       AND (a.wait_event = 'SyncRep' OR a.state IS NULL))
    AND pg_catalog.current_setting('synchronous_standby_names') <> ''";
 
+/// Transactions that could be committing, and hold a lock without which no table is altered, and no publication.
+const COMMITTING: &str = "
+SELECT coalesce(array_agg(DISTINCT l.virtualtransaction), '{}')
+FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+WHERE l.granted AND l.pid <> pg_catalog.pg_backend_pid()
+  AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
+  AND l.mode IN ('ExclusiveLock', 'AccessExclusiveLock')
+  AND (a.state IS NULL OR a.state = 'active' AND a.wait_event_type IS DISTINCT FROM 'Lock')";
+
+/// Whether one of these transactions goes on.
+const GOES_ON: &str =
+    "SELECT EXISTS (SELECT FROM pg_catalog.pg_locks WHERE virtualtransaction = ANY ($1::text[]))";
+
+/// A commit reaches the stream before other sessions see it. How long it may take from there until it is seen, where
+/// nothing is waited for and the machine is busy; a transaction that goes on for longer had not committed.
+const COMMIT_PATIENCE: Duration = Duration::from_millis(50);
+/// Between two looks at it.
+const COMMIT_INTERVAL: Duration = Duration::from_millis(5);
+
 /// Whether a table has no file to speak of.
 const EMPTY: &str = "SELECT pg_catalog.pg_relation_size($1::oid::regclass) = 0";
 
@@ -142,6 +162,8 @@ pub(crate) struct Looks {
     schemas: Option<Statement>,
     tables: Statement,
     hidden: Statement,
+    committing: Statement,
+    goes_on: Statement,
     until: Statement,
     visible: Statement,
     announced: AnnouncedQueries,
@@ -174,6 +196,8 @@ impl Looks {
             schemas,
             tables: client.prepare(&tables).await?,
             hidden: client.prepare(HIDDEN_CHANGE).await?,
+            committing: client.prepare(COMMITTING).await?,
+            goes_on: client.prepare(GOES_ON).await?,
             until: client.prepare("SELECT pg_catalog.pg_current_wal_insert_lsn()::text").await?,
             visible: client.prepare(rounds::VISIBLE).await?,
             announced: AnnouncedQueries::prepare(client).await?,
@@ -255,6 +279,19 @@ impl Looks {
         Ok(Some(Described { schema, outdated, published, xmin }))
     }
 
+    /// Waits until what may be in the stream already is visible, unless it waits for a standby.
+    async fn wait_for_commits(&self, client: &Client) -> Result<(), Error> {
+        let begun = Instant::now();
+        let committing: Vec<String> = client.query_one(&self.committing, &[]).await?.try_get(0)?;
+        while !committing.is_empty()
+            && begun.elapsed() < COMMIT_PATIENCE
+            && client.query_one(&self.goes_on, &[&committing]).await?.try_get(0)?
+        {
+            tokio::time::sleep(COMMIT_INTERVAL).await;
+        }
+        Ok(())
+    }
+
     /// Looks at everything once. What is asked first is answered first: locks before the catalog, and the LSN at last.
     pub(crate) async fn look(
         &self,
@@ -264,6 +301,7 @@ impl Looks {
     ) -> Result<Look, SourceError> {
         let at = |error: &Error| failed("cannot look at the publication", error);
         let asked = async {
+            self.wait_for_commits(client).await?;
             let hidden: bool = client.query_one(&self.hidden, &[]).await?.try_get(0)?;
             let publication = self.judge(client, name, wanted).await?;
             let rows = client.query(&self.tables, &[&name, &EVERY]).await?;
@@ -381,7 +419,7 @@ pub(crate) async fn note_new(client: &Client, tables: &mut [PublishedTable], kno
 }
 
 /// How long it may take to find out whether a table is empty.
-const EMPTY_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
+const EMPTY_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why a table that was published is not any more.
 pub(crate) async fn absence(

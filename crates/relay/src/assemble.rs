@@ -98,6 +98,8 @@ pub(crate) struct Assembler {
     transactions: u64,
     last_commit_lsn: Lsn,
     end_lsn: Lsn,
+    /// The stream has come to this LSN, at or above `end_lsn` with nothing of ours between.
+    stream_lsn: Lsn,
     position: Position,
     batch: RecordBatch,
     held_records: usize,
@@ -127,6 +129,7 @@ impl Assembler {
             transactions: 0,
             last_commit_lsn: reach.end_lsn.max(reach.position.lsn),
             end_lsn: reach.end_lsn,
+            stream_lsn: reach.end_lsn,
             position: reach.position,
             batch: RecordBatch::default(),
             held_records: 0,
@@ -153,11 +156,23 @@ impl Assembler {
             // After a reconnect a keepalive may speak of less than is known.
             // While the rest of a split transaction is awaited, it alone may move the end.
             WalEvent::Keepalive { wal_end, .. } if self.open.is_none() && self.cursor.split().is_none() => {
-                self.end_lsn = self.end_lsn.max(wal_end);
+                self.stream_lsn = self.stream_lsn.max(wal_end);
             }
             WalEvent::Keepalive { .. } => {}
         }
         Ok(())
+    }
+
+    /// How far the stream has come. What of it came without a change may hold DDL that no event told, so the log follows
+    /// only after a look at the catalog: see [`follow`](Self::follow).
+    pub(crate) fn stream_lsn(&self) -> Lsn {
+        self.stream_lsn
+    }
+
+    /// Nothing that concerns us was committed below this LSN of the stream, but for what was assembled.
+    pub(crate) fn follow(&mut self, stream_lsn: Lsn) {
+        debug_assert!(stream_lsn <= self.stream_lsn, "the log does not overtake the stream");
+        self.end_lsn = self.end_lsn.max(stream_lsn);
     }
 
     /// Whether a source transaction is open.
@@ -180,7 +195,9 @@ impl Assembler {
             }
             None => self.position,
         };
-        Reach { end_lsn: self.end_lsn, position, split }
+        // The rest of a split transaction is the next that the server is asked for. No store shows that LSN before it.
+        let end_lsn = if split.is_some() { self.stream_lsn } else { self.end_lsn };
+        Reach { end_lsn, position, split }
     }
 
     /// The records, and how many of them are not held back.
@@ -375,6 +392,11 @@ impl Assembler {
             self.batch.mark_commit(end_lsn);
         } else if let Plan::From { ordinal: 1.., .. } = open.plan {
             return Err(split_differs(commit_lsn, open.ordinal).into());
+        }
+        self.stream_lsn = self.stream_lsn.max(end_lsn);
+        if open.ordinal == 0 {
+            // Older servers announce the end of transactions without changes, which may be DDL.
+            return Ok(());
         }
         self.last_commit_lsn = end_lsn;
         self.end_lsn = self.end_lsn.max(end_lsn);

@@ -60,7 +60,7 @@ impl Relay<'_> {
     /// Brings what is known in line with the catalog: tables may have come or gone, or may mean something else.
     fn reconcile(&mut self, source: &mut dyn Source) -> Result<(), RelayError> {
         let begun_us = self.clock.now_us();
-        let at = self.assembler.reach().end_lsn;
+        let at = self.assembler.stream_lsn();
         let publication = source.published()?;
         let between = self.assembler.between();
         let leaving = self.assembler.reading.next_departure();
@@ -87,10 +87,13 @@ impl Relay<'_> {
         if !self.behind() {
             return Ok(true);
         }
+        let stream_lsn = self.assembler.stream_lsn();
         self.reconcile(source)?;
         self.after_look(source, publisher, control)?;
         let settled = self.pace.looked.2;
-        if !settled {
+        if settled {
+            self.assembler.follow(stream_lsn);
+        } else {
             // Asked again after another interval.
             self.committed_at = self.clock.now_us();
         }
@@ -107,9 +110,9 @@ impl Relay<'_> {
         if !self.assembler.between() {
             return Ok(());
         }
-        let end_lsn = self.assembler.reach().end_lsn;
-        if self.assembler.reading.next_departure().is_some_and(|until| until <= end_lsn) {
-            self.depart(source, publisher, control, end_lsn)?;
+        let stream_lsn = self.assembler.stream_lsn();
+        if self.assembler.reading.next_departure().is_some_and(|until| until <= stream_lsn) {
+            self.depart(source, publisher, control, stream_lsn)?;
         }
         if self.assembler.tell_gaps(self.clock.now_us()) {
             self.commit(publisher, control)?;
@@ -124,10 +127,10 @@ impl Relay<'_> {
         source: &mut dyn Source,
         publisher: &mut dyn Publisher,
         control: &dyn Control,
-        end_lsn: Lsn,
+        stream_lsn: Lsn,
     ) -> Result<(), RelayError> {
         let names: BTreeMap<u32, String> = self.assembler.reading.names();
-        for relation in self.assembler.reading.depart(end_lsn) {
+        for relation in self.assembler.reading.depart(stream_lsn) {
             let Some(name) = names.get(&relation) else { continue };
             if let Some(refusal) = source.absence(relation, name)? {
                 self.commit(publisher, control)?;
@@ -170,7 +173,7 @@ impl Relay<'_> {
     /// and then while the stream goes on, for not everything is told there.
     fn look(&mut self, source: &mut dyn Source) -> Result<(), RelayError> {
         let (at, next_us, _) = self.pace.looked;
-        let due = || self.clock.now_us() >= next_us && self.assembler.reach().end_lsn > at;
+        let due = || self.clock.now_us() >= next_us && self.assembler.stream_lsn() > at;
         if self.pace.look_again || due() {
             return self.reconcile(source);
         }
@@ -189,7 +192,7 @@ impl Relay<'_> {
         let reading = &self.assembler.reading;
         self.assembler.between()
             && reading.active()
-            && (reading.window_ends(self.assembler.reach().end_lsn)
+            && (reading.window_ends(self.assembler.stream_lsn())
                 || (reading.may_read() && self.clock.now_us() >= self.pace.next_us))
     }
 
@@ -212,8 +215,8 @@ impl Relay<'_> {
         if !self.may_pause() {
             return Ok(());
         }
-        let end_lsn = self.assembler.reach().end_lsn;
-        if self.assembler.reading.close_window(end_lsn) {
+        let stream_lsn = self.assembler.stream_lsn();
+        if self.assembler.reading.close_window(stream_lsn) {
             control.reached("window.closed");
         }
         if !self.may_pause() {

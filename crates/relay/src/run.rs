@@ -392,9 +392,9 @@ impl<'a> Relay<'a> {
         pause.saturating_sub(self.since(self.committed_at))
     }
 
-    /// Whether the ledger's LSN is behind what was assembled.
+    /// Whether the ledger's LSN is behind the stream.
     pub(crate) fn behind(&self) -> bool {
-        self.assembler.reach().end_lsn > self.progress.end_lsn
+        self.assembler.stream_lsn() > self.progress.end_lsn
     }
 
     /// Long, where the clock was set back meanwhile: nothing may wait until it has come there again.

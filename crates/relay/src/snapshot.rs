@@ -109,6 +109,9 @@ pub(crate) struct Reading {
     window: Option<Window>,
     /// Effects of the open transaction that the ledger may not have yet, and the ordinals of the changes they came with.
     ahead: BTreeMap<Effect, u64>,
+    /// What the rows of tables mean that begin again with the open transaction. The ledger gets it together with their
+    /// first version under these names: a worker names a version's columns by the description that it knows.
+    described_ahead: BTreeMap<u32, Description>,
     /// Transactions that may have changed the publication, and are not known to be visible.
     republished: BTreeSet<u32>,
     /// Why there is no round, for whoever looks.
@@ -266,13 +269,12 @@ impl Reading {
         let why = match known.filter(|known| !other(known)) {
             None => {
                 self.tables.insert(*relation, begin(false));
-                if found.filled && self.has_others(*relation, &[]) {
-                    self.gaps.entry(*relation).or_insert(false);
-                }
+                self.note_unread(found);
                 None
             }
             Some(known) if known.read == Read::Removed => {
                 *known = begin(!ended);
+                self.note_unread(found);
                 None
             }
             Some(known) => {
@@ -295,6 +297,13 @@ impl Reading {
             self.begin_again(*relation, 0, &why);
         }
         Ok(())
+    }
+
+    /// The log lacks the rows of a partition that came, or came back, while it has those of others: stores are told so.
+    fn note_unread(&mut self, found: &PublishedTable) {
+        if found.filled && self.has_others(found.relation, &[]) {
+            self.gaps.entry(found.relation).or_insert(false);
+        }
     }
 
     /// Tables that are not published any more. A look is of now and the stream of some time ago: what was committed before
@@ -404,6 +413,7 @@ impl Reading {
         if begun(table) && !again {
             let why = why_again(table, found, described.xmin)?;
             if why.is_some() {
+                self.described_ahead.insert(relation, found.description.clone());
                 return Ok(why);
             }
         }
@@ -662,7 +672,12 @@ impl Reading {
                 // What its siblings had until then is ended once more, where it is told what the next round must see.
                 Effect::BeginAgain(relation) | Effect::Ended(relation) => {
                     self.reads_anew(relation, Read::Nothing);
-                    self.tables.entry(relation).and_modify(|table| table.stale = true);
+                    if let Some(table) = self.tables.get_mut(&relation) {
+                        table.stale = true;
+                        if let Some(now) = self.described_ahead.remove(&relation) {
+                            table.describe(&now);
+                        }
+                    }
                 }
                 Effect::Withdrawn(relation) => {
                     let family: Vec<u32> = self.family(relation).map(|(relation, _)| relation).collect();
@@ -713,6 +728,7 @@ impl Reading {
         table.read = read;
         table.owed.clear();
         table.key.clear();
+        table.former.clear();
         (table.rows, table.bytes) = (0, 0);
         self.changed.insert(relation);
         self.gaps.remove(&relation);
@@ -803,6 +819,8 @@ pub(crate) struct ReadPiece {
 
 #[cfg(test)]
 mod tests {
+    use change::{ColumnDescription, ReplicaIdentity};
+
     use super::*;
 
     /// Its rows are in the log under its root's name: they end there, and it is read anew under its own.
@@ -944,6 +962,37 @@ mod tests {
         assert_eq!(reading.judge(7, &KeyOrder::default(), None, 700), Some(Verdict::LeaveOut));
         reading.settle(Some(6));
         assert_eq!(reading.tables[&7].read, Read::Nothing);
+    }
+
+    /// A worker names the columns of the new version by it. After a kill it must be seen again that the table begins again.
+    #[test]
+    fn h30_what_its_rows_mean_then_reaches_the_ledger_with_the_same_change() {
+        let column =
+            |number, name: &str| ColumnDescription { number, name: name.to_owned(), ..Default::default() };
+        let named = |names: [&str; 2]| Description {
+            columns: vec![column(1, names[0]), column(2, names[1])],
+            ..Description::default()
+        };
+        let mut table = TableProgress::new("public.t7".into(), 1, Read::All);
+        table.describe(&named(["a", "b"]));
+        let mut reading = Reading::new(&Ledger { tables: [(7, table)].into(), ..Ledger::default() });
+        let schema = TableSchema {
+            relation: 7,
+            root: None,
+            schema: "public".into(),
+            table: "t7".into(),
+            identity: ReplicaIdentity::Full,
+            columns: Vec::new(),
+        };
+        let swapped = PublishedTable { description: named(["b", "a"]), ..plain(7) };
+        let described = Described { schema, outdated: false, published: Some(swapped), xmin: 0 };
+        let why = reading.compare(&described).unwrap().unwrap();
+        reading.begin_again(7, 3, &why);
+        assert!(reading.ends(7, 6));
+        for (settled, names) in [(5, ["a", "b"]), (6, ["b", "a"])] {
+            reading.settle(Some(settled));
+            assert_eq!(reading.tables[&7].description.as_deref(), Some(&named(names)));
+        }
     }
 
     /// The change that is held back comes again after a kill, and must be judged as before.

@@ -211,6 +211,26 @@ fn h30_what_gives_rows_another_meaning_is_read_again() {
     }
 }
 
+/// Each step by itself leaves every row as it is, and the reader has looked at the catalog between two of them.
+#[test]
+fn h30_a_name_that_a_column_had_some_time_ago_is_not_anothers() {
+    let setup =
+        "CREATE TABLE slow (id int PRIMARY KEY, a text, b text); ALTER TABLE slow REPLICA IDENTITY FULL;
+        INSERT INTO slow VALUES (1, 'a', 'b'), (2, 'c', 'd')";
+    let stores = "[counters.a]\nsql = \"SELECT a, count(*) FROM public.slow GROUP BY a\"\n";
+    let mut pipeline = pipeline_of(setup, &["slow"], stores);
+    start(&mut pipeline, &[Role::Reader, Role::Counters]);
+    for (gone, taken) in
+        [("DROP a", "ADD a text"), ("DROP a", "RENAME b TO a"), ("RENAME a TO other", "ADD a text")]
+    {
+        pipeline.postgres.sql("app", "UPDATE slow SET a = 'a' || id");
+        pipeline.postgres.sql("app", &format!("ALTER TABLE slow {gone}"));
+        pipeline.succeed(&["wait", "--timeout", "90s"]);
+        pipeline.postgres.sql("app", &format!("ALTER TABLE slow {taken}"));
+        right(&mut pipeline, taken);
+    }
+}
+
 #[test]
 fn h30_what_leaves_rows_as_they_are_costs_nothing() {
     let setup = "CREATE TYPE mood AS ENUM ('sad', 'happy');

@@ -258,9 +258,7 @@ impl Pipeline {
 
     /// GET on the search service.
     pub(crate) fn get(&self, path: &str) -> Option<Value> {
-        let url = format!("http://127.0.0.1:{}{path}", self.search_port);
-        let mut response = ureq::get(url).call().ok()?;
-        response.body_mut().read_json().ok()
+        fetch(&format!("{}{path}", self.search_url()))
     }
 
     /// Every document of the index, by id.
@@ -338,6 +336,11 @@ impl Drop for Pipeline {
             eprintln!("--- {}\n{}", path.display(), tail(&fs::read_to_string(&path).unwrap_or_default()));
         }
     }
+}
+
+/// The answer to a GET as JSON.
+pub(crate) fn fetch(url: &str) -> Option<Value> {
+    ureq::get(url).call().ok()?.body_mut().read_json().ok()
 }
 
 /// A JSON value as text, a string without quotes.

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::Value;
-use testkit::services::{Postgres, Session};
+use testkit::services::{Postgres, Rows, Session};
 
 use crate::harness::text;
 
@@ -43,7 +43,11 @@ pub(crate) fn counters_toml() -> String {
 
 /// A counter's content by SQL: group columns joined as the documentation says.
 pub(crate) fn answer(postgres: &Postgres, sql: &str) -> BTreeMap<String, String> {
-    let rows = postgres.sql("app", sql);
+    groups(postgres.sql("app", sql))
+}
+
+/// The answer of a counter's query as the counter has it.
+pub(crate) fn groups(rows: Rows) -> BTreeMap<String, String> {
     rows.into_iter()
         .map(|mut row| {
             let value = row.pop().expect("an aggregate").unwrap_or_default();

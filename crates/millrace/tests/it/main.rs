@@ -18,6 +18,7 @@ mod power_loss;
 mod reader;
 mod rebuild;
 mod snapshot;
+mod soak;
 mod stops;
 mod tidy;
 mod verify;
