@@ -83,28 +83,26 @@ ORDER BY m.relid";
 /// For $2 of [`TABLES`].
 const EVERY: u32 = 0;
 
-/// Whether a transaction that has committed may not be visible yet, and holds a lock without which no table is altered,
-/// and no type. Only one that waits for a synchronous standby takes longer for that than the way to us does. Where the role
-/// may not see what others wait for, every holder may be such a one.
-const HIDDEN_CHANGE: &str = "
-SELECT EXISTS (
-    SELECT FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+/// Locks without which no table is altered, no type, and no publication.
+const ALTERING: &str = "
+    FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
     WHERE l.granted AND l.pid <> pg_catalog.pg_backend_pid()
       AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
       AND (l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock'
            OR l.locktype = 'object' AND l.classid IN ('pg_catalog.pg_type'::regclass, 'pg_catalog.pg_publication'::regclass)
-              AND l.mode IN ('ExclusiveLock', 'AccessExclusiveLock'))
-      AND (a.wait_event = 'SyncRep' OR a.state IS NULL))
+              AND l.mode IN ('ExclusiveLock', 'AccessExclusiveLock'))";
+
+/// Whether a transaction that has committed may not be visible yet, and holds such a lock. Only one that waits for a
+/// synchronous standby takes longer for that than the way to us does. Where the role may not see what others wait for,
+/// every holder may be such a one.
+const HIDDEN_CHANGE: &str = "
+SELECT EXISTS (SELECT ALTERING AND (a.wait_event = 'SyncRep' OR a.state IS NULL))
    AND pg_catalog.current_setting('synchronous_standby_names') <> ''";
 
-/// Transactions that could be committing, and hold a lock without which no table is altered, and no publication.
+/// Transactions that hold such a lock, and could be committing.
 const COMMITTING: &str = "
 SELECT coalesce(array_agg(DISTINCT l.virtualtransaction), '{}')
-FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
-WHERE l.granted AND l.pid <> pg_catalog.pg_backend_pid()
-  AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
-  AND l.mode IN ('ExclusiveLock', 'AccessExclusiveLock')
-  AND (a.state IS NULL OR a.state = 'active' AND a.wait_event_type IS DISTINCT FROM 'Lock')";
+ALTERING AND (a.state IS NULL OR a.state = 'active' AND a.wait_event_type IS DISTINCT FROM 'Lock')";
 
 /// Whether one of these transactions goes on.
 const GOES_ON: &str =
@@ -195,8 +193,8 @@ impl Looks {
             members: client.prepare(&members).await?,
             schemas,
             tables: client.prepare(&tables).await?,
-            hidden: client.prepare(HIDDEN_CHANGE).await?,
-            committing: client.prepare(COMMITTING).await?,
+            hidden: client.prepare(&HIDDEN_CHANGE.replace("ALTERING", ALTERING)).await?,
+            committing: client.prepare(&COMMITTING.replace("ALTERING", ALTERING)).await?,
             goes_on: client.prepare(GOES_ON).await?,
             until: client.prepare("SELECT pg_catalog.pg_current_wal_insert_lsn()::text").await?,
             visible: client.prepare(rounds::VISIBLE).await?,

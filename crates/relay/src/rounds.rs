@@ -192,7 +192,7 @@ impl Relay<'_> {
         let reading = &self.assembler.reading;
         self.assembler.between()
             && reading.active()
-            && (reading.window_ends(self.assembler.stream_lsn())
+            && (reading.window_ends(self.assembler.stream_lsn(), self.assembler.reach().end_lsn)
                 || (reading.may_read() && self.clock.now_us() >= self.pace.next_us))
     }
 
@@ -215,8 +215,8 @@ impl Relay<'_> {
         if !self.may_pause() {
             return Ok(());
         }
-        let stream_lsn = self.assembler.stream_lsn();
-        if self.assembler.reading.close_window(stream_lsn) {
+        let (stream_lsn, log_lsn) = (self.assembler.stream_lsn(), self.assembler.reach().end_lsn);
+        if self.assembler.reading.close_window(stream_lsn, log_lsn) {
             control.reached("window.closed");
         }
         if !self.may_pause() {

@@ -672,6 +672,10 @@ impl Reading {
                 // What its siblings had until then is ended once more, where it is told what the next round must see.
                 Effect::BeginAgain(relation) | Effect::Ended(relation) => {
                     self.reads_anew(relation, Read::Nothing);
+                    if matches!(effect, Effect::BeginAgain(_)) {
+                        // No `t` is in the log before the next round, and that may come after others' changes.
+                        self.gaps.insert(relation, false);
+                    }
                     if let Some(table) = self.tables.get_mut(&relation) {
                         table.stale = true;
                         if let Some(now) = self.described_ahead.remove(&relation) {
@@ -738,14 +742,16 @@ impl Reading {
         self.note_active();
     }
 
-    /// Whether the window ends where the stream has come to.
-    pub(crate) fn window_ends(&self, end_lsn: Lsn) -> bool {
-        self.window.as_ref().is_some_and(|window| window.until <= end_lsn)
+    /// Whether the window ends where the stream has come to. The last one ends where the log has: its rows are newer than
+    /// the LSN at which they stand, and a store that has them all is ready at the log's LSN.
+    pub(crate) fn window_ends(&self, stream_lsn: Lsn, log_lsn: Lsn) -> bool {
+        let Some(window) = &self.window else { return false };
+        window.until <= log_lsn || (window.until <= stream_lsn && self.pending().next().is_some())
     }
 
-    /// The stream has come to `end_lsn`; closes the window that ends there, and gives whether there was one.
-    pub(crate) fn close_window(&mut self, end_lsn: Lsn) -> bool {
-        let caught_up = self.window_ends(end_lsn);
+    /// Closes the window that [ends here](Self::window_ends), and gives whether there was one.
+    pub(crate) fn close_window(&mut self, stream_lsn: Lsn, log_lsn: Lsn) -> bool {
+        let caught_up = self.window_ends(stream_lsn, log_lsn);
         if caught_up {
             self.window = None;
             self.dirty = true;

@@ -5,7 +5,7 @@ use std::panic::catch_unwind;
 use testkit::sim::run_seed;
 
 /// Seeds per run; `MILLRACE_SEEDS` overrides.
-const SEEDS: u64 = 3_000;
+const SEEDS: u64 = 2_000;
 
 #[test]
 fn every_seed_keeps_the_promises() {

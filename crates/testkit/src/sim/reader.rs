@@ -233,16 +233,18 @@ impl Source for SimSource {
 
     fn published(&mut self) -> Result<Publication, SourceError> {
         self.fail()?;
-        let server = self.server.borrow();
-        let history = &server.history;
+        let history = &mut self.server.borrow_mut().history;
+        // The catalog goes on changing between two questions.
+        let settled = !history.hides_a_change();
+        self.faults.grow_between(history);
         self.whole(history)?;
+        let xmin = 1 + history.altered();
+        self.faults.grow_between(history);
         let count = if history.published_visibly() { 2 } else { 1 };
-        Ok(Publication {
-            tables: TABLES[..count].iter().map(|table| published(history, *table)).collect(),
-            xmin: 1 + history.altered(),
-            until: history.end,
-            settled: !history.hides_a_change(),
-        })
+        let tables: Vec<PublishedTable> =
+            TABLES[..count].iter().map(|table| published(history, *table)).collect();
+        self.faults.grow_between(history);
+        Ok(Publication { tables, xmin, until: history.end, settled })
     }
 
     fn absence(&mut self, _: u32, _: &str) -> Result<Option<Refusal>, SourceError> {
@@ -251,11 +253,12 @@ impl Source for SimSource {
 
     fn describe(&mut self, announced: &Announced, xid: u32) -> Result<Option<Described>, SourceError> {
         self.fail()?;
-        let history = &self.server.borrow().history;
+        let history = &mut self.server.borrow_mut().history;
         self.whole(history)?;
         if history.locks_out(xid) {
             return Ok(None);
         }
+        self.faults.grow_between(history);
         let retyped = u32::from(announced.columns[1].type_oid == 1043);
         Ok(Some(Described {
             schema: schema(announced.relation, retyped),

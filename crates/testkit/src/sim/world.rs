@@ -21,7 +21,7 @@ const IDLE_POLL: Duration = Duration::from_millis(300);
 /// How long a machine that lost power is away.
 const RESTART: Duration = Duration::from_millis(10);
 /// Polls within which undisturbed processes must have caught up.
-const PATIENCE: u32 = 150;
+const PATIENCE: u32 = 300;
 
 /// Decides when something fails. Shared by all parts of a world; everything random comes from the seed.
 #[derive(Clone, Debug)]
@@ -45,6 +45,13 @@ impl Faults {
     pub(crate) fn grow(&self, history: &mut History) {
         if !self.calm.get() && self.strike_often() {
             history.grow(&mut self.rng.borrow_mut());
+        }
+    }
+
+    /// The same between two questions that are asked one after the other.
+    pub(crate) fn grow_between(&self, history: &mut History) {
+        if self.up_to(9) == 0 {
+            self.grow(history);
         }
     }
 
