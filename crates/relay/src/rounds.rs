@@ -110,14 +110,22 @@ impl Relay<'_> {
         if !self.assembler.between() {
             return Ok(());
         }
+        // First: a table that is gone may end the reader, and its stores are not to be ready then.
+        self.tell_gaps(publisher, control)?;
         let stream_lsn = self.assembler.stream_lsn();
         if self.assembler.reading.next_departure().is_some_and(|until| until <= stream_lsn) {
             self.depart(source, publisher, control, stream_lsn)?;
+            self.tell_gaps(publisher, control)?;
         }
+        self.end_stale(source, publisher, control)
+    }
+
+    /// Tells stores what the log lacks.
+    fn tell_gaps(&mut self, publisher: &mut dyn Publisher, control: &dyn Control) -> Result<(), RelayError> {
         if self.assembler.tell_gaps(self.clock.now_us()) {
             self.commit(publisher, control)?;
         }
-        self.end_stale(source, publisher, control)
+        Ok(())
     }
 
     /// Tables of which no change can come any more leave the log. One that is configured and was taken away by somebody

@@ -338,7 +338,7 @@ impl<'a> Relay<'a> {
         }
         let ended = matches!(event, WalEvent::Commit { .. });
         self.assembler.take(event, self.clock)?;
-        self.paused = ended && self.may_pause();
+        self.paused = ended && (self.may_pause() || self.assembler.reading.has_stale());
         let (batch, ready) = self.assembler.ready();
         if ready == 0 {
             return Ok(());

@@ -672,10 +672,6 @@ impl Reading {
                 // What its siblings had until then is ended once more, where it is told what the next round must see.
                 Effect::BeginAgain(relation) | Effect::Ended(relation) => {
                     self.reads_anew(relation, Read::Nothing);
-                    if matches!(effect, Effect::BeginAgain(_)) {
-                        // No `t` is in the log before the next round, and that may come after others' changes.
-                        self.gaps.insert(relation, false);
-                    }
                     if let Some(table) = self.tables.get_mut(&relation) {
                         table.stale = true;
                         if let Some(now) = self.described_ahead.remove(&relation) {
@@ -700,6 +696,11 @@ impl Reading {
     /// The tables of which the log holds rows that count no more.
     pub(crate) fn stale(&self) -> impl Iterator<Item = &TableProgress> {
         self.tables.values().filter(|table| table.stale)
+    }
+
+    /// Whether there are any: their end is to be told before a change of them is left out of the log.
+    pub(crate) fn has_stale(&self) -> bool {
+        self.active && self.stale().next().is_some()
     }
 
     /// The tables of which the log holds rows that count no more; they are ended there now. With their rows end those that
