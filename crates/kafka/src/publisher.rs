@@ -23,7 +23,7 @@ pub struct KafkaPublisher {
     log: String,
     ledger: String,
     producers: Option<Turns>,
-    /// Largest record that the log takes, if that is known.
+    /// Largest record that the log takes, once that was asked for.
     record_max: Option<usize>,
     /// Offset after the log's last committed data record.
     log_end: i64,
@@ -132,7 +132,6 @@ impl Publisher for KafkaPublisher {
     fn open(&mut self) -> Result<Ledger, PublishError> {
         (self.producers, self.held) = (None, None);
         require_topics(&self.connection, &self.names)?;
-        self.record_max = record_max(&self.connection, &self.names)?;
         let mut producers = Turns::start(&self.connection, &self.names)?;
         let written = producers.probe(&self.ledger)?;
         let ledger = read_ledger_to(&self.connection, &self.names, written)?;
@@ -143,8 +142,11 @@ impl Publisher for KafkaPublisher {
         Ok(ledger)
     }
 
-    fn record_max(&self) -> Option<usize> {
-        self.record_max
+    fn record_max(&mut self) -> Result<Option<usize>, PublishError> {
+        if self.record_max.is_none() {
+            self.record_max = record_max(&self.connection, &self.names)?;
+        }
+        Ok(self.record_max)
     }
 
     fn begin(&mut self) -> Result<(), PublishError> {

@@ -60,9 +60,9 @@ pub trait Publisher {
     /// Fences every older publisher of this log, then reads the ledger to its true end.
     fn open(&mut self) -> Result<Ledger, PublishError>;
 
-    /// Largest record that the log takes, bytes of key, value and headers; `None` where that is not known. Once open.
-    fn record_max(&self) -> Option<usize> {
-        None
+    /// Largest record that the log takes, bytes of key, value and headers; `None` where this login may not ask.
+    fn record_max(&mut self) -> Result<Option<usize>, PublishError> {
+        Ok(None)
     }
 
     /// Begins a transaction unless one is open, without waiting until it has begun. It is to be committed soon.

@@ -221,18 +221,20 @@ fn continue_log(
 }
 
 /// What is left out of rows that are too large for a record.
-fn oversize(omit: &BTreeSet<(String, String)>, publisher: &dyn Publisher) -> Result<Oversize, RelayError> {
-    let record_max = match publisher.record_max() {
-        Some(max) => max,
-        None if omit.is_empty() => usize::MAX,
-        None => {
-            return Err(RelayError::Refused(Refusal::new(
-                "columns are to be left out of rows that are larger than a record may be, and the log's limit, \
-                 max.message.bytes, cannot be read",
-                "allow this login to describe the configuration of the log's topic (DescribeConfigs), or take \
-                 \"omit\" out of [postgres.oversize]",
-            )));
-        }
+fn oversize(
+    omit: &BTreeSet<(String, String)>,
+    publisher: &mut dyn Publisher,
+) -> Result<Oversize, RelayError> {
+    if omit.is_empty() {
+        return Ok(Oversize::default());
+    }
+    let Some(record_max) = publisher.record_max()? else {
+        return Err(RelayError::Refused(Refusal::new(
+            "columns are to be left out of rows that are larger than a record may be, and the log's limit, \
+             max.message.bytes, may not be read",
+            "allow this login to describe the configuration of the log's topic (DescribeConfigs), or take \"omit\" \
+             out of [postgres.oversize]",
+        )));
     };
     Ok(Oversize { record_max, tables: omit.clone() })
 }
