@@ -108,16 +108,16 @@ fn read(
 /// The log's end, and that of its committed records, which should not be before the one in the ledger. If they are,
 /// records were lost, or the broker that answered is no longer the log's leader. The log can be as long as it should be
 /// and lack records: when a broker loses the end of a transaction, the transaction may be aborted, which adds an offset.
-fn ends(connection: &Connection, names: &Names, expected: i64) -> Result<(i64, i64), KafkaError> {
+fn ends(connection: &Connection, names: &Names, expected: i64) -> Result<(i64, Option<i64>), KafkaError> {
     let mut waited = Duration::ZERO;
     loop {
         // New clients each time, as they may have turned to the wrong broker.
         let end = watermarks(&connection.inquirer()?, &names.log(), connection.outage())?.1;
         let data_end = match expected {
-            0 => 0,
-            _ => data_end(PartitionReader::new(connection, names, names.log())?, expected)?,
+            0 => None,
+            _ => Some(data_end(PartitionReader::new(connection, names, names.log())?, expected)?),
         };
-        if end.min(data_end) >= expected || waited >= LOST_AFTER {
+        if end.min(data_end.unwrap_or(end)) >= expected || waited >= LOST_AFTER {
             return Ok((end, data_end));
         }
         std::thread::sleep(NEW_CLIENT);

@@ -35,8 +35,9 @@ pub struct Ledger {
     pub log: Option<String>,
     /// The log's end offset (exclusive, control records included).
     pub log_end: i64,
-    /// Offset after the log's last committed record of ours. Looked for from the last one that `progress` names on.
-    pub data_end: i64,
+    /// Offset after the log's last committed record of ours, looked for from the last one that `progress` names on. `None`
+    /// where nobody is going to continue the log.
+    pub data_end: Option<i64>,
 }
 
 /// Why the publisher cannot go on.

@@ -72,14 +72,14 @@ fn check_log(ledger: &Ledger, progress: &Progress) -> Result<(), Refusal> {
             "the log topic ends at offset {} but its ledger speaks of offset {}: records were lost",
             ledger.log_end, progress.log_end
         ),
-        Some(_) if ledger.data_end < progress.log_end => format!(
+        Some(_) if ledger.data_end.is_some_and(|end| end < progress.log_end) => format!(
             "the log topic has no committed record at offset {}, the last one that its ledger speaks of: records were \
              lost, and their transaction was aborted",
             progress.log_end - 1
         ),
-        Some(_) if ledger.data_end > progress.log_end => format!(
-            "the log topic has records up to offset {} but its ledger speaks of offset {}: the ledger lost its end",
-            ledger.data_end, progress.log_end
+        Some(_) if ledger.data_end.is_some_and(|end| end > progress.log_end) => format!(
+            "the log topic has records behind offset {}, the last of which its ledger speaks: the ledger lost its end",
+            progress.log_end
         ),
         Some(_) => return Ok(()),
     };
@@ -223,7 +223,7 @@ pub(crate) mod tests {
             progress: Some(progress()),
             log: Some("a".into()),
             log_end: 9,
-            data_end: 8,
+            data_end: Some(8),
             ..Ledger::default()
         }
     }
@@ -252,8 +252,8 @@ pub(crate) mod tests {
         assert!(refused(|_, s| s.confirmed_flush = Lsn(101)).unwrap().contains("in neither"));
         assert!(refused(|_, s| s.flush_lsn = Lsn(99)).unwrap().contains("restored"));
         assert!(refused(|l, _| l.log_end = 7).unwrap().contains("records were lost"));
-        assert!(refused(|l, _| l.data_end = 7).unwrap().contains("records were lost"));
-        assert!(refused(|l, _| l.data_end = 9).unwrap().contains("the ledger lost its end"));
+        assert!(refused(|l, _| l.data_end = Some(7)).unwrap().contains("records were lost"));
+        assert!(refused(|l, _| l.data_end = Some(9)).unwrap().contains("the ledger lost its end"));
         assert!(refused(|l, _| l.progress = None).unwrap().contains("setup"));
     }
 

@@ -35,7 +35,7 @@ impl Publisher for Older {
             time_ms: 0,
         };
         let log = Some("a".into());
-        Ok(Ledger { progress: Some(progress), log, log_end: 1, data_end: 1, ..Ledger::default() })
+        Ok(Ledger { progress: Some(progress), log, log_end: 1, data_end: Some(1), ..Ledger::default() })
     }
 
     fn begin(&mut self) -> Result<(), PublishError> {

@@ -51,5 +51,5 @@ fn lose_last(kafka: &Kafka, topic: &str, batches: usize) {
 /// Where the log ends by its ledger, and where by its records.
 fn ends((connection, names): (Connection, Names)) -> (i64, i64) {
     let ledger = KafkaPublisher::new(connection, names).open().unwrap();
-    (ledger.progress.unwrap().log_end, ledger.data_end)
+    (ledger.progress.unwrap().log_end, ledger.data_end.unwrap())
 }

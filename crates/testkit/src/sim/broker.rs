@@ -280,7 +280,7 @@ impl Publisher for SimPublisher {
         let mut ledger = broker.read_ledger();
         ledger.log = ledger.progress.as_ref().map(|progress| progress.log.clone());
         ledger.log_end = broker.slots.len() as i64;
-        ledger.data_end = broker.data_end();
+        ledger.data_end = Some(broker.data_end());
         Ok(ledger)
     }
 
