@@ -118,15 +118,16 @@ impl Description {
         }
     }
 
-    /// Whether another column than the one of this number has the name.
-    pub(crate) fn gives(&self, name: &str, number: i16) -> bool {
-        self.columns.iter().any(|column| column.name == name && column.number != number)
+    /// Says so if the name of the column with this number belongs to another column now.
+    pub(crate) fn reassigned(&self, name: &str, number: i16) -> Option<String> {
+        let other = self.columns.iter().any(|column| column.name == name && column.number != number);
+        other.then(|| format!("column {name} is another one than before"))
     }
 
     fn breaks_column(&self, before: &ColumnDescription) -> Option<String> {
         let name = &before.name;
-        if self.gives(name, before.number) {
-            return Some(format!("column {name} is another one than before"));
+        if let Some(why) = self.reassigned(name, before.number) {
+            return Some(why);
         }
         let now = self.columns.iter().find(|column| column.number == before.number)?;
         if before.generated && !now.generated {

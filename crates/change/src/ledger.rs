@@ -180,8 +180,8 @@ impl TableProgress {
 
     /// Why the rows that the log holds do not mean any more what they meant; `None` if they still do.
     pub fn breaks(&self, now: &Description) -> Option<String> {
-        if let Some((_, name)) = self.former.iter().find(|(number, name)| now.gives(name, *number)) {
-            return Some(format!("column {name} is another one than before"));
+        if let Some(why) = self.former.iter().find_map(|(number, name)| now.reassigned(name, *number)) {
+            return Some(why);
         }
         match (&self.description, self.storage) {
             (Some(before), _) => now.breaks(before),

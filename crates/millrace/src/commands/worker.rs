@@ -106,15 +106,7 @@ fn keep(watch: &Watch<'_>, sink: &mut dyn Sink) -> Outcome {
             Err(error) => error,
         };
         let reason = error.to_string();
-        service.telemetry.tell(watch.name, false, reason.clone());
-        watch.metrics.restarted();
-        match supervisor.after_worker(
-            error,
-            watch.worker,
-            (&watch.stopped_store(), &log),
-            started,
-            Instant::now(),
-        ) {
+        match watch.ended(&mut supervisor, error, &log, started) {
             Next::End(failure) if watch.finds_successor() => {
                 tracing::warn!(
                     part = watch.name,
@@ -168,15 +160,7 @@ fn build_when_asked(watch: &Watch<'_>, copies: &mut dyn Sink, ended: &Stop) -> O
         let news = watch.logs.news();
         let Err(error) = attempt(watch, copies, &mut log, |logs| logs.newest()) else { continue };
         let reason = error.to_string();
-        service.telemetry.tell(watch.name, false, reason.clone());
-        watch.metrics.restarted();
-        match supervisor.after_worker(
-            error,
-            watch.worker,
-            (&watch.stopped_store(), &log),
-            started,
-            Instant::now(),
-        ) {
+        match watch.ended(&mut supervisor, error, &log, started) {
             Next::End(failure) if !keeps(copies) => return Err(failure),
             Next::End(failure) => {
                 tracing::error!(
@@ -250,10 +234,15 @@ struct Watch<'a> {
 }
 
 impl Watch<'_> {
-    /// The name of a store that has stopped, for a message about it.
-    fn stopped_store(&self) -> String {
+    /// Reports that the worker, or its builder, ended with an error, and returns what to do next. `log` is the topic that it
+    /// followed.
+    fn ended(&self, supervisor: &mut Supervisor, error: WorkerError, log: &str, started: Instant) -> Next {
+        self.service.telemetry.tell(self.name, false, error.to_string());
+        self.metrics.restarted();
         let stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
-        stopped.keys().next().map_or("STORE", String::as_str).to_owned()
+        // The message names the store to skip a record for.
+        let store = stopped.keys().next().map_or("STORE", String::as_str);
+        supervisor.after_worker(error, self.worker, (store, log), started, Instant::now())
     }
 
     /// The same by what the brokers say now: a process that was frozen may be told of the next log last.
