@@ -1,9 +1,8 @@
-//! Rows that would be larger than a record may be, and what is left out of them.
+//! Rows that are too large for a record, and the columns that are omitted from them.
 //!
-//! Of a table for which that was chosen, the largest columns that are not in the key are left out until the record is small
-//! enough, in both images of the row alike. A placeholder stands for them, and the header
-//! [`millrace.omitted`](crate::header::OMITTED) names them. Sizes are those before compression, so that what is left out
-//! does not depend on how well something happens to compress.
+//! For a table configured with "omit", the encoder replaces the largest non-key columns by a placeholder, in the old and in
+//! the new row, until the record fits. The header [`millrace.omitted`](crate::header::OMITTED) lists them. Sizes are counted
+//! before compression, so the choice does not depend on how well the data compresses.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -17,10 +16,10 @@ use crate::tuple::RawDatum;
 const FRAME: usize = 4 << 10;
 /// JSON writes a byte as at most so many, as in `\u0001`.
 const GROWTH: usize = 6;
-/// What stands in both images for a value that is left out, bytes at most.
+/// Size of the two placeholders for an omitted value, in bytes, at most.
 const PLACEHOLDERS: usize = 96;
 
-/// Which tables' records may lack columns, and from which size on.
+/// The tables from whose records columns may be omitted, and the size limit.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Oversize {
     /// Largest record, bytes of key, value and headers.
@@ -68,7 +67,7 @@ impl RelationEncoder {
         add(images.before, None);
         add(images.after, self.fallback(images));
         let in_key: usize = self.key.iter().map(|place| sizes[*place]).sum();
-        // The key stands in the record's key too, and perhaps as it was before.
+        // The record's key repeats the key columns, and the previous key may be added.
         let mut total = frame + sizes.iter().sum::<usize>() + 2 * in_key;
         let mut places: Vec<usize> = (0..sizes.len()).filter(|place| !self.key.contains(place)).collect();
         places.sort_by_key(|place| Reverse(sizes[*place]));

@@ -62,7 +62,7 @@ struct Entry {
 pub struct RecordBatch {
     pub(crate) bytes: Vec<u8>,
     entries: Vec<Entry>,
-    /// Whether one of them lacks columns.
+    /// True if a record has omitted columns.
     omits: bool,
 }
 

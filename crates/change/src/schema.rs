@@ -63,8 +63,8 @@ impl Column {
         self.recorded.as_deref().unwrap_or(&self.name)
     }
 
-    /// Whether its values are names of database objects (regclass, regrole and their like): their texts change with those
-    /// names, of which no event tells.
+    /// True for regclass, regrole and similar types. Their text is the name of a database object and changes when the object
+    /// is renamed, without an event for the row.
     pub fn names_an_object(&self) -> bool {
         // regproc, regprocedure, regoper, regoperator, regclass, regtype, regconfig, regdictionary, regnamespace, regrole,
         // regcollation.

@@ -214,7 +214,7 @@ pub(crate) enum Command {
     /// when its worker is started. The store's checkpoint records the offset for ever, and `millrace verify` shows what the
     /// store lacks by it. Nothing is left out that a store can take in.
     ///
-    /// Of a row that is larger than a record may be (see [postgres.oversize]) a search index holds what the log has.
+    /// If columns of the row were omitted for its size (see [postgres.oversize]), a search index stores the row without them.
     #[command(
         after_help = "Examples:\n  millrace skip counters.unread --offset 41 --reason \"written by a broken script\"\n  millrace skip search.files --key 1207 --reason \"a scan of 90 MB\""
     )]
