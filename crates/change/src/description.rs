@@ -7,8 +7,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::Column;
-
 /// Types whose values have the same text: `text` and `character varying`.
 const SAME_TEXT: [u32; 2] = [25, 1043];
 
@@ -107,15 +105,6 @@ impl Description {
         }
         let columns = before.columns.iter().find_map(|column| self.breaks_column(column));
         columns.or_else(|| before.types.iter().find_map(|before| self.breaks_type(before)))
-    }
-
-    /// Whether this column of some version has its name still, or one that no other column has now.
-    pub fn names(&self, column: &Column) -> bool {
-        let Some(number) = column.number else { return true };
-        match self.columns.iter().find(|present| present.number == number) {
-            Some(present) => present.name == column.name,
-            None => self.columns.iter().all(|present| present.name != column.name),
-        }
     }
 
     /// Says so if the name of the column with this number belongs to another column now.

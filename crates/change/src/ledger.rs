@@ -64,6 +64,9 @@ pub struct SnapshotProgress {
     /// Why there is no round now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting: Option<String>,
+    /// Below this LSN stores may lack something, for the catalog was not as it has to be; the highest one until it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distrusted: Option<Lsn>,
 }
 
 /// A round that the stream has not caught up with.

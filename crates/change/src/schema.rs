@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -137,24 +138,41 @@ impl TableSchema {
         self
     }
 
-    /// The same version with the names that its columns have now: a column that was renamed is found under its new name,
-    /// and one that lost its name to another is not found. A column of the `newest` version that these records do not have
-    /// is among the columns, without being recorded.
-    pub fn with_present_names(mut self, now: &Description, newest: &TableSchema) -> TableSchema {
-        let named = |number| now.columns.iter().find(|column| Some(column.number) == number);
-        for column in &mut self.columns {
-            let Some(present) = named(column.number).filter(|present| present.name != column.name) else {
-                continue;
-            };
-            column.recorded = Some(std::mem::replace(&mut column.name, present.name.clone()));
+    /// The same version with the names that its columns got in `later` versions, which are in order, and have now: a column
+    /// that was renamed is found under its new name. When a name goes to another column, the table begins again in the
+    /// log, and columns have the names that they had until then: whoever reads these records is not yet there. A column of the
+    /// newest version that these records do not have is among the columns, without being recorded.
+    pub fn with_present_names(mut self, later: &[&TableSchema], now: &Description) -> TableSchema {
+        let mut known: BTreeMap<&str, i16> = self.numbers().collect();
+        let mut last: Vec<(&str, i16)> = Vec::new();
+        let versions = later.iter().map(|version| version.numbers().collect());
+        let present = now.columns.iter().map(|column| (column.name.as_str(), column.number)).collect();
+        for names in versions.chain([present]) {
+            let names: Vec<(&str, i16)> = names;
+            if names.iter().any(|(name, number)| known.get(name).is_some_and(|known| known != number)) {
+                break;
+            }
+            known.extend(names.iter().copied());
+            last = names;
         }
-        self.columns.retain(|column| now.names(column));
-        for column in &newest.columns {
+        for column in &mut self.columns {
+            let renamed =
+                |(name, number): &&(&str, i16)| column.number == Some(*number) && column.name != *name;
+            if let Some((name, _)) = last.iter().find(renamed) {
+                column.recorded = Some(std::mem::replace(&mut column.name, (*name).to_owned()));
+            }
+        }
+        for column in later.last().iter().flat_map(|newest| &newest.columns) {
             if self.column(&column.name).is_none() {
                 self.columns.push(Column { key: None, recorded: Some(String::new()), ..column.clone() });
             }
         }
         self
+    }
+
+    /// Names and numbers of the columns of which the number is known.
+    fn numbers(&self) -> impl Iterator<Item = (&str, i16)> {
+        self.columns.iter().filter_map(|column| Some((column.name.as_str(), column.number?)))
     }
 
     /// Which table it is in the log: its partitions are one.
@@ -339,10 +357,12 @@ mod tests {
         (schema, now)
     }
 
-    /// Name and recorded name of each column of the older version, as the later one calls them.
-    fn present(older: &[(i16, &str)], later: &[(i16, &str)]) -> Vec<(String, String)> {
-        let (newest, now) = named(later);
-        let seen = named(older).0.with_present_names(&now, &newest);
+    /// Name and recorded name of each column of the first version, as the later ones call them, the last of which is now's.
+    fn present(versions: &[&[(i16, &str)]]) -> Vec<(String, String)> {
+        let (later, descriptions): (Vec<_>, Vec<_>) =
+            versions[1..].iter().map(|columns| named(columns)).unzip();
+        let later: Vec<&TableSchema> = later.iter().collect();
+        let seen = named(versions[0]).0.with_present_names(&later, descriptions.last().unwrap());
         let name = |column: &Column| (column.name.clone(), column.recorded_name().to_owned());
         seen.columns.iter().map(name).collect()
     }
@@ -350,19 +370,31 @@ mod tests {
     #[test]
     fn columns_of_an_older_version_have_the_names_that_they_have_now() {
         let pair = |name: &str, recorded: &str| (name.to_owned(), recorded.to_owned());
-        let older = [(1, "id"), (2, "a"), (3, "b")];
-        assert_eq!(present(&older, &older), [pair("id", "id"), pair("a", "a"), pair("b", "b")]);
-        let renamed = present(&older, &[(1, "id"), (2, "title"), (3, "b")]);
-        assert_eq!(renamed, [pair("id", "id"), pair("title", "a"), pair("b", "b")]);
-        let swapped = present(&older, &[(1, "id"), (2, "b"), (3, "a")]);
-        assert_eq!(swapped, [pair("id", "id"), pair("b", "a"), pair("a", "b")]);
-        let replaced = present(&older, &[(1, "id"), (3, "b"), (4, "a")]);
-        assert_eq!(
-            replaced,
-            [pair("id", "id"), pair("b", "b"), pair("a", "")],
-            "rows do not have the new one"
-        );
-        let dropped = present(&older, &[(1, "id"), (3, "b")]);
-        assert_eq!(dropped, [pair("id", "id"), pair("a", "a"), pair("b", "b")], "its name is nobody else's");
+        let (id, a, b) = (pair("id", "id"), pair("a", "a"), pair("b", "b"));
+        let older: &[(i16, &str)] = &[(1, "id"), (2, "a"), (3, "b")];
+        assert_eq!(present(&[older, older]), [id.clone(), a.clone(), b.clone()]);
+        let renamed: &[(i16, &str)] = &[(1, "id"), (2, "title"), (3, "b")];
+        assert_eq!(present(&[older, renamed]), [id.clone(), pair("title", "a"), b.clone()]);
+        let dropped = present(&[older, &[(1, "id"), (3, "b")]]);
+        assert_eq!(dropped, [id.clone(), a.clone(), b.clone()], "its name is nobody else's");
+        let added = present(&[older, &[(1, "id"), (2, "a"), (3, "b"), (4, "c")]]);
+        assert_eq!(added, [id.clone(), a.clone(), b.clone(), pair("c", "")], "rows do not have the new one");
+    }
+
+    #[test]
+    fn where_a_name_went_to_another_column_older_versions_keep_the_names_of_their_time() {
+        let pair = |name: &str, recorded: &str| (name.to_owned(), recorded.to_owned());
+        let (id, a, b) = (pair("id", "id"), pair("a", "a"), pair("b", "b"));
+        let older: &[(i16, &str)] = &[(1, "id"), (2, "a"), (3, "b")];
+        let swapped = present(&[older, &[(1, "id"), (2, "b"), (3, "a")]]);
+        assert_eq!(swapped, [id.clone(), a.clone(), b.clone()]);
+        let replaced = present(&[older, &[(1, "id"), (3, "b"), (4, "a")]]);
+        assert_eq!(replaced, [id.clone(), a.clone(), b.clone()]);
+        // The first column was called c for a while, and then another one was.
+        let renamed: &[(i16, &str)] = &[(1, "id"), (2, "c"), (3, "b")];
+        let taken: &[(i16, &str)] = &[(1, "id"), (2, "a"), (3, "c")];
+        let seen = [id.clone(), pair("c", "a"), b.clone(), pair("a", "")];
+        assert_eq!(present(&[older, renamed, taken]), seen);
+        assert_eq!(present(&[renamed, taken]), [id, pair("c", "c"), b, pair("a", "")]);
     }
 }

@@ -1,6 +1,6 @@
 //! The worker's end of the log: one member of a consumer group, or a builder, that reads from where its store stands.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -34,9 +34,7 @@ pub struct KafkaFeed {
     /// From where it was told to begin; `None` while it has not been.
     log: Option<Fetch>,
     ledger: PartitionReader,
-    schemas: HashMap<SchemaRef, Arc<TableSchema>>,
-    /// The newest version of each relation among them.
-    newest: HashMap<u32, u32>,
+    schemas: BTreeMap<SchemaRef, Arc<TableSchema>>,
     /// The newest description of each relation, with its columns' present names.
     tables: HashMap<u32, Box<Description>>,
     /// Those of the last look at the whole ledger, in its order.
@@ -80,8 +78,7 @@ impl KafkaFeed {
             place,
             log: None,
             ledger,
-            schemas: HashMap::new(),
-            newest: HashMap::new(),
+            schemas: BTreeMap::new(),
             tables: HashMap::new(),
             described: Vec::new(),
             progress: None,
@@ -121,8 +118,6 @@ impl KafkaFeed {
 
     fn take_schema(&mut self, version: SchemaRef, schema: TableSchema) {
         self.schemas.entry(version).or_insert_with(|| Arc::new(schema));
-        let newest = self.newest.entry(version.relation).or_default();
-        *newest = version.version.max(*newest);
     }
 
     /// Keeps what the table's columns are called now.
@@ -136,12 +131,10 @@ impl KafkaFeed {
     fn present(&self, version: SchemaRef) -> Option<Arc<TableSchema>> {
         let schema = self.schemas.get(&version)?;
         let Some(now) = self.tables.get(&version.relation) else { return Some(schema.clone()) };
-        let newest = SchemaRef { version: *self.newest.get(&version.relation)?, ..version };
-        if newest == version && schema.columns.iter().all(|column| now.names(column)) {
-            return Some(schema.clone());
-        }
-        let newest = self.schemas.get(&newest)?;
-        Some(Arc::new(TableSchema::clone(schema).with_present_names(now, newest)))
+        let newest = SchemaRef { version: u32::MAX, ..version };
+        let later: Vec<&TableSchema> =
+            self.schemas.range(version..=newest).skip(1).map(|(_, schema)| schema.as_ref()).collect();
+        Some(Arc::new(TableSchema::clone(schema).with_present_names(&later, now)))
     }
 
     /// Keeps the newest progress: [`Feed::log`] may have read ahead of what arrives here.

@@ -33,17 +33,22 @@ pub(crate) enum Next {
 pub(crate) struct Supervisor {
     back_off: Duration,
     fenced: VecDeque<Instant>,
+    /// Whether the relay was refused in the middle of a transaction when it ended last.
+    midway: bool,
 }
 
 impl Supervisor {
     pub(crate) fn new() -> Self {
-        Supervisor { back_off: BACK_OFF.0, fenced: VecDeque::new() }
+        Supervisor { back_off: BACK_OFF.0, fenced: VecDeque::new(), midway: false }
     }
 
     /// After the relay ran from `started` to `now`.
     pub(crate) fn after_relay(&mut self, error: RelayError, started: Instant, now: Instant) -> Next {
+        let again = std::mem::replace(&mut self.midway, matches!(error, RelayError::RefusedMidway(_)));
         match error {
+            RelayError::RefusedMidway(_) if !again => Next::Again(Duration::ZERO),
             RelayError::Refused(refusal)
+            | RelayError::RefusedMidway(refusal)
             | RelayError::Source(SourceError::Refused(refusal))
             | RelayError::Publish(PublishError::Refused(refusal)) => Next::End(refusal.into()),
             RelayError::Publish(PublishError::Fenced) => self.after_fencing("reader", now),

@@ -471,16 +471,14 @@ impl Source for PostgresSource {
         let look = self.runtime.block_on(catalog::answered(&self.target, look))?;
         let Look { publication, mut tables, until, settled } = look;
         let publication = publication.ok_or_else(|| no_publication(name))?;
-        publication.demand_whole()?;
-        let inherited = tables.iter().any(|table| !table.description.children.is_empty());
-        if inherited {
+        let mut unfit = publication.demand_whole().err();
+        if unfit.is_none() && tables.iter().any(|table| !table.description.children.is_empty()) {
             let findings = self.query(check::inheritance(&self.client, &self.options.queried))?;
-            if let Some(Finding { what, remedy, .. }) = findings.into_iter().next() {
-                return Err(Refusal::new(what, remedy).into());
-            }
+            unfit =
+                findings.into_iter().next().map(|Finding { what, remedy, .. }| Refusal::new(what, remedy));
         }
         self.runtime.block_on(publication::note_new(&self.client, &mut tables, &mut self.found));
-        Ok(Publication { tables, xmin: publication.xmin, until, settled })
+        Ok(Publication { tables, unfit, xmin: publication.xmin, until, settled })
     }
 
     fn absence(&mut self, relation: u32, name: &str) -> Result<Option<Refusal>, SourceError> {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use change::{Key, Lsn, Read, TableProgress};
+use change::{Key, Lsn, Read, Refusal, TableProgress};
 
 use crate::run::Relay;
 use crate::snapshot::{Answers, ReadPiece};
@@ -51,29 +51,54 @@ impl Default for Pace {
 
 impl Relay<'_> {
     /// Looks at the publication before the stream begins. What ran until now may have changed it, and shows later.
-    pub(crate) fn first_look(&mut self, source: &mut dyn Source) -> Result<(), RelayError> {
+    pub(crate) fn first_look(
+        &mut self,
+        source: &mut dyn Source,
+        publisher: &mut dyn Publisher,
+        control: &dyn Control,
+    ) -> Result<(), RelayError> {
         let snapshot = source.visible()?;
         self.assembler.reading.republished(snapshot.in_progress());
-        self.reconcile(source)
+        self.reconcile(source, publisher, control)
     }
 
     /// Brings what is known in line with the catalog: tables may have come or gone, or may mean something else.
-    fn reconcile(&mut self, source: &mut dyn Source) -> Result<(), RelayError> {
+    fn reconcile(
+        &mut self,
+        source: &mut dyn Source,
+        publisher: &mut dyn Publisher,
+        control: &dyn Control,
+    ) -> Result<(), RelayError> {
         let begun_us = self.clock.now_us();
         let at = self.assembler.stream_lsn();
         let publication = source.published()?;
         let between = self.assembler.between();
-        let leaving = self.assembler.reading.next_departure();
-        self.assembler.reading.reconcile(&publication, between)?;
-        if leaving.is_none() && self.assembler.reading.next_departure().is_some() {
+        match self.assembler.reading.reconcile(&publication, between) {
             // On an idle source nothing else would take the stream as far.
-            self.beat(source, self.progress.beat.0)?;
+            Ok(true) => self.beat(source, self.progress.beat.0)?,
+            Ok(false) => {}
+            Err((refusal, concerned)) => return self.refuse(refusal, &concerned, publisher, control),
         }
         self.pace.look_again = !between;
         let rest = LOOK_INTERVAL.max(self.since(begun_us).saturating_mul(LOOK_SHARE));
         self.pace.looked =
             (at, begun_us.saturating_add(rest.as_micros() as i64), publication.settled && between);
         Ok(())
+    }
+
+    /// Ends the reader. What is refused may have been so for a while, and stores of the tables `concerned` be ready at an LSN
+    /// at which they are not right: they are told first.
+    fn refuse(
+        &mut self,
+        refusal: Refusal,
+        concerned: &[u32],
+        publisher: &mut dyn Publisher,
+        control: &dyn Control,
+    ) -> Result<(), RelayError> {
+        self.assembler.reading.distrust(concerned);
+        self.assembler.tell_gaps(self.clock.now_us());
+        self.commit(publisher, control)?;
+        Err(refusal.into())
     }
 
     /// Looks at the catalog before an LSN is claimed with which nothing came: what has changed below it without an event
@@ -88,7 +113,7 @@ impl Relay<'_> {
             return Ok(true);
         }
         let stream_lsn = self.assembler.stream_lsn();
-        self.reconcile(source)?;
+        self.reconcile(source, publisher, control)?;
         self.after_look(source, publisher, control)?;
         let settled = self.pace.looked.2;
         if settled {
@@ -110,6 +135,7 @@ impl Relay<'_> {
         if !self.assembler.between() {
             return Ok(());
         }
+        self.assembler.reading.came_to(self.assembler.reach().end_lsn);
         // First: a table that is gone may end the reader, and its stores are not to be ready then.
         self.tell_gaps(publisher, control)?;
         let stream_lsn = self.assembler.stream_lsn();
@@ -141,8 +167,7 @@ impl Relay<'_> {
         for relation in self.assembler.reading.depart(stream_lsn) {
             let Some(name) = names.get(&relation) else { continue };
             if let Some(refusal) = source.absence(relation, name)? {
-                self.commit(publisher, control)?;
-                return Err(refusal.into());
+                return self.refuse(refusal, &[relation], publisher, control);
             }
             control.left(name);
         }
@@ -179,17 +204,22 @@ impl Relay<'_> {
 
     /// Looks at the publication again: when the stream told that it had changed, which is before others see it; and now
     /// and then while the stream goes on, for not everything is told there.
-    fn look(&mut self, source: &mut dyn Source) -> Result<(), RelayError> {
+    fn look(
+        &mut self,
+        source: &mut dyn Source,
+        publisher: &mut dyn Publisher,
+        control: &dyn Control,
+    ) -> Result<(), RelayError> {
         let (at, next_us, _) = self.pace.looked;
         let due = || self.clock.now_us() >= next_us && self.assembler.stream_lsn() > at;
         if self.pace.look_again || due() {
-            return self.reconcile(source);
+            return self.reconcile(source, publisher, control);
         }
         if self.assembler.reading.awaits_publication() && self.clock.now_us() >= self.pace.look_us {
             self.pace.look_us = self.clock.now_us().saturating_add(LOOK_INTERVAL.as_micros() as i64);
             let snapshot = source.visible()?;
             if self.assembler.reading.sees_publication(&snapshot) {
-                self.reconcile(source)?;
+                self.reconcile(source, publisher, control)?;
             }
         }
         Ok(())
@@ -218,7 +248,7 @@ impl Relay<'_> {
             let snapshot = source.visible()?;
             self.assembler.reading.accepts(&snapshot);
         }
-        self.look(source)?;
+        self.look(source, publisher, control)?;
         self.after_look(source, publisher, control)?;
         if !self.may_pause() {
             return Ok(());

@@ -23,6 +23,10 @@ pub enum RelayError {
     /// Going on could lose changes.
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// The same, in the middle of a transaction, where stores cannot be told that they may be wrong. Another start looks at
+    /// the catalog first, and tells them if it refuses what it finds.
+    #[error("{0}")]
+    RefusedMidway(Refusal),
 }
 
 impl RelayError {
@@ -31,6 +35,7 @@ impl RelayError {
         matches!(
             self,
             RelayError::Refused(_)
+                | RelayError::RefusedMidway(_)
                 | RelayError::Source(SourceError::Refused(_))
                 | RelayError::Publish(PublishError::Refused(_))
         )
@@ -191,7 +196,7 @@ fn continue_log(
     let encoder = Encoder::new(pipeline, database).omitting(oversize);
     let mut relay = Relay::new(encoder, progress, ledger, clock, limits);
     relay.beat(source, state.heartbeat.beat)?;
-    relay.first_look(source)?;
+    relay.first_look(source, publisher, control)?;
     relay.after_look(source, publisher, control)?;
     source.start(relay.progress.end_lsn)?;
 
@@ -339,7 +344,10 @@ impl<'a> Relay<'a> {
             self.reply_requested = true;
         }
         let ended = matches!(event, WalEvent::Commit { .. });
-        self.assembler.take(event, self.clock)?;
+        self.assembler.take(event, self.clock).map_err(|error| match error {
+            RelayError::Refused(refusal) if !self.assembler.between() => RelayError::RefusedMidway(refusal),
+            error => error,
+        })?;
         self.paused = ended && (self.may_pause() || self.assembler.reading.has_stale());
         let (batch, ready) = self.assembler.ready();
         if ready == 0 {

@@ -107,6 +107,8 @@ pub(crate) struct Reading {
     genesis: Option<Snapshot>,
     unseen: BTreeSet<u32>,
     window: Option<Window>,
+    /// See [`SnapshotProgress::distrusted`].
+    distrusted: Option<Lsn>,
     /// Effects of the open transaction that the ledger may not have yet, and the ordinals of the changes they came with.
     ahead: BTreeMap<Effect, u64>,
     /// What the rows of tables mean that begin again with the open transaction. The ledger gets it together with their
@@ -169,11 +171,12 @@ impl Reading {
         let mut reading = Reading { tables: ledger.tables.clone(), ..Reading::default() };
         let progress = ledger.progress.as_ref().and_then(|progress| progress.snapshot.clone());
         if let Some(progress) = progress {
-            let SnapshotProgress { genesis, unseen, window, waiting } = *progress;
+            let SnapshotProgress { genesis, unseen, window, waiting, distrusted } = *progress;
             reading.genesis = genesis;
             reading.unseen = unseen.into_iter().collect();
             reading.window = window;
             reading.waiting = waiting;
+            reading.distrusted = distrusted;
         }
         reading.note_active();
         reading
@@ -191,7 +194,10 @@ impl Reading {
 
     /// Whether the log holds every table whole.
     pub(crate) fn complete(&self) -> bool {
-        self.window.is_none() && self.leaving.is_empty() && !self.tables.values().any(TableProgress::pending)
+        self.window.is_none()
+            && self.distrusted.is_none()
+            && self.leaving.is_empty()
+            && !self.tables.values().any(TableProgress::pending)
     }
 
     /// Whether the ledger must be told, however idle the stream is.
@@ -206,6 +212,7 @@ impl Reading {
             unseen: self.unseen.iter().copied().collect(),
             window: self.window.clone(),
             waiting: self.waiting.clone(),
+            distrusted: self.distrusted,
         };
         (!self.complete()).then(|| Box::new(progress()))
     }
@@ -233,17 +240,61 @@ impl Reading {
     }
 
     /// Compares what is published with what is known. Unless the stream is `between` two transactions only new tables are
-    /// taken in: the rest of a split one goes on as it began.
-    pub(crate) fn reconcile(&mut self, look: &Publication, between: bool) -> Result<(), Refusal> {
-        for found in &look.tables {
-            self.take_in(found, look.xmin, between)?;
+    /// taken in: the rest of a split one goes on as it began, and what is to be refused is so at the next look.
+    ///
+    /// Returns whether no store is to be ready before the log has passed this look; or why the reader has to end, and the
+    /// tables that this concerns.
+    pub(crate) fn reconcile(
+        &mut self,
+        look: &Publication,
+        between: bool,
+    ) -> Result<bool, (Refusal, Vec<u32>)> {
+        let mut refused = look.unfit.clone().filter(|_| between);
+        let mut concerned: Vec<u32> = Vec::new();
+        if refused.is_some() {
+            let there = self.tables.iter().filter(|(_, table)| table.read != Read::Removed);
+            concerned.extend(there.map(|(relation, _)| *relation));
         }
+        for found in look.tables.iter().filter(|_| look.unfit.is_none()) {
+            if let Err(refusal) = self.take_in(found, look.xmin, between) {
+                concerned.push(found.relation);
+                refused.get_or_insert(refusal);
+            }
+        }
+        if let Some(refusal) = refused {
+            return Err((refusal, concerned));
+        }
+        let mut awaited = false;
         if between {
+            let leaving = !self.leaving.is_empty();
             self.note_absent(look);
+            awaited = self.trust(look.until) || (!leaving && !self.leaving.is_empty());
             self.settle(None);
         }
         self.note_active();
-        Ok(())
+        Ok(awaited)
+    }
+
+    /// The log may lack something of these tables. Stores are told, and are ready again where the log has come to a look that
+    /// found all in order.
+    pub(crate) fn distrust(&mut self, concerned: &[u32]) {
+        self.gaps.extend(concerned.iter().map(|relation| (*relation, false)));
+        self.distrusted = Some(Lsn(u64::MAX));
+        self.dirty = true;
+    }
+
+    /// The log is right from `until` on. Returns whether it was not to be trusted before.
+    fn trust(&mut self, until: Lsn) -> bool {
+        let distrusted = self.distrusted.as_mut().filter(|distrusted| **distrusted == Lsn(u64::MAX));
+        distrusted.map(|distrusted| *distrusted = until).is_some()
+    }
+
+    /// The log has come to this LSN.
+    pub(crate) fn came_to(&mut self, log_lsn: Lsn) {
+        if self.distrusted.is_some_and(|until| until <= log_lsn) {
+            self.distrusted = None;
+            self.dirty = true;
+        }
     }
 
     fn take_in(&mut self, found: &PublishedTable, xmin: u32, between: bool) -> Result<(), Refusal> {
@@ -857,7 +908,7 @@ mod tests {
     }
 
     fn look(tables: Vec<PublishedTable>) -> Publication {
-        Publication { tables, xmin: 1, until: Lsn(100), settled: true }
+        Publication { tables, unfit: None, xmin: 1, until: Lsn(100), settled: true }
     }
 
     fn plain(relation: u32) -> PublishedTable {
@@ -926,8 +977,17 @@ mod tests {
     fn a_table_that_has_another_name_now_is_refused() {
         let mut reading = read([(7, None)]);
         let renamed = PublishedTable { name: "public.t_old".into(), ..plain(7) };
-        let refusal = reading.reconcile(&look(vec![renamed]), true).unwrap_err();
+        assert!(reading.reconcile(&look(vec![renamed.clone()]), false).is_ok(), "not within a transaction");
+        let (refusal, concerned) = reading.reconcile(&look(vec![renamed, plain(8)]), true).unwrap_err();
         assert!(refusal.what.contains("public.t7 has the name public.t_old now"), "{refusal}");
+        reading.distrust(&concerned);
+        assert!(!reading.complete() && reading.new_gaps() == [7].into());
+        let mut reading = Reading { distrusted: reading.progress().unwrap().distrusted, ..read([(7, None)]) };
+        assert!(reading.reconcile(&look(vec![plain(7)]), true).unwrap(), "renamed back");
+        reading.came_to(Lsn(99));
+        assert!(!reading.complete());
+        reading.came_to(Lsn(100));
+        assert!(reading.complete() && reading.dirty());
     }
 
     #[test]

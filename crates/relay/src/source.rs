@@ -157,6 +157,8 @@ pub struct Heartbeat {
 pub struct Publication {
     /// Its tables.
     pub tables: Vec<PublishedTable>,
+    /// Why its tables cannot be followed: it leaves out changes, or rows, or columns.
+    pub unfit: Option<Refusal>,
     /// `pg_publication.xmin`: another one for each time that it was altered.
     pub xmin: u32,
     /// The source's insert LSN, read afterwards: whatever was not found here has no change from this LSN on.
@@ -278,7 +280,7 @@ pub trait Source {
         deliver: &mut dyn FnMut(WalEvent<'_>) -> Result<(), RelayError>,
     ) -> Result<bool, RelayError>;
 
-    /// Looks at the publication. Refuses one that leaves out changes, or rows, or columns.
+    /// Looks at the publication.
     fn published(&mut self) -> Result<Publication, SourceError>;
 
     /// Says why a table is not published any more, and what to do; `None` for one that is not configured.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use testkit::services::Session;
 
 use crate::harness::{Pipeline, ROLES, Role, SOON, soon};
+use crate::stops::status;
 
 /// Tables, and what happens to each: statements that change what its rows mean, a transaction a line, then what follows.
 const ALTERED: [(&str, &str, &str, &str); 9] = [
@@ -323,10 +324,12 @@ fn h29_a_publication_that_leaves_something_out_is_refused() {
     for (broken, said, mended) in cases {
         pipeline.postgres.sql("app", &alter(broken));
         pipeline.postgres.sql("app", "UPDATE t SET v = v || '?'");
-        let status = pipeline.running_process(Role::Reader).wait(SOON);
-        assert_eq!(status.code(), Some(3), "{broken}");
+        let exit = pipeline.running_process(Role::Reader).wait(SOON);
+        assert_eq!(exit.code(), Some(3), "{broken}");
         let log = pipeline.log("reader");
         assert!(log.contains(said), "{broken}: {log}");
+        // Until the reader looked, the store took in others' commits above this one.
+        soon(broken, || status(&pipeline, "counters.n")["ready"] == false);
         if !mended.is_empty() {
             pipeline.postgres.sql("app", &alter(mended));
         }
@@ -352,23 +355,35 @@ fn h29_a_publication_that_leaves_something_out_is_refused() {
 
 #[test]
 fn a_table_that_is_replaced_by_another_is_refused_and_a_new_log_has_it() {
-    let setup = "CREATE TABLE t (id int PRIMARY KEY, v text); ALTER TABLE t REPLICA IDENTITY FULL; INSERT INTO t VALUES (1, 'a')";
-    let stores = "[counters.n]\nsql = \"SELECT v, count(*) FROM public.t GROUP BY v\"\n";
-    let mut pipeline = pipeline_of(setup, &["t"], stores);
+    let setup = "CREATE TABLE t (id int PRIMARY KEY, v text); ALTER TABLE t REPLICA IDENTITY FULL; INSERT INTO t VALUES (1, 'a');
+        CREATE TABLE other (id int PRIMARY KEY, v text); ALTER TABLE other REPLICA IDENTITY FULL";
+    let stores = "[counters.n]\nsql = \"SELECT v, count(*) FROM public.t GROUP BY v\"\n\
+                  [counters.m]\nsql = \"SELECT v, count(*) FROM public.other GROUP BY v\"\n";
+    let mut pipeline = pipeline_of(setup, &["t", "other"], stores);
     start(&mut pipeline, &[Role::Reader, Role::Counters]);
     // Renamed for the time of one transaction, which writes it.
     pipeline.postgres.sql(
         "app",
-        "BEGIN; ALTER TABLE t RENAME TO other; INSERT INTO other VALUES (2, 'b'); ALTER TABLE other RENAME TO t; COMMIT",
+        "BEGIN; ALTER TABLE t RENAME TO away; INSERT INTO away VALUES (2, 'b'); ALTER TABLE away RENAME TO t; COMMIT",
     );
     right(&mut pipeline, "renamed, written, renamed back");
+    // Renamed for longer, noticed by a look or in the middle of a transaction that writes it.
+    for writes in ["", "INSERT INTO other VALUES (1, 'x'); INSERT INTO away VALUES (3, 'c');"] {
+        pipeline.postgres.sql("app", &format!("BEGIN; ALTER TABLE t RENAME TO away; {writes} COMMIT"));
+        let exit = pipeline.running_process(Role::Reader).wait(SOON);
+        assert_eq!(exit.code(), Some(3));
+        soon("its store is told", || status(&pipeline, "counters.n")["ready"] == false);
+        pipeline.postgres.sql("app", "ALTER TABLE away RENAME TO t");
+        start(&mut pipeline, &[Role::Reader]);
+        right(&mut pipeline, "renamed back");
+    }
     pipeline.postgres.sql(
         "app",
         "BEGIN; CREATE TABLE t_new (LIKE t INCLUDING ALL); ALTER TABLE t_new REPLICA IDENTITY FULL;
          INSERT INTO t_new VALUES (1, 'new'); ALTER TABLE t RENAME TO t_old; ALTER TABLE t_new RENAME TO t; COMMIT",
     );
-    let status = pipeline.running_process(Role::Reader).wait(SOON);
-    assert_eq!(status.code(), Some(3));
+    let exit = pipeline.running_process(Role::Reader).wait(SOON);
+    assert_eq!(exit.code(), Some(3));
     let log = pipeline.log("reader");
     assert!(log.contains("public.t has the name public.t_old now"), "{log}");
     pipeline.succeed(&["generation", "new"]);

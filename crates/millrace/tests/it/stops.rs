@@ -42,7 +42,7 @@ fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
 }
 
 /// What `status` says of a store.
-fn status(pipeline: &Pipeline, store: &str) -> Value {
+pub(crate) fn status(pipeline: &Pipeline, store: &str) -> Value {
     let status: Value = serde_json::from_str(&pipeline.succeed(&["status", "--json"])).expect("JSON");
     let mut stores = status["stores"].as_array().expect("stores").iter();
     stores.find(|found| found["store"] == store).expect("the store").clone()

@@ -244,7 +244,7 @@ impl Source for SimSource {
         let tables: Vec<PublishedTable> =
             TABLES[..count].iter().map(|table| published(history, *table)).collect();
         self.faults.grow_between(history);
-        Ok(Publication { tables, xmin, until: history.end, settled })
+        Ok(Publication { tables, unfit: None, xmin, until: history.end, settled })
     }
 
     fn absence(&mut self, _: u32, _: &str) -> Result<Option<Refusal>, SourceError> {
