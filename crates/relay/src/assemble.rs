@@ -248,14 +248,15 @@ impl Assembler {
 
     /// What a round's rows of this table are written with. The stream's rows go on under the version that the stream has
     /// come to.
-    pub(crate) fn round_table(&mut self, schema: &TableSchema) -> Result<RelationEncoder, RelayError> {
-        let (at, new) = self.version(schema)?;
+    pub(crate) fn round_table(&mut self, mut schema: TableSchema) -> Result<RelationEncoder, RelayError> {
+        self.name_as_known(&mut schema);
+        let (at, new) = self.version(&schema)?;
         if new {
-            self.use_version(at, schema);
+            self.use_version(at, &schema);
         }
-        let encoder = self.encoder.relation(at, schema);
+        let encoder = self.encoder.relation(at, &schema);
         let renamed = match self.relations.get(&schema.relation) {
-            Some(known) if known.schema.root != schema.root => known.schema.named_as(schema),
+            Some(known) if known.schema.root != schema.root => known.schema.named_as(&schema),
             _ => return Ok(encoder),
         };
         // A partition that was described before the catalog showed whose it is.
@@ -411,7 +412,12 @@ impl Assembler {
         let described = self.described.take().filter(|described| described.schema.relation == relation);
         let mut described =
             described.ok_or_else(|| protocol(format!("relation {relation} was not described")))?;
-        self.name_as_known(&mut described);
+        if described.outdated
+            && let Some((_, known)) = self.versions.get(&relation)
+        {
+            described.schema = described.schema.completed_from(known);
+        }
+        self.name_as_known(&mut described.schema);
         self.reading.announced(&described, self.xid());
         let first =
             self.open.as_mut().is_some_and(|open| open.plan != Plan::Skip && open.compared.insert(relation));
@@ -423,20 +429,17 @@ impl Assembler {
     }
 
     /// A table keeps the name that it has in the log, whatever it is called for a while: its object id is what is published.
-    fn name_as_known(&self, described: &mut Described) {
-        let schema = &mut described.schema;
+    fn name_as_known(&self, schema: &mut TableSchema) {
         let relation = schema.relation;
         match self.versions.get(&relation) {
-            Some((_, known)) => {
-                if described.outdated {
-                    *schema = schema.clone().completed_from(known);
-                }
-                // Whose partition it is was asked now, and it may have been detached since.
-                if schema.root == known.root || (schema.root.is_none() && self.reading.is_partition(relation))
-                {
-                    *schema = schema.named_as(known);
-                }
+            // Whose partition it is was asked now, and it may have been detached since.
+            Some((_, known))
+                if schema.root == known.root
+                    || (schema.root.is_none() && self.reading.is_partition(relation)) =>
+            {
+                *schema = schema.named_as(known);
             }
+            Some(_) => {}
             None => {
                 if let Some((namespace, table)) = self.reading.log_name(relation) {
                     (schema.schema, schema.table) = (namespace, table);

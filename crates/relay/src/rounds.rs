@@ -355,7 +355,7 @@ impl Relay<'_> {
                             rows: 0,
                             bytes: 0,
                         };
-                        let encoder = self.assembler.round_table(&schema)?;
+                        let encoder = self.assembler.round_table(schema)?;
                         current = Some((encoder, piece));
                     }
                     RoundEvent::Row(row) => {

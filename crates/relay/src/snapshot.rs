@@ -262,6 +262,8 @@ impl Reading {
             }
         }
         if let Some(refusal) = refused {
+            // What else was found is in the ledger before the reader ends.
+            self.settle(None);
             return Err((refusal, concerned));
         }
         let mut awaited = false;

@@ -488,7 +488,9 @@ impl<'a> Worker<'a> {
     fn follow_ledger(&mut self, feed: &mut dyn Feed) -> Result<(), Failure> {
         let Some(progress) = feed.progress()? else { return Ok(()) };
         // Until every table has been read there is nothing to catch up with (h28).
-        if progress.snapshot.is_none() && progress.log_end > self.restarted.unwrap_or(0) {
+        // A ledger that ends before this record does not tell of what the log has lost since.
+        let known = progress.log_end >= self.next_offset && progress.log_end > self.restarted.unwrap_or(0);
+        if progress.snapshot.is_none() && known {
             self.ready_at.get_or_insert((progress.log_end, progress.end_lsn));
         }
         if progress.log_end <= self.next_offset {

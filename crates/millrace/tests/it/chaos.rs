@@ -10,16 +10,23 @@ use rand::{Rng, SeedableRng};
 use crate::harness::{Pipeline, Role, soon, tail};
 use crate::mailbox::{POINTS, Traffic, fill_points};
 
-/// Kills per run; `MILLRACE_CHAOS_ROUNDS` overrides.
+/// Kills per run.
 const ROUNDS: u32 = 14;
 /// Kills of the worker that keeps the counters.
 const KILLS: u32 = 12;
 
+fn variable(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// How often to kill: `MILLRACE_CHAOS_ROUNDS`, or so often.
+pub(crate) fn rounds(usually: u32) -> u32 {
+    variable("MILLRACE_CHAOS_ROUNDS").map_or(usually, |rounds| rounds as u32)
+}
+
 #[test]
 fn stores_equal_postgres_whatever_is_killed() {
-    let variable = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
     let seed = variable("MILLRACE_CHAOS_SEED").unwrap_or(1);
-    let rounds = variable("MILLRACE_CHAOS_ROUNDS").map_or(ROUNDS, |rounds| rounds as u32);
     eprintln!("replay with MILLRACE_CHAOS_SEED={seed}");
     let mut rng = StdRng::seed_from_u64(seed);
 
@@ -27,7 +34,7 @@ fn stores_equal_postgres_whatever_is_killed() {
     fill_points(&pipeline.postgres);
     let sampler = Sampler::start(pipeline.redis.port());
     let traffic = Traffic::start(&pipeline.postgres, seed, 3);
-    for round in 0..rounds {
+    for round in 0..rounds(ROUNDS) {
         std::thread::sleep(Duration::from_millis(rng.random_range(50..1500)));
         let pause = Duration::from_millis(rng.random_range(0..400));
         match rng.random_range(0..8) {

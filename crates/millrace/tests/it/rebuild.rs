@@ -12,11 +12,14 @@ use redis::Commands;
 use serde_json::Value;
 use testkit::services::wait_until;
 
+use crate::chaos::rounds;
 use crate::harness::{Pipeline, Role, SOON, soon, tail};
 use crate::mailbox::{POINTS, Traffic, fill_points};
 
 /// Mails that make the log long enough to be caught in the middle of a rebuild.
 const MAILS: u64 = 30_000;
+/// Kills per run.
+const KILLS: u32 = 8;
 /// A counter that never has a group.
 const NOBODY: &str = "[counters.nobody]\nsql = \"SELECT user_id, count(*) FROM public.emails WHERE user_id = -1 GROUP BY user_id\"\n";
 
@@ -161,7 +164,7 @@ fn h43_a_rebuild_goes_on_after_every_kill() {
     let copy = "millrace:mailbox:points:copy";
     let (mut reached, mut in_the_fill) = (0, 0);
     wait_until("the copy begins", SOON, || offset(&pipeline, copy).filter(|offset| *offset > 0));
-    for kill in 0..40 {
+    for kill in 0..rounds(KILLS) {
         thread::sleep(Duration::from_millis(rng.random_range(0..700)));
         pipeline.kill(Role::Counters);
         let Some(at) = offset(&pipeline, copy) else { break };
@@ -355,7 +358,7 @@ fn h43_an_index_goes_on_being_built_after_every_kill() {
     soon("the copy is asked for", || copy.exists());
     // Some lives end before they have begun, some in the fill, some around the swap.
     let (mut reached, mut in_the_fill, mut unbegun) = (0, 0, 0);
-    for kill in 0..40 {
+    for kill in 0..rounds(KILLS) {
         if let Some(page) = pipeline.get("/indexes/emails/documents?limit=1") {
             assert!(page["total"].as_u64() >= Some(MAILS), "the old index is shown: {page}");
         }

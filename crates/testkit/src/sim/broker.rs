@@ -59,6 +59,8 @@ pub(crate) struct Broker {
     read: Lsn,
     /// The broker after each transaction.
     past: Vec<Past>,
+    /// Where consumers end that read the log, and what those know that read the ledger, from a broker that is cut off.
+    cut_off: (Option<i64>, Option<Progress>),
 }
 
 /// What is left when all after a transaction is lost.
@@ -116,6 +118,7 @@ impl Broker {
             complete: BTreeMap::new(),
             read: Lsn::ZERO,
             past: Vec::new(),
+            cut_off: (None, None),
         };
         broker.remember();
         broker
@@ -155,7 +158,23 @@ impl Broker {
         }
         self.slots.extend(std::iter::repeat_n(Slot::Hidden, gap));
         self.epoch += 1;
+        self.rejoin();
         Some((end, self.progress()?.end_lsn, former))
+    }
+
+    /// The leader of the log, or of the ledger, is cut off from the other brokers, and not from its consumers.
+    pub(crate) fn cut_off(&mut self, log: bool, ledger: bool) {
+        self.cut_off = (log.then(|| self.stable()), self.progress().filter(|_| ledger));
+    }
+
+    /// Consumers find the brokers that lead now.
+    pub(crate) fn rejoin(&mut self) {
+        self.cut_off = (None, None);
+    }
+
+    /// Up to where consumers see the log: nothing past an open transaction.
+    fn stable(&self) -> i64 {
+        self.slots.iter().rposition(|slot| !matches!(slot, Slot::Open(_))).map_or(0, |last| last as i64 + 1)
     }
 
     /// `--reset-offsets --to-earliest`.
@@ -352,12 +371,12 @@ impl Feed for SimFeed {
             self.assigned = true;
             return Ok(FeedEvent::Assigned);
         }
+        if self.faults.up_to(9) == 0 {
+            self.broker.borrow_mut().rejoin();
+        }
         let broker = self.broker.borrow();
         let count = self.faults.up_to(20);
-        // Nothing past an open transaction is seen.
-        let stable =
-            broker.slots.iter().rposition(|slot| !matches!(slot, Slot::Open(_))).map(|last| last + 1);
-        let stable = stable.unwrap_or(broker.slots.len()) as i64;
+        let stable = broker.cut_off.0.unwrap_or_else(|| broker.stable());
         for (offset, record) in broker.committed_from(self.next) {
             if offset >= stable || batch.len() == count {
                 break;
@@ -395,7 +414,9 @@ impl Feed for SimFeed {
 
     fn progress(&mut self) -> Result<Option<&Progress>, FeedError> {
         self.fail()?;
-        self.progress = self.broker.borrow().progress();
+        let broker = self.broker.borrow();
+        self.progress = broker.cut_off.1.clone().or_else(|| broker.progress());
+        drop(broker);
         Ok(self.progress.as_ref())
     }
 

@@ -225,6 +225,7 @@ impl World {
             }
             4 => self.definitions[part] += 1,
             5 => self.broker.borrow_mut().reset_group(),
+            6 => self.broker.borrow_mut().cut_off(self.faults.strike_often(), self.faults.strike_often()),
             9 | 10 => {
                 drop(parts);
                 self.lose_power();
@@ -350,6 +351,7 @@ impl World {
     fn settle(&mut self) {
         self.faults.calm.set(true);
         self.poison.set(None);
+        self.broker.borrow_mut().rejoin();
         self.server.borrow_mut().history.reveal_all();
         self.relay(PATIENCE);
         while self.redefined_beyond() {

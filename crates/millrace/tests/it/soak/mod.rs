@@ -206,7 +206,8 @@ impl Workload {
                 // Until all have gone over to the new log the reader does not end when it refuses one of the two.
                 wait_until("the end of the old log", SOON, || {
                     let retired = self.pipeline.millrace(&["generation", "retire", "--yes"]);
-                    retired.status.success().then_some(())
+                    let said = String::from_utf8_lossy(&retired.stdout);
+                    (retired.status.success() && said.contains("is removed")).then_some(())
                 });
             }
         } else if self.rng.random_bool(0.4) {
