@@ -81,15 +81,31 @@ SELECT n.nspname::text, r.relname::text,
 FROM pg_catalog.pg_class r JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace
 WHERE r.oid = $1 AND r.relkind IN ('r', 'p')";
 
+/// The table $1 and those above it whose partition it is. `pg_partition_ancestors` looks at the catalog of the moment, and
+/// a statement at that of its snapshot: there a partition that has just been dropped is a table still, and would have no root.
+pub(crate) const ANCESTORS: &str = "(
+    WITH RECURSIVE up (relid, place) AS (
+        SELECT $1::oid, 1
+        UNION ALL
+        SELECT i.inhparent, up.place + 1 FROM up
+        JOIN pg_catalog.pg_class child ON child.oid = up.relid AND child.relispartition
+        JOIN pg_catalog.pg_inherits i ON i.inhrelid = up.relid AND NOT i.inhdetachpending
+    ) SELECT relid, place FROM up) a";
+
 /// The partitioned table above $1, or itself, which publication $2 lists; of several the uppermost.
-pub(crate) const ROOT: &str = "
+const ROOT: &str = "
 SELECT c.oid, n.nspname::text, c.relname::text
-FROM pg_catalog.pg_partition_ancestors($1::oid::regclass) WITH ORDINALITY a (relid, place)
+FROM ANCESTORS
 JOIN pg_catalog.pg_publication_rel r ON r.prrelid = a.relid
 JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid AND p.pubname = $2
 JOIN pg_catalog.pg_class c ON c.oid = a.relid AND c.relkind = 'p'
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 ORDER BY a.place DESC LIMIT 1";
+
+/// [`ROOT`] as a statement.
+pub(crate) fn root() -> String {
+    ROOT.replace("ANCESTORS", ANCESTORS)
+}
 
 /// The schemas of those operators by which base types ($1) are ordered that a statement would not find: `>` would
 /// silently be another type's, that of text for `citext`. And whether the role may use them.
@@ -322,7 +338,9 @@ pub(crate) async fn name_by_root(
     publication: &str,
     table: &mut TableSchema,
 ) -> Result<(), tokio_postgres::Error> {
-    let Some(root) = client.query_opt(ROOT, &[&table.relation, &publication]).await? else { return Ok(()) };
+    let Some(root) = client.query_opt(&root(), &[&table.relation, &publication]).await? else {
+        return Ok(());
+    };
     table.root = Some(root.try_get(0)?);
     (table.schema, table.table) = (root.try_get(1)?, root.try_get(2)?);
     Ok(())
@@ -343,7 +361,7 @@ impl AnnouncedQueries {
     pub(crate) async fn prepare(client: &Client) -> Result<Self, tokio_postgres::Error> {
         Ok(AnnouncedQueries {
             resolve: client.prepare(RESOLVE).await?,
-            root: client.prepare(ROOT).await?,
+            root: client.prepare(&root()).await?,
             locked: client.prepare(LOCKED).await?,
         })
     }

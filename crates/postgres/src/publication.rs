@@ -67,7 +67,7 @@ SELECT m.relid, n.nspname::text, c.relname::text,
        CASE WHEN root.oid IS NULL OR root.oid = m.relid THEN coalesce(r.oid, m.publication)
             ELSE (1 + (pg_catalog.hashtextextended(
                 (SELECT string_agg(i.xmin::text, ',' ORDER BY a.place)
-                 FROM pg_catalog.pg_partition_ancestors(m.relid) WITH ORDINALITY a (relid, place)
+                 FROM ANCESTORS
                  JOIN pg_catalog.pg_inherits i ON i.inhrelid = a.relid), r.oid::int8) & 1073741823))::oid
        END,
        own.reltuples::int8, (DESCRIPTION), root.oid
@@ -179,10 +179,14 @@ pub(crate) struct Look {
 
 impl Looks {
     pub(crate) async fn prepare(client: &Client) -> Result<Self, Error> {
-        let root = catalog::ROOT.replace("$1", "m.relid").replace("$2", "$1");
-        let tables =
-            TABLES.replace("DESCRIPTION", &catalog::description_of("m.relid")).replace("ROOT", &root);
-        let members = MEMBERS.replace("ROOT", &catalog::ROOT.replace("$1", "r.prrelid").replace("$2", "$1"));
+        let root = catalog::root().replace("$1", "m.relid").replace("$2", "$1");
+        let ancestors = catalog::ANCESTORS.replace("$1", "m.relid");
+        let tables = TABLES
+            .replace("DESCRIPTION", &catalog::description_of("m.relid"))
+            .replace("ROOT", &root)
+            .replace("ANCESTORS", &ancestors);
+        let members =
+            MEMBERS.replace("ROOT", &catalog::root().replace("$1", "r.prrelid").replace("$2", "$1"));
         let whole = "SELECT pg_catalog.to_regclass('pg_catalog.pg_publication_namespace') IS NOT NULL";
         let schemas = match client.query_one(whole, &[]).await?.try_get(0)? {
             true => Some(client.prepare(SCHEMAS).await?),

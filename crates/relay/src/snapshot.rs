@@ -319,6 +319,7 @@ impl Reading {
         if known.is_some() && !between {
             return Ok(());
         }
+        let former_root = known.as_ref().and_then(|known| known.root).filter(|former| Some(*former) != *root);
         let why = match known.filter(|known| !other(known)) {
             None => {
                 self.tables.insert(*relation, begin(false));
@@ -348,6 +349,9 @@ impl Reading {
         self.changed.insert(*relation);
         if let Some(why) = why {
             self.begin_again(*relation, 0, &why);
+        }
+        if let Some(former) = former_root.filter(|former| former != relation) {
+            self.begin_again(former, 0, "a partition was detached or dropped");
         }
         Ok(())
     }
@@ -785,6 +789,8 @@ impl Reading {
         let Some(table) = self.tables.get_mut(&relation) else { return };
         table.read = read;
         table.owed.clear();
+        // Nor is anything owed of rows that are read with the others.
+        self.ahead.retain(|effect, _| !matches!(effect, Effect::Owe(owes, _) if *owes == relation));
         table.key.clear();
         table.former.clear();
         (table.rows, table.bytes) = (0, 0);
@@ -993,6 +999,16 @@ mod tests {
     }
 
     #[test]
+    fn h31_a_partition_that_is_published_by_itself_ends_the_rows_of_its_former_root() {
+        let mut reading = read([(5, Some(5)), (7, Some(5)), (8, Some(5))]);
+        let of = |relation, root| PublishedTable { root, ..plain(relation) };
+        let look = look(vec![of(5, Some(5)), of(7, Some(5)), PublishedTable { publication: 2, ..of(8, None) }]);
+        reading.reconcile(&look, true).unwrap();
+        let pending = |relation: u32| reading.tables[&relation].read == Read::Nothing;
+        assert!(pending(7) && pending(8), "{:?}", reading.tables);
+    }
+
+    #[test]
     fn h31_a_partition_with_rows_that_is_attached_is_a_gap_until_it_is_read() {
         let mut reading = read([(5, Some(5)), (7, Some(5))]);
         let of = |relation, filled| PublishedTable {
@@ -1085,5 +1101,18 @@ mod tests {
         reading.owe(7, vec!["4".to_owned()], 9).unwrap();
         reading.settle(None);
         assert_eq!(reading.tables[&7].owed.len(), 2);
+    }
+
+    #[test]
+    fn h27_nothing_is_owed_of_rows_that_a_truncate_ended_later_in_the_transaction() {
+        let table = TableProgress::new("public.t".into(), 1, Read::UpTo(vec!["5".into()]));
+        let mut reading = Reading::new(&Ledger { tables: [(7, table)].into(), ..Ledger::default() });
+        let pieces = vec![Piece { relation: 7, after: Read::Nothing, keys: BTreeSet::new() }];
+        reading.window = Some(Window { snapshot: "9:9:".parse().unwrap(), until: Lsn(100), pieces });
+        reading.owe(7, vec!["3".to_owned()], 4).unwrap();
+        reading.truncated(7, 8);
+        reading.settle(None);
+        assert_eq!(reading.tables[&7].read, Read::Nothing);
+        assert!(reading.tables[&7].owed.is_empty(), "it would be read twice");
     }
 }
