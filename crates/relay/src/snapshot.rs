@@ -1002,7 +1002,8 @@ mod tests {
     fn h31_a_partition_that_is_published_by_itself_ends_the_rows_of_its_former_root() {
         let mut reading = read([(5, Some(5)), (7, Some(5)), (8, Some(5))]);
         let of = |relation, root| PublishedTable { root, ..plain(relation) };
-        let look = look(vec![of(5, Some(5)), of(7, Some(5)), PublishedTable { publication: 2, ..of(8, None) }]);
+        let look =
+            look(vec![of(5, Some(5)), of(7, Some(5)), PublishedTable { publication: 2, ..of(8, None) }]);
         reading.reconcile(&look, true).unwrap();
         let pending = |relation: u32| reading.tables[&relation].read == Read::Nothing;
         assert!(pending(7) && pending(8), "{:?}", reading.tables);
