@@ -393,6 +393,28 @@ fn a_table_that_is_replaced_by_another_is_refused_and_a_new_log_has_it() {
     right(&mut pipeline, "the new table");
 }
 
+/// A look may notice a new name only after the rounds that found it.
+#[test]
+fn h29_rows_that_are_read_while_a_table_is_renamed_have_its_name_in_the_log() {
+    let setup = "CREATE TABLE t (id int PRIMARY KEY, v text); ALTER TABLE t REPLICA IDENTITY FULL;
+        INSERT INTO t SELECT g, repeat('x', 500) FROM generate_series(1, 400) g";
+    let stores = "[counters.n]\nsql = \"SELECT count(*) FROM public.t\"\n[snapshot]\nround_kb = 1\n";
+    let mut pipeline = pipeline_of(setup, &["t"], stores);
+    start(&mut pipeline, &[Role::Reader, Role::Counters]);
+    pipeline.postgres.sql("app", "ALTER TABLE t ALTER id TYPE bigint");
+    soon("it is read again", || pipeline.log("reader").contains("public.t is read anew"));
+    std::thread::sleep(Duration::from_millis(300));
+    pipeline.postgres.sql("app", "ALTER TABLE t RENAME TO away");
+    let exit = pipeline.running_process(Role::Reader).wait(SOON);
+    assert_eq!(exit.code(), Some(3));
+    assert_eq!(status(&pipeline, "counters.n")["ready"], false, "renamed in the middle of the snapshot");
+    pipeline
+        .postgres
+        .sql("app", "ALTER TABLE away RENAME TO t; UPDATE t SET v = 'renamed back' WHERE id % 7 = 0");
+    start(&mut pipeline, &[Role::Reader]);
+    right(&mut pipeline, "renamed back");
+}
+
 const PARTITIONED: &str = "
     CREATE TABLE p (id bigint, k int, v text, PRIMARY KEY (id, k)) PARTITION BY LIST (k); ALTER TABLE p REPLICA IDENTITY FULL;
     CREATE TABLE p0 PARTITION OF p FOR VALUES IN (0); ALTER TABLE p0 REPLICA IDENTITY FULL; INSERT INTO p VALUES (0, 0, 'v')";
