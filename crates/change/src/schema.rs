@@ -123,12 +123,36 @@ impl TableSchema {
         TableSchema { root, schema, table, ..self.clone() }
     }
 
+    /// The same table, its columns numbered in the order in which the stream has them, if no column came or went between
+    /// the `earlier` version and now. The catalog is asked by name, and a column may have had another one for a while.
+    pub fn numbered_since(mut self, earlier: &TableSchema, now: &Description) -> TableSchema {
+        let there = |number: &i16| now.columns.iter().any(|column| column.number == *number);
+        let mut numbers: Vec<i16> =
+            earlier.numbers().map(|(_, number)| number).filter(|number| there(number)).collect();
+        numbers.sort_unstable();
+        if numbers.len() == self.columns.len() {
+            for (column, number) in self.columns.iter_mut().zip(numbers) {
+                column.number = Some(number);
+            }
+        }
+        self
+    }
+
+    /// A column whose name another one had in the `earlier` version.
+    pub fn reassigned_since(&self, earlier: &TableSchema) -> Option<&str> {
+        let earlier: BTreeMap<&str, i16> = earlier.numbers().collect();
+        let other = |(name, number): &(&str, i16)| earlier.get(name).is_some_and(|known| known != number);
+        self.numbers().find(other).map(|(name, _)| name)
+    }
+
     /// The same table, with what the stream does not say of a column taken from an earlier version.
     pub fn completed_from(mut self, earlier: &TableSchema) -> TableSchema {
         for column in &mut self.columns {
-            let Some(known) = earlier.columns.iter().find(|known| known.name == column.name) else {
-                continue;
+            let same = |known: &&Column| match column.number.and(known.number) {
+                Some(_) => known.number == column.number,
+                None => known.name == column.name,
             };
+            let Some(known) = earlier.columns.iter().find(same) else { continue };
             if self.identity == ReplicaIdentity::Full || column.key.is_some() {
                 column.key = known.key.or(column.key);
             }
@@ -326,6 +350,17 @@ mod tests {
             identity: ReplicaIdentity::Full,
             columns: columns.iter().map(column).collect(),
         }
+    }
+
+    #[test]
+    fn columns_are_numbered_by_their_order_where_none_came_or_went() {
+        let (known, now) = named(&[(1, "id"), (3, "a"), (4, "b")]);
+        let swapped = table(&[("id", None), ("b", None), ("t", None)]);
+        let numbered = swapped.clone().numbered_since(&known, &now);
+        assert_eq!(numbered.numbers().collect::<Vec<_>>(), [("id", 1), ("b", 3), ("t", 4)]);
+        assert_eq!(numbered.reassigned_since(&known), Some("b"));
+        let (_, dropped) = named(&[(1, "id"), (3, "a")]);
+        assert_eq!(swapped.numbered_since(&known, &dropped).numbers().count(), 0);
     }
 
     #[test]

@@ -412,16 +412,25 @@ impl Assembler {
         let described = self.described.take().filter(|described| described.schema.relation == relation);
         let mut described =
             described.ok_or_else(|| protocol(format!("relation {relation} was not described")))?;
-        if described.outdated
-            && let Some((_, known)) = self.versions.get(&relation)
-        {
-            described.schema = described.schema.completed_from(known);
+        let mut reassigned = None;
+        if let Some((_, known)) = self.versions.get(&relation) {
+            if let Some(published) = &described.published {
+                described.schema = described.schema.numbered_since(known, &published.description);
+            }
+            if described.outdated {
+                described.schema = described.schema.completed_from(known);
+            }
+            reassigned = described.schema.reassigned_since(known);
         }
+        // Columns that are swapped, written, and swapped back are told apart by the stream alone.
+        let reassigned = reassigned.map(|name| format!("column {name} is another one than before"));
         self.name_as_known(&mut described.schema);
         self.reading.announced(&described, self.xid());
         let first =
             self.open.as_mut().is_some_and(|open| open.plan != Plan::Skip && open.compared.insert(relation));
-        if first && let Some(why) = self.reading.compare(&described)? {
+        let compared = if first { self.reading.compare(&described)? } else { None };
+        let taking = self.open.as_ref().is_some_and(|open| open.plan != Plan::Skip);
+        if let Some(why) = compared.or(reassigned.filter(|_| taking)) {
             self.reading.begin_again(relation, self.ordinal(), &why);
         }
         self.reading.rekeyed(relation, &described.schema.key_signature(), self.ordinal());

@@ -250,12 +250,17 @@ fn h30_what_leaves_rows_as_they_are_costs_nothing() {
         "VACUUM FULL cheap",
         "CLUSTER cheap USING cheap_pkey",
         "ANALYZE cheap",
+        "ALTER TABLE cheap RENAME a TO t; UPDATE cheap SET t = t || '?' WHERE id = 2; ALTER TABLE cheap RENAME t TO a",
     ] {
         pipeline.postgres.sql("app", change);
         pipeline.postgres.sql("app", "UPDATE cheap SET a = a || '!' WHERE id = 1");
         right(&mut pipeline, change);
         assert!(!pipeline.log("reader").contains("is read anew"), "{change}");
     }
+    // The catalog is as before, and only the stream tells what was written.
+    let swap = "ALTER TABLE cheap RENAME a TO t; ALTER TABLE cheap RENAME title TO a; ALTER TABLE cheap RENAME t TO title";
+    pipeline.postgres.sql("app", &format!("{swap}; UPDATE cheap SET a = 'swapped' WHERE id = 1; {swap}"));
+    right(&mut pipeline, "swapped, written, swapped back");
 }
 
 /// What was committed before a table went is in the log, however late it is read.
