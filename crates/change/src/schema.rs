@@ -179,6 +179,7 @@ impl TableSchema {
             known.extend(names.iter().copied());
             last = names;
         }
+        let newest = later.last().map_or_else(|| self.columns.clone(), |newest| newest.columns.clone());
         for column in &mut self.columns {
             let renamed =
                 |(name, number): &&(&str, i16)| column.number == Some(*number) && column.name != *name;
@@ -186,9 +187,9 @@ impl TableSchema {
                 column.recorded = Some(std::mem::replace(&mut column.name, (*name).to_owned()));
             }
         }
-        for column in later.last().iter().flat_map(|newest| &newest.columns) {
+        for column in newest {
             if self.column(&column.name).is_none() {
-                self.columns.push(Column { key: None, recorded: Some(String::new()), ..column.clone() });
+                self.columns.push(Column { key: None, recorded: Some(String::new()), ..column });
             }
         }
         self

@@ -412,16 +412,19 @@ impl Assembler {
         let described = self.described.take().filter(|described| described.schema.relation == relation);
         let mut described =
             described.ok_or_else(|| protocol(format!("relation {relation} was not described")))?;
-        let mut reassigned = None;
-        if let Some((_, known)) = self.versions.get(&relation) {
-            if let Some(published) = &described.published {
-                described.schema = described.schema.numbered_since(known, &published.description);
-            }
-            if described.outdated {
-                described.schema = described.schema.completed_from(known);
-            }
-            reassigned = described.schema.reassigned_since(known);
+        let newest = self.versions.get(&relation).map(|(_, newest)| newest);
+        // While tables are read, the newest version may be a round's, which is ahead of the stream.
+        let streamed = self.relations.get(&relation).map(|known| &known.schema);
+        let streamed = streamed.or(newest.filter(|_| !self.reading.active()));
+        if let (Some(streamed), Some(published)) = (streamed, &described.published) {
+            described.schema = described.schema.numbered_since(streamed, &published.description);
         }
+        if let Some(newest) = newest.filter(|_| described.outdated) {
+            described.schema = described.schema.completed_from(newest);
+        }
+        let reassigned = |known: Option<&TableSchema>| described.schema.reassigned_since(known?);
+        // Against the newest as well: a round may have begun the table again since the stream told of it.
+        let reassigned = reassigned(newest).filter(|_| reassigned(streamed).is_some());
         // Columns that are swapped, written, and swapped back are told apart by the stream alone.
         let reassigned = reassigned.map(|name| format!("column {name} is another one than before"));
         self.name_as_known(&mut described.schema);
