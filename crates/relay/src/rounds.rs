@@ -95,6 +95,10 @@ impl Relay<'_> {
         publisher: &mut dyn Publisher,
         control: &dyn Control,
     ) -> Result<(), RelayError> {
+        if self.waiting_since.is_some() {
+            // What the stream brought may belong to what is refused.
+            return Err(RelayError::RefusedMidway(refusal));
+        }
         self.assembler.reading.distrust(concerned);
         self.assembler.tell_gaps(self.clock.now_us());
         self.commit(publisher, control)?;
@@ -167,6 +171,7 @@ impl Relay<'_> {
         for relation in self.assembler.reading.depart(stream_lsn) {
             let Some(name) = names.get(&relation) else { continue };
             if let Some(refusal) = source.absence(relation, name)? {
+                self.commit(publisher, control)?;
                 return self.refuse(refusal, &[relation], publisher, control);
             }
             control.left(name);

@@ -23,8 +23,8 @@ pub enum RelayError {
     /// Going on could lose changes.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// The same, in the middle of a transaction, where stores cannot be told that they may be wrong. Another start looks at
-    /// the catalog first, and tells them if it refuses what it finds.
+    /// The same, while something of the stream is not in the log yet, and stores cannot be told that they may be wrong.
+    /// Another start looks at the catalog first, and tells them if it refuses what it finds.
     #[error("{0}")]
     RefusedMidway(Refusal),
 }
