@@ -110,7 +110,7 @@ impl Description {
     /// Says so if the name of the column with this number belongs to another column now.
     pub(crate) fn reassigned(&self, name: &str, number: i16) -> Option<String> {
         let other = self.columns.iter().any(|column| column.name == name && column.number != number);
-        other.then(|| format!("column {name} is another one than before"))
+        other.then(|| another_column(name))
     }
 
     fn breaks_column(&self, before: &ColumnDescription) -> Option<String> {
@@ -134,6 +134,11 @@ impl Description {
         }
         (now.attributes != before.attributes).then(|| "a composite type has other attributes".to_owned())
     }
+}
+
+/// Why a table begins again of which another column has this name now.
+pub(crate) fn another_column(name: &str) -> String {
+    format!("column {name} is another one than before")
 }
 
 #[cfg(test)]

@@ -424,17 +424,16 @@ impl Assembler {
         }
         let reassigned = |known: Option<&TableSchema>| described.schema.reassigned_since(known?);
         // Against the newest as well: a round may have begun the table again since the stream told of it.
+        // If columns are swapped, written and swapped back, only the stream shows it.
         let reassigned = reassigned(newest).filter(|_| reassigned(streamed).is_some());
-        // Columns that are swapped, written, and swapped back are told apart by the stream alone.
-        let reassigned = reassigned.map(|name| format!("column {name} is another one than before"));
         self.name_as_known(&mut described.schema);
         self.reading.announced(&described, self.xid());
-        let first =
-            self.open.as_mut().is_some_and(|open| open.plan != Plan::Skip && open.compared.insert(relation));
-        let compared = if first { self.reading.compare(&described)? } else { None };
-        let taking = self.open.as_ref().is_some_and(|open| open.plan != Plan::Skip);
-        if let Some(why) = compared.or(reassigned.filter(|_| taking)) {
-            self.reading.begin_again(relation, self.ordinal(), &why);
+        if let Some(open) = self.open.as_mut().filter(|open| open.plan != Plan::Skip) {
+            let first = open.compared.insert(relation);
+            let compared = if first { self.reading.compare(&described)? } else { None };
+            if let Some(why) = compared.or(reassigned) {
+                self.reading.begin_again(relation, self.ordinal(), &why);
+            }
         }
         self.reading.rekeyed(relation, &described.schema.key_signature(), self.ordinal());
         self.describe(described.schema)

@@ -86,8 +86,8 @@ impl Relay<'_> {
         Ok(())
     }
 
-    /// Ends the reader. What is refused may have been so for a while, and stores of the tables `concerned` be ready at an LSN
-    /// at which they are not right: they are told first.
+    /// Ends the reader with this refusal. The cause may be older than the look that found it, so stores of the tables
+    /// `concerned` may be ready at an LSN at which they are wrong. A message in the log marks them as not ready first.
     fn refuse(
         &mut self,
         refusal: Refusal,
@@ -96,7 +96,7 @@ impl Relay<'_> {
         control: &dyn Control,
     ) -> Result<(), RelayError> {
         if self.waiting_since.is_some() {
-            // What the stream brought may belong to what is refused.
+            // These records may come from the change that is refused; they are not committed.
             return Err(RelayError::RefusedMidway(refusal));
         }
         self.assembler.reading.distrust(concerned);

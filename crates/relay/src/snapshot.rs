@@ -262,7 +262,7 @@ impl Reading {
             }
         }
         if let Some(refusal) = refused {
-            // What else was found is in the ledger before the reader ends.
+            // The reader commits before it ends, and the ledger then needs the other changes that this look found.
             self.settle(None);
             return Err((refusal, concerned));
         }
@@ -277,8 +277,8 @@ impl Reading {
         Ok(awaited)
     }
 
-    /// The log may lack something of these tables. Stores are told, and are ready again where the log has come to a look that
-    /// found all in order.
+    /// Changes of these tables may be missing from the log. Their stores become not ready, until the log has passed the
+    /// first look that is not refused.
     pub(crate) fn distrust(&mut self, concerned: &[u32]) {
         self.gaps.extend(concerned.iter().map(|relation| (*relation, false)));
         self.distrusted = Some(Lsn(u64::MAX));

@@ -59,7 +59,7 @@ pub(crate) struct Broker {
     read: Lsn,
     /// The broker after each transaction.
     past: Vec<Past>,
-    /// Where consumers end that read the log, and what those know that read the ledger, from a broker that is cut off.
+    /// What consumers of a broker that is cut off see: the end of the log, and the newest progress in the ledger.
     cut_off: (Option<i64>, Option<Progress>),
 }
 
