@@ -466,14 +466,7 @@ WITH RECURSIVE reached (oid) AS (
     SELECT a.atttypid FROM pg_catalog.pg_attribute a
     WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND a.atttypid >= 16384
     UNION
-    SELECT part.oid FROM reached r JOIN pg_catalog.pg_type t ON t.oid = r.oid
-    CROSS JOIN LATERAL (
-        SELECT t.typbasetype WHERE t.typtype = 'd'
-        UNION ALL SELECT t.typelem WHERE t.typelem <> 0 AND t.typtype = 'b'
-        UNION ALL SELECT g.rngsubtype FROM pg_catalog.pg_range g WHERE t.oid IN (g.rngtypid, g.rngmultitypid)
-        UNION ALL SELECT p.atttypid FROM pg_catalog.pg_attribute p
-                  WHERE p.attrelid = t.typrelid AND t.typtype = 'c' AND p.attnum > 0 AND NOT p.attisdropped
-    ) part (oid)
+    PARTS
 )
 SELECT coalesce(json_agg(pg_catalog.json_build_object(
     'oid', t.oid::int8,
@@ -484,14 +477,25 @@ SELECT coalesce(json_agg(pg_catalog.json_build_object(
                    WHERE p.attrelid = t.typrelid AND p.attnum > 0 AND NOT p.attisdropped)) ORDER BY t.oid), '[]')
 FROM reached r JOIN pg_catalog.pg_type t ON t.oid = r.oid WHERE t.typtype IN ('e', 'c')";
 
+/// The types that the types in `reached` are made of.
+pub(crate) const PARTS: &str = "
+    SELECT part.oid FROM reached r JOIN pg_catalog.pg_type t ON t.oid = r.oid
+    CROSS JOIN LATERAL (
+        SELECT t.typbasetype WHERE t.typtype = 'd'
+        UNION ALL SELECT t.typelem WHERE t.typelem <> 0 AND t.typtype = 'b'
+        UNION ALL SELECT g.rngsubtype FROM pg_catalog.pg_range g WHERE t.oid IN (g.rngtypid, g.rngmultitypid)
+        UNION ALL SELECT p.atttypid FROM pg_catalog.pg_attribute p
+                  WHERE p.attrelid = t.typrelid AND t.typtype = 'c' AND p.attnum > 0 AND NOT p.attisdropped
+    ) part (oid)";
+
 /// [`DESCRIPTION`] of the relation that an SQL expression names.
 pub(crate) fn description_of(relation: &str) -> String {
-    DESCRIPTION.replace("TYPES", TYPES).replace("$1", relation)
+    DESCRIPTION.replace("TYPES", TYPES).replace("PARTS", PARTS).replace("$1", relation)
 }
 
 /// The types of each of the tables $1, in their order; see [`TYPES`].
 pub(crate) fn types_of_tables() -> String {
-    let types = TYPES.replace("$1", "g.relation");
+    let types = TYPES.replace("PARTS", PARTS).replace("$1", "g.relation");
     format!(
         "SELECT ({types})::text FROM pg_catalog.unnest($1::oid[]) WITH ORDINALITY g (relation, place) ORDER BY place"
     )

@@ -36,6 +36,7 @@ pub mod source;
 mod stream;
 pub mod tls;
 mod types;
+mod watch;
 mod widest;
 
 pub use config::Config;

@@ -17,6 +17,7 @@ use crate::check::Finding;
 use crate::error::failed;
 use crate::plan::{Table, quote};
 use crate::rounds;
+use crate::watch::{self, Watch};
 
 /// The options, and whether schemas are published whole. Before Postgres 15 there are no such, nor row filters and column
 /// lists, nor the columns that hold them.
@@ -83,26 +84,17 @@ ORDER BY m.relid";
 /// For $2 of [`TABLES`].
 const EVERY: u32 = 0;
 
-/// Locks without which no table is altered, no type, and no publication.
-const ALTERING: &str = "
-    FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
-    WHERE l.granted AND l.pid <> pg_catalog.pg_backend_pid()
-      AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
-      AND (l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock'
-           OR l.locktype = 'object' AND l.classid IN ('pg_catalog.pg_type'::regclass, 'pg_catalog.pg_publication'::regclass)
-              AND l.mode IN ('ExclusiveLock', 'AccessExclusiveLock'))";
-
 /// Whether a transaction that has committed may not be visible yet, and holds such a lock. Only one that waits for a
 /// synchronous standby takes longer for that than the way to us does. Where the role may not see what others wait for,
 /// every holder may be such a one.
 const HIDDEN_CHANGE: &str = "
-SELECT EXISTS (SELECT ALTERING AND (a.wait_event = 'SyncRep' OR a.state IS NULL))
+SELECT EXISTS (SELECT HELD AND (a.wait_event = 'SyncRep' OR a.state IS NULL))
    AND pg_catalog.current_setting('synchronous_standby_names') <> ''";
 
 /// Transactions that hold such a lock, and could be committing.
 const COMMITTING: &str = "
 SELECT coalesce(array_agg(DISTINCT l.virtualtransaction), '{}')
-ALTERING AND (a.state IS NULL OR a.state = 'active' AND a.wait_event_type IS DISTINCT FROM 'Lock')";
+HELD AND (a.state IS NULL OR a.state = 'active' AND a.wait_event_type IS DISTINCT FROM 'Lock')";
 
 /// Whether one of these transactions goes on.
 const GOES_ON: &str =
@@ -197,8 +189,8 @@ impl Looks {
             members: client.prepare(&members).await?,
             schemas,
             tables: client.prepare(&tables).await?,
-            hidden: client.prepare(&HIDDEN_CHANGE.replace("ALTERING", ALTERING)).await?,
-            committing: client.prepare(&COMMITTING.replace("ALTERING", ALTERING)).await?,
+            hidden: client.prepare(&HIDDEN_CHANGE.replace("HELD", watch::HELD)).await?,
+            committing: client.prepare(&COMMITTING.replace("HELD", watch::HELD)).await?,
             goes_on: client.prepare(GOES_ON).await?,
             until: client.prepare("SELECT pg_catalog.pg_current_wal_insert_lsn()::text").await?,
             visible: client.prepare(rounds::VISIBLE).await?,
@@ -281,17 +273,18 @@ impl Looks {
         Ok(Some(Described { schema, outdated, published, xmin }))
     }
 
-    /// Waits until what may be in the stream already is visible, unless it waits for a standby.
-    async fn wait_for_commits(&self, client: &Client) -> Result<(), Error> {
+    /// Waits until what may be in the stream already and alters one of these relations is visible. Returns false where it
+    /// waits for a standby.
+    pub(crate) async fn settled(&self, client: &Client, relations: &[u32]) -> Result<bool, Error> {
         let begun = Instant::now();
-        let committing: Vec<String> = client.query_one(&self.committing, &[]).await?.try_get(0)?;
+        let committing: Vec<String> = client.query_one(&self.committing, &[&relations]).await?.try_get(0)?;
         while !committing.is_empty()
             && begun.elapsed() < COMMIT_PATIENCE
             && client.query_one(&self.goes_on, &[&committing]).await?.try_get(0)?
         {
             tokio::time::sleep(COMMIT_INTERVAL).await;
         }
-        Ok(())
+        Ok(!client.query_one(&self.hidden, &[&relations]).await?.try_get::<_, bool>(0)?)
     }
 
     /// Looks at everything once. What is asked first is answered first: locks before the catalog, and the LSN at last.
@@ -300,24 +293,25 @@ impl Looks {
         client: &Client,
         name: &str,
         wanted: &[Table],
+        watch: &mut Watch,
     ) -> Result<Look, SourceError> {
         let at = |error: &Error| failed("cannot look at the publication", error);
         let asked = async {
-            self.wait_for_commits(client).await?;
-            let hidden: bool = client.query_one(&self.hidden, &[]).await?.try_get(0)?;
+            let settled = self.settled(client, &watch.relations()).await?;
+            watch.renew(client).await?;
             let publication = self.judge(client, name, wanted).await?;
             let rows = client.query(&self.tables, &[&name, &EVERY]).await?;
             let until: String = client.query_one(&self.until, &[]).await?.try_get(0)?;
-            Ok((hidden, publication, rows, until))
+            Ok((settled, publication, rows, until))
         };
         let asked: Result<_, Error> = asked.await;
-        let (hidden, publication, rows, until) = asked.map_err(|error| at(&error))?;
+        let (settled, publication, rows, until) = asked.map_err(|error| at(&error))?;
         let mut tables = Vec::new();
         for row in &rows {
             tables.push(published_table(row)?);
         }
         let until = until.parse().map_err(|error| SourceError::Unavailable(format!("{error}")))?;
-        Ok(Look { publication, tables, until, settled: !hidden })
+        Ok(Look { publication, tables, until, settled })
     }
 }
 

@@ -15,6 +15,7 @@ use tokio_postgres::{Client, Error, IsolationLevel};
 
 use crate::plan::{Plan, Table, quote, quote_literal};
 use crate::publication::Looks;
+use crate::watch::Watch;
 use crate::{ConnectionError, ReplicationConnection, catalog, check};
 
 /// How often a table's lock is tried for, each time for [`LOCK_TIMEOUT`]; between two tries writers go on.
@@ -257,7 +258,8 @@ pub async fn withdraw(admin: &mut Client, plan: &Plan, tables: &[String]) -> Res
 pub async fn published(admin: &Client, plan: &Plan) -> Result<(Vec<PublishedTable>, u32), SetupError> {
     let at = || SetupError::at("cannot read the publication");
     let looks = Looks::prepare(admin).await.map_err(at())?;
-    match looks.look(admin, &plan.publication, &plan.tables).await {
+    let mut watch = Watch::begin(admin, &plan.publication).await.map_err(at())?;
+    match looks.look(admin, &plan.publication, &plan.tables, &mut watch).await {
         Ok(look) => Ok((look.tables, look.publication.map_or(0, |publication| publication.xmin))),
         Err(SourceError::Refused(refusal)) => Err(refusal.into()),
         Err(SourceError::Unavailable(what)) => Err(SetupError::Unavailable(what)),

@@ -10,13 +10,14 @@
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use change::{Key, Lsn, NEW_LOG, Refusal, Snapshot, Timeline, Tuple};
 use pgoutput::Message;
 use relay::{
     Announced, AnnouncedColumn, Confirmed, Described, Heartbeat, Publication, ReadRequest, RelayError, Round,
-    RoundEvent, RowChange, Source, SourceError, SourceState, WalEvent,
+    RoundEvent, RowChange, Source, SourceError, SourceState, Unchanged, WalEvent,
 };
 use tokio::runtime::{Handle, Runtime};
 use tokio_postgres::Client;
@@ -36,6 +37,7 @@ use crate::session;
 use crate::stream::{Frame, Piece, ReplicationStream};
 use crate::tls::Tls;
 use crate::types::Types;
+use crate::watch::Watch;
 use crate::{catalog, check};
 
 /// How long a heartbeat waits for synchronous standbys before its local durability is enough.
@@ -90,7 +92,7 @@ pub struct PostgresSource {
     runtime: Handle,
     target: Target,
     options: SourceOptions,
-    client: Client,
+    client: Arc<Client>,
     /// Logged in and not yet streaming, and what drives it.
     replication: Option<(Runtime, ReplicationConnection)>,
     stream: Option<ReplicationStream>,
@@ -98,6 +100,8 @@ pub struct PostgresSource {
     relations: HashMap<u32, Announced>,
     /// What is asked of the publication.
     looks: Looks,
+    /// Whether the catalog is as the last look found it.
+    watch: Watch,
     /// Tables that an earlier look has found.
     found: HashSet<u32>,
     /// The tables whose rows depend on types that can change without a word in the stream.
@@ -117,22 +121,25 @@ impl PostgresSource {
             return Err(SourceError::Unavailable(what));
         }
         let prepare = async {
-            Ok::<_, tokio_postgres::Error>((Looks::prepare(&client).await?, Types::prepare(&client).await?))
+            let watch = Watch::begin(&client, &options.publication).await?;
+            let (looks, types) = (Looks::prepare(&client).await?, Types::prepare(&client).await?);
+            Ok::<_, tokio_postgres::Error>((looks, watch, types))
         };
         let prepared = runtime.block_on(catalog::answered(&target, async {
             prepare.await.map_err(|error| ConnectionError::from_client(&target, &error).into())
         }));
-        let (looks, types) = prepared?;
+        let (looks, watch, types) = prepared?;
         Ok(PostgresSource {
             runtime: runtime.clone(),
             rounds: Rounds::new(runtime, &target, tls),
             target,
             options,
-            client,
+            client: Arc::new(client),
             replication: None,
             stream: None,
             relations: HashMap::new(),
             looks,
+            watch,
             found: HashSet::new(),
             types,
             truncated: Vec::new(),
@@ -467,7 +474,7 @@ impl Source for PostgresSource {
 
     fn published(&mut self) -> Result<Publication, SourceError> {
         let name = &self.options.publication;
-        let look = self.looks.look(&self.client, name, &self.options.tables);
+        let look = self.looks.look(&self.client, name, &self.options.tables, &mut self.watch);
         let look = self.runtime.block_on(catalog::answered(&self.target, look))?;
         let Look { publication, mut tables, until, settled } = look;
         let publication = publication.ok_or_else(|| no_publication(name))?;
@@ -479,6 +486,16 @@ impl Source for PostgresSource {
         }
         self.runtime.block_on(publication::note_new(&self.client, &mut tables, &mut self.found));
         Ok(Publication { tables, unfit, xmin: publication.xmin, until, settled })
+    }
+
+    fn ask_unchanged(&mut self) {
+        self.watch.ask(&self.runtime, &self.client);
+    }
+
+    fn unchanged(&mut self) -> Result<Unchanged, SourceError> {
+        let settled = async |relations: &[u32]| self.looks.settled(&self.client, relations).await;
+        let answer = self.watch.answer(&self.client, settled);
+        self.runtime.block_on(catalog::answered(&self.target, answer))
     }
 
     fn absence(&mut self, relation: u32, name: &str) -> Result<Option<Refusal>, SourceError> {

@@ -15,6 +15,7 @@
 //! *Invariant:* no Postgres, no Kafka, no clock and no thread here. Adapters implement the two ports.
 
 mod assemble;
+mod claim;
 mod deferred;
 mod publisher;
 pub mod resume;
@@ -28,5 +29,5 @@ pub use publisher::{Confirmed, Ledger, PublishError, Publisher};
 pub use run::{Control, Limits, RelayError, STAGES, run};
 pub use source::{
     Announced, AnnouncedColumn, Described, Heartbeat, Publication, PublishedTable, ReadRequest, Round,
-    RoundEvent, RowChange, Source, SourceError, SourceState, WalEvent,
+    RoundEvent, RowChange, Source, SourceError, SourceState, Unchanged, WalEvent,
 };

@@ -33,8 +33,8 @@ pub(crate) struct Pace {
     look_us: i64,
     /// Whether to look at the publication in any case.
     look_again: bool,
-    /// Where the stream was at the last look, when the next one may be, and whether the last one was sure of what it saw.
-    looked: (Lsn, i64, bool),
+    /// Where the stream was at the last look, and when the next one may be.
+    looked: (Lsn, i64),
 }
 
 impl Default for Pace {
@@ -44,7 +44,7 @@ impl Default for Pace {
             back_off: BACK_OFF.0,
             look_us: i64::MIN,
             look_again: false,
-            looked: (Lsn::ZERO, i64::MIN, false),
+            looked: (Lsn::ZERO, i64::MIN),
         }
     }
 }
@@ -63,7 +63,7 @@ impl Relay<'_> {
     }
 
     /// Brings what is known in line with the catalog: tables may have come or gone, or may mean something else.
-    fn reconcile(
+    pub(crate) fn reconcile(
         &mut self,
         source: &mut dyn Source,
         publisher: &mut dyn Publisher,
@@ -81,8 +81,10 @@ impl Relay<'_> {
         }
         self.pace.look_again = !between;
         let rest = LOOK_INTERVAL.max(self.since(begun_us).saturating_mul(LOOK_SHARE));
-        self.pace.looked =
-            (at, begun_us.saturating_add(rest.as_micros() as i64), publication.settled && between);
+        self.pace.looked = (at, begun_us.saturating_add(rest.as_micros() as i64));
+        if publication.settled && between {
+            self.claims.looked(at);
+        }
         Ok(())
     }
 
@@ -103,30 +105,6 @@ impl Relay<'_> {
         self.assembler.tell_gaps(self.clock.now_us());
         self.commit(publisher, control)?;
         Err(refusal.into())
-    }
-
-    /// Looks at the catalog before an LSN is claimed with which nothing came: what has changed below it without an event
-    /// shows there, and begins again. Returns false where that cannot be told yet.
-    pub(crate) fn may_claim(
-        &mut self,
-        source: &mut dyn Source,
-        publisher: &mut dyn Publisher,
-        control: &dyn Control,
-    ) -> Result<bool, RelayError> {
-        if !self.behind() {
-            return Ok(true);
-        }
-        let stream_lsn = self.assembler.stream_lsn();
-        self.reconcile(source, publisher, control)?;
-        self.after_look(source, publisher, control)?;
-        let settled = self.pace.looked.2;
-        if settled {
-            self.assembler.follow(stream_lsn);
-        } else {
-            // Asked again after another interval.
-            self.committed_at = self.clock.now_us();
-        }
-        Ok(settled)
     }
 
     /// What follows from a look, before anything else reaches the log.
@@ -215,8 +193,9 @@ impl Relay<'_> {
         publisher: &mut dyn Publisher,
         control: &dyn Control,
     ) -> Result<(), RelayError> {
-        let (at, next_us, _) = self.pace.looked;
-        let due = || self.clock.now_us() >= next_us && self.assembler.stream_lsn() > at;
+        let (at, next_us) = self.pace.looked;
+        let news = self.assembler.stream_lsn() > at || self.assembler.reading.distrusts();
+        let due = || news && self.clock.now_us() >= next_us;
         if self.pace.look_again || due() {
             return self.reconcile(source, publisher, control);
         }
@@ -254,6 +233,11 @@ impl Relay<'_> {
             self.assembler.reading.accepts(&snapshot);
         }
         self.look(source, publisher, control)?;
+        let stream_lsn = self.assembler.stream_lsn();
+        let tells = self.assembler.reading.has_something_to_say(stream_lsn);
+        if tells && self.waiting_since.is_some() && !self.may_claim(source, publisher, control)? {
+            return Ok(());
+        }
         self.after_look(source, publisher, control)?;
         if !self.may_pause() {
             return Ok(());
@@ -266,6 +250,9 @@ impl Relay<'_> {
             return Ok(());
         }
         if self.waiting_since.is_some() {
+            if !self.may_claim(source, publisher, control)? {
+                return Ok(());
+            }
             self.commit(publisher, control)?;
         }
         if !self.visible(source, control)? {
@@ -411,7 +398,7 @@ impl Relay<'_> {
                 return Ok(false);
             }
             if self.since(begun_us) >= PROBE && !std::mem::replace(&mut told, true) {
-                if self.waiting_since.is_some() {
+                if self.waiting_since.is_some() && self.may_claim(source, publisher, control)? {
                     self.commit(publisher, control)?;
                 }
                 control.rewrite_waits();

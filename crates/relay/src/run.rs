@@ -5,6 +5,7 @@ use std::time::Duration;
 use change::{Clock, Encoder, LedgerEntry, Oversize, Progress, Refusal, TableProgress};
 
 use crate::assemble::{Assembler, Reach};
+use crate::claim::Claims;
 use crate::deferred::Deferred;
 use crate::resume::{self, Cursor};
 use crate::rounds::Pace;
@@ -50,7 +51,7 @@ const JOIN: Duration = Duration::from_millis(1);
 pub struct Limits {
     /// Records are handed to the publisher in pieces of about this many bytes, which should fit a core's cache.
     pub send_bytes: usize,
-    /// A Kafka transaction is committed at this many bytes, even inside a source transaction.
+    /// A Kafka transaction is committed at about this many bytes, even inside a source transaction.
     pub commit_bytes: usize,
     /// A Kafka transaction is committed at this age, even inside a source transaction.
     pub commit_interval: Duration,
@@ -209,9 +210,8 @@ fn continue_log(
             relay.round(source, publisher, control)?;
             relay.decide(source, publisher, control)?;
         }
-        if relay.due(arrived, publisher.ready())
-            && (relay.waiting_since.is_some() || relay.may_claim(source, publisher, control)?)
-        {
+        relay.ask_ahead(source);
+        if relay.due(arrived, publisher.ready()) && relay.may_claim(source, publisher, control)? {
             relay.commit(publisher, control)?;
         }
         if let Some(confirmed) = relay.confirmed.take() {
@@ -271,6 +271,8 @@ pub(crate) struct Relay<'a> {
     pub(crate) paused: bool,
     /// When the next round of a snapshot may be.
     pub(crate) pace: Pace,
+    /// What may be claimed.
+    pub(crate) claims: Claims,
     /// What the ledger holds.
     pub(crate) progress: Progress,
     /// What may be acknowledged and has not been yet.
@@ -279,7 +281,7 @@ pub(crate) struct Relay<'a> {
     sent_records: u64,
     sent_bytes: usize,
     /// Whether the last Kafka transaction was as large as under load.
-    busy: bool,
+    pub(crate) busy: bool,
     /// When the oldest record not yet committed was assembled.
     pub(crate) waiting_since: Option<i64>,
     pub(crate) committed_at: i64,
@@ -307,6 +309,7 @@ impl<'a> Relay<'a> {
             deferred: Deferred::default(),
             paused: false,
             pace: Pace::default(),
+            claims: Claims::default(),
             progress,
             confirmed: None,
             sent_records: 0,
@@ -333,7 +336,7 @@ impl<'a> Relay<'a> {
         Ok(())
     }
 
-    /// Takes in one event of the source; sends and commits when a bound is reached.
+    /// Takes in one event of the source; sends when there is enough.
     pub(crate) fn take(
         &mut self,
         event: WalEvent<'_>,
@@ -358,18 +361,14 @@ impl<'a> Relay<'a> {
             self.waiting_since = Some(self.clock.now_us());
             publisher.begin()?;
         }
-        self.send_piece(bytes, publisher, control)?;
-        if self.sent_bytes >= self.limits.commit_bytes {
-            self.commit(publisher, control)?;
-        }
-        Ok(())
+        self.send_piece(bytes, publisher, control)
     }
 
     /// How long the next poll may wait: not at all while a round can be read, or something waits to be committed into a
     /// transaction that is `ready`.
     fn patience(&self, ready: bool) -> Duration {
         if self.may_pause() {
-            Duration::ZERO
+            self.rest_left()
         } else if self.waiting_since.is_some() && !self.assembler.mid_transaction() {
             if ready { self.pause_left() } else { JOIN }
         } else if self.behind() {
@@ -385,6 +384,7 @@ impl<'a> Relay<'a> {
         match self.waiting_since {
             Some(since) => {
                 (whole && !arrived && ready && self.pause_left().is_zero())
+                    || self.sent_bytes >= self.limits.commit_bytes
                     || self.since(since) >= self.limits.commit_interval
             }
             None => {
@@ -399,7 +399,7 @@ impl<'a> Relay<'a> {
     /// Until a Kafka transaction may be committed.
     fn pause_left(&self) -> Duration {
         let pause = if self.busy { self.limits.busy_pause } else { self.limits.pause };
-        pause.saturating_sub(self.since(self.committed_at))
+        pause.saturating_sub(self.since(self.committed_at)).max(self.rest_left())
     }
 
     /// Whether the ledger's LSN is behind the stream.
@@ -495,11 +495,11 @@ impl<'a> Relay<'a> {
         publisher: &mut dyn Publisher,
         control: &dyn Control,
     ) -> Result<(), RelayError> {
-        if !self.assembler.mid_transaction()
-            && (self.waiting_since.is_some()
-                || (self.behind() && self.may_claim(source, publisher, control)?))
-        {
-            self.commit(publisher, control)?;
+        if !self.assembler.mid_transaction() && (self.waiting_since.is_some() || self.behind()) {
+            self.clock.sleep(self.rest_left());
+            if self.may_claim(source, publisher, control)? {
+                self.commit(publisher, control)?;
+            }
         }
         if let Some(confirmed) = self.confirmed.take() {
             source.acknowledge(confirmed)?;

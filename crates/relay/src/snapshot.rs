@@ -252,8 +252,7 @@ impl Reading {
         let mut refused = look.unfit.clone().filter(|_| between);
         let mut concerned: Vec<u32> = Vec::new();
         if refused.is_some() {
-            let there = self.tables.iter().filter(|(_, table)| table.read != Read::Removed);
-            concerned.extend(there.map(|(relation, _)| *relation));
+            concerned.extend(self.there());
         }
         for found in look.tables.iter().filter(|_| look.unfit.is_none()) {
             if let Err(refusal) = self.take_in(found, look.xmin, between) {
@@ -270,7 +269,7 @@ impl Reading {
         if between {
             let leaving = !self.leaving.is_empty();
             self.note_absent(look);
-            awaited = self.trust(look.until) || (!leaving && !self.leaving.is_empty());
+            awaited = (look.settled && self.trust(look.until)) || (!leaving && !self.leaving.is_empty());
             self.settle(None);
         }
         self.note_active();
@@ -280,9 +279,27 @@ impl Reading {
     /// Changes of these tables may be missing from the log. Their stores become not ready, until the log has passed the
     /// first look that is not refused.
     pub(crate) fn distrust(&mut self, concerned: &[u32]) {
-        self.gaps.extend(concerned.iter().map(|relation| (*relation, false)));
+        for relation in concerned {
+            self.gaps.entry(*relation).or_insert(false);
+        }
         self.distrusted = Some(Lsn(u64::MAX));
         self.dirty = true;
+    }
+
+    /// The same of every table.
+    pub(crate) fn distrust_all(&mut self) {
+        self.distrust(&self.there());
+    }
+
+    /// Whether no store is ready, until a look has found all in order.
+    pub(crate) fn distrusts(&self) -> bool {
+        self.distrusted == Some(Lsn(u64::MAX))
+    }
+
+    /// The tables that have not left the log.
+    fn there(&self) -> Vec<u32> {
+        let there = self.tables.iter().filter(|(_, table)| table.read != Read::Removed);
+        there.map(|(relation, _)| *relation).collect()
     }
 
     /// The log is right from `until` on. Returns whether it was not to be trusted before.
@@ -502,6 +519,13 @@ impl Reading {
         let untold = self.gaps.iter_mut().filter(|(_, told)| !**told);
         let untold: Vec<u32> = untold.map(|(relation, told)| (*relation, *told = true).0).collect();
         untold.into_iter().map(|at| self.tables.get(&at).map_or(at, |table| table.family(at))).collect()
+    }
+
+    /// Whether a look, or the stream, has found what the log does not say yet.
+    pub(crate) fn has_something_to_say(&self, stream_lsn: Lsn) -> bool {
+        self.has_stale()
+            || self.gaps.values().any(|told| !told)
+            || self.next_departure().is_some_and(|until| until <= stream_lsn)
     }
 
     /// Whether something that may have changed the publication is visible since this snapshot.

@@ -168,6 +168,15 @@ pub struct Publication {
     pub settled: bool,
 }
 
+/// Whether the catalog is as it was.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Unchanged {
+    /// Nothing has changed of what a look finds. False also where that cannot be told.
+    pub unchanged: bool,
+    /// How long the server took to say so.
+    pub took: Duration,
+}
+
 /// A table of the publication.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PublishedTable {
@@ -282,6 +291,12 @@ pub trait Source {
 
     /// Looks at the publication.
     fn published(&mut self) -> Result<Publication, SourceError>;
+
+    /// Begins to ask whether the catalog is as the last look at the publication found it. Does not block.
+    fn ask_unchanged(&mut self);
+
+    /// Waits for the answer to the last question. It holds for everything that had been delivered when it was asked.
+    fn unchanged(&mut self) -> Result<Unchanged, SourceError>;
 
     /// Says why a table is not published any more, and what to do; `None` for one that is not configured.
     fn absence(&mut self, relation: u32, name: &str) -> Result<Option<Refusal>, SourceError>;

@@ -7,7 +7,8 @@ use std::time::Duration;
 use change::{Clock, LedgerEntry, Lsn, Position, Progress, RecordBatch, Refusal, Timeline};
 use relay::{
     Announced, Confirmed, Control, Described, Heartbeat, Ledger, Limits, Publication, PublishError,
-    Publisher, ReadRequest, RelayError, Round, RoundEvent, Source, SourceError, SourceState, WalEvent,
+    Publisher, ReadRequest, RelayError, Round, RoundEvent, Source, SourceError, SourceState, Unchanged,
+    WalEvent,
 };
 
 /// What the ledger said when it was read.
@@ -96,6 +97,14 @@ impl Source for Server {
     }
 
     fn published(&mut self) -> Result<Publication, SourceError> {
+        unreachable!("it does not come to this")
+    }
+
+    fn ask_unchanged(&mut self) {
+        unreachable!("it does not come to this")
+    }
+
+    fn unchanged(&mut self) -> Result<Unchanged, SourceError> {
         unreachable!("it does not come to this")
     }
 

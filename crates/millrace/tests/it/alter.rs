@@ -1,8 +1,10 @@
 //! The catalog changes under the stream: what no row event tells is noticed, read again or refused, and no store that
 //! says it is ready is wrong meanwhile.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use change::Lsn;
 use testkit::services::Session;
 
 use crate::harness::{Pipeline, ROLES, Role, SOON, soon};
@@ -209,6 +211,49 @@ fn h30_what_gives_rows_another_meaning_is_read_again() {
         ["label happy of an enum was renamed", "column price is another one", "its rows have another key"]
     {
         assert!(log.contains(reason), "{reason}");
+    }
+}
+
+/// What changes rows without a word in the stream, in a transaction that has written, or before another one that brings the
+/// log further: a store that is ready behind it has seen it.
+#[test]
+fn h30_no_lsn_is_claimed_before_what_changed_below_it_is_in_the_log() {
+    let setup =
+        "CREATE TABLE silent (id serial PRIMARY KEY, a text); CREATE TABLE beside (id serial PRIMARY KEY);
+        ALTER TABLE silent REPLICA IDENTITY FULL;
+        INSERT INTO silent (a) SELECT 'r0' FROM generate_series(1, 5)";
+    let stores = "[counters.silent]\nsql = \"SELECT a, count(*) FROM public.silent GROUP BY a\"\n";
+    let mut pipeline = pipeline_of(setup, &["silent", "beside"], stores);
+    start(&mut pipeline, &[Role::Reader, Role::Counters]);
+    let session = pipeline.postgres.session("app");
+    let mut redis = pipeline.redis.connect();
+    for k in 1..=8 {
+        // With this change the reader looks at the catalog, and not again for a while.
+        std::thread::sleep(Duration::from_millis(400));
+        session.sql("INSERT INTO beside DEFAULT VALUES");
+        std::thread::sleep(Duration::from_millis(10 * k));
+        let alters =
+            format!("ALTER TABLE silent DROP a; ALTER TABLE silent ADD a text NOT NULL DEFAULT 'r{k}'");
+        if k % 2 == 0 {
+            session.sql(&format!("BEGIN; INSERT INTO silent (a) VALUES ('lost'); {alters}"));
+        } else {
+            session.sql(&alters);
+            session.sql("BEGIN; INSERT INTO beside DEFAULT VALUES");
+        }
+        let lsn = session.sql("SELECT pg_current_wal_insert_lsn()")[0][0].clone();
+        let lsn: Lsn = lsn.and_then(|lsn| lsn.parse().ok()).expect("an LSN");
+        session.sql("COMMIT");
+        let expected = BTreeMap::from([(format!("r{k}"), (5 + k / 2).to_string())]);
+        soon("the store is ready", || {
+            let mut both = redis::pipe();
+            both.atomic().cmd("HGETALL").arg("silent");
+            both.cmd("HMGET").arg("millrace:mailbox:silent").arg(&["lsn", "state"]);
+            let (content, (at, state)): (BTreeMap<String, String>, (String, String)) =
+                both.query(&mut redis).expect("Redis answers");
+            let there = state == "ready" && at.parse::<Lsn>().is_ok_and(|at| at >= lsn);
+            assert!(!there || content == expected, "ready at {at} with {content:?}, not {expected:?}");
+            there
+        });
     }
 }
 

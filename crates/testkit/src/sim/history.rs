@@ -374,7 +374,11 @@ impl History {
     fn transaction(&mut self, rng: &mut StdRng) {
         let size = if rng.random_bool(0.1) { rng.random_range(10..60) } else { rng.random_range(1..6) };
         let retyped = self.retyped;
-        let edits = (0..size).filter_map(|_| self.edit(rng)).collect();
+        let mut edits: Vec<RowEdit> = (0..size).filter_map(|_| self.edit(rng)).collect();
+        if rng.random_bool(0.02) {
+            // Nothing in this transaction tells of it.
+            edits.push(self.retype());
+        }
         self.commit(rng, edits, retyped);
     }
 
@@ -407,6 +411,12 @@ impl History {
             lossy,
             edits,
         });
+    }
+
+    fn retype(&mut self) -> RowEdit {
+        self.retyped += 1;
+        RowEdit::Retype.apply(&mut self.tables);
+        RowEdit::Retype
     }
 
     fn edit(&mut self, rng: &mut StdRng) -> Option<RowEdit> {
@@ -446,10 +456,7 @@ impl History {
                 let tables = if rng.random_bool(0.5) { TABLES.to_vec() } else { vec![table] };
                 RowEdit::Truncate { tables }
             }
-            97 => {
-                self.retyped += 1;
-                RowEdit::Retype
-            }
+            97 => return Some(self.retype()),
             _ => RowEdit::Message,
         };
         if let RowEdit::Update { old: (id, _), .. } | RowEdit::Delete { id, .. } = &edit {

@@ -6,10 +6,11 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use change::{Datum, Key, Lsn, Read, Refusal, Snapshot, TableSchema, Timeline, TupleBuf};
+use change::{Datum, Description, Key, Lsn, Read, Refusal, Snapshot, TableSchema, Timeline, TupleBuf};
 use relay::{
     Announced, AnnouncedColumn, Confirmed, Described, Heartbeat, Publication, PublishedTable, ReadRequest,
-    RelayError, Round, RoundEvent, RowChange, Source, SourceError, SourceState, TABLES_CHANGED, WalEvent,
+    RelayError, Round, RoundEvent, RowChange, Source, SourceError, SourceState, TABLES_CHANGED, Unchanged,
+    WalEvent,
 };
 
 use super::history::{Entry, History, RowEdit, TABLES, schema};
@@ -32,15 +33,35 @@ pub(crate) struct SimSource {
     delivered: usize,
     from: Lsn,
     described: bool,
+    /// What the last look found, and whether it was so when that was asked last.
+    looked: Option<Catalog>,
+    unchanged: bool,
 }
+
+/// What a look finds; see [`SimSource::catalog`].
+type Catalog = (u32, bool, [Description; 2]);
 
 impl SimSource {
     pub(crate) fn new(server: Rc<RefCell<Server>>, faults: Faults) -> Self {
-        SimSource { server, faults, next: 0, delivered: 0, from: Lsn::ZERO, described: false }
+        SimSource {
+            server,
+            faults,
+            next: 0,
+            delivered: 0,
+            from: Lsn::ZERO,
+            described: false,
+            looked: None,
+            unchanged: false,
+        }
     }
 
     fn fail(&self) -> Result<(), SourceError> {
         if self.faults.strike() { Err(SourceError::Unavailable("simulated".into())) } else { Ok(()) }
+    }
+
+    /// How often the publication was altered, whether the second table is published, and what rows mean.
+    fn catalog(history: &History) -> Catalog {
+        (history.altered(), history.published_visibly(), TABLES.map(|table| history.description(table)))
     }
 
     /// A publication that leaves something out is refused until it is altered back.
@@ -172,7 +193,7 @@ impl Source for SimSource {
         self.fail()?;
         let server = self.server.clone();
         let server = server.borrow();
-        let mut budget = self.faults.up_to(30);
+        let mut budget = if self.faults.strike_often() { 1 } else { self.faults.up_to(30) };
         let arrived = self.next < server.history.entries.len() && budget > 0;
         while let Some(entry) = server.history.entries.get(self.next).filter(|_| budget > 0) {
             match entry {
@@ -236,6 +257,7 @@ impl Source for SimSource {
         let history = &mut self.server.borrow_mut().history;
         // The catalog goes on changing between two questions.
         let settled = !history.hides_a_change();
+        self.looked = Some(Self::catalog(history));
         self.faults.grow_between(history);
         self.whole(history)?;
         let xmin = 1 + history.altered();
@@ -245,6 +267,18 @@ impl Source for SimSource {
             TABLES[..count].iter().map(|table| published(history, *table)).collect();
         self.faults.grow_between(history);
         Ok(Publication { tables, unfit: None, xmin, until: history.end, settled })
+    }
+
+    fn ask_unchanged(&mut self) {
+        let history = &mut self.server.borrow_mut().history;
+        let settled = !history.hides_a_change();
+        self.faults.grow_between(history);
+        self.unchanged = settled && self.looked == Some(Self::catalog(history));
+    }
+
+    fn unchanged(&mut self) -> Result<Unchanged, SourceError> {
+        self.fail()?;
+        Ok(Unchanged { unchanged: self.unchanged, took: Duration::ZERO })
     }
 
     fn absence(&mut self, _: u32, _: &str) -> Result<Option<Refusal>, SourceError> {
