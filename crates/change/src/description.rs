@@ -67,6 +67,10 @@ pub struct TypeDescription {
     /// Numbers and types of a composite type's attributes, ascending.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attributes: Vec<(i16, u32)>,
+    /// `xmin` of each label, or of each attribute that the type has or had: what was changed and changed back between two
+    /// looks shows there. Empty where an older version wrote it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub versions: Vec<i64>,
 }
 
 /// Tells that a table's rows were rewritten, perhaps with other values. Such a rewrite changes both; VACUUM FULL and
@@ -122,18 +126,30 @@ impl Description {
         if before.generated && !now.generated {
             return Some(format!("column {name} is not generated any more"));
         }
-        let same_text = SAME_TEXT.contains(&now.type_oid) && SAME_TEXT.contains(&before.type_oid);
-        (now.type_oid != before.type_oid && !same_text).then(|| format!("column {name} has another type"))
+        retyped(name, before.type_oid, now.type_oid)
     }
 
     fn breaks_type(&self, before: &TypeDescription) -> Option<String> {
         let now = self.types.iter().find(|now| now.oid == before.oid)?;
-        let renamed = before.labels.iter().find(|label| !now.labels.contains(label));
-        if let Some((_, label)) = renamed {
+        let version = |known: &TypeDescription, place: usize| known.versions.get(place).copied();
+        let renamed = before.labels.iter().enumerate().find(|(place, label)| {
+            let same = now.labels.iter().position(|now| now == *label);
+            let versions = same.and_then(|same| version(before, *place).zip(version(now, same)));
+            same.is_none() || versions.is_some_and(|(before, now)| before != now)
+        });
+        if let Some((_, (_, label))) = renamed {
             return Some(format!("label {label} of an enum was renamed"));
         }
-        (now.attributes != before.attributes).then(|| "a composite type has other attributes".to_owned())
+        let known = before.labels.is_empty() && !before.versions.is_empty();
+        let altered = now.attributes != before.attributes || (known && now.versions != before.versions);
+        altered.then(|| "a composite type has other attributes".to_owned())
     }
+}
+
+/// Why a table begins again of which a column had a type and has another one, if its values have another text then.
+pub(crate) fn retyped(name: &str, before: u32, now: u32) -> Option<String> {
+    let same_text = SAME_TEXT.contains(&now) && SAME_TEXT.contains(&before);
+    (now != before && !same_text).then(|| format!("column {name} has another type"))
 }
 
 /// Why a table begins again of which another column has this name now.
@@ -160,10 +176,12 @@ mod tests {
         let mood = TypeDescription {
             oid: 900,
             labels: vec![(901, "sad".into()), (902, "happy".into())],
+            versions: vec![7, 7],
             ..TypeDescription::default()
         };
+        let attributes = vec![(1, 23), (2, 25)];
         let pair =
-            TypeDescription { oid: 910, attributes: vec![(1, 23), (2, 25)], ..TypeDescription::default() };
+            TypeDescription { oid: 910, attributes, versions: vec![7, 7], ..TypeDescription::default() };
         Description {
             schema: "public".into(),
             table: "t".into(),
@@ -217,6 +235,16 @@ mod tests {
         assert_eq!(why(renamed), "label happy of an enum was renamed");
         let attribute = |t: &mut Description| t.types[1].attributes.push((3, 23));
         assert_eq!(why(attribute), "a composite type has other attributes");
+        assert_eq!(
+            why(|t| t.types[0].versions[1] = 9),
+            "label happy of an enum was renamed",
+            "and renamed back"
+        );
+        assert_eq!(
+            why(|t| t.types[1].versions.push(9)),
+            "a composite type has other attributes",
+            "for a while"
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::Description;
-use crate::description::another_column;
+use crate::description::{another_column, retyped};
 use crate::lsn::cut;
 use crate::name::{quoted_table_name, table_name};
 
@@ -139,11 +139,18 @@ impl TableSchema {
         self
     }
 
-    /// Says so if another column had the name of one of these columns in the `earlier` version.
-    pub fn reassigned_since(&self, earlier: &TableSchema) -> Option<String> {
-        let earlier: BTreeMap<&str, i16> = earlier.numbers().collect();
-        let other = |(name, number): &(&str, i16)| earlier.get(name).is_some_and(|known| known != number);
-        self.numbers().find(other).map(|(name, _)| another_column(name))
+    /// Says so if rows of the `earlier` version mean something else under this one: another column had the name of one of
+    /// these columns, or one had another type.
+    pub fn breaks(&self, earlier: &TableSchema) -> Option<String> {
+        let names: BTreeMap<&str, i16> = earlier.numbers().collect();
+        let other = |(name, number): &(&str, i16)| names.get(name).is_some_and(|known| known != number);
+        if let Some((name, _)) = self.numbers().find(other) {
+            return Some(another_column(name));
+        }
+        self.columns.iter().filter(|column| column.number.is_some()).find_map(|column| {
+            let before = earlier.columns.iter().find(|before| before.number == column.number)?;
+            retyped(&column.name, before.type_oid, column.type_oid)
+        })
     }
 
     /// The same table, with what the stream does not say of a column taken from an earlier version.
@@ -360,7 +367,7 @@ mod tests {
         let swapped = table(&[("id", None), ("b", None), ("t", None)]);
         let numbered = swapped.clone().numbered_since(&known, &now);
         assert_eq!(numbered.numbers().collect::<Vec<_>>(), [("id", 1), ("b", 3), ("t", 4)]);
-        assert_eq!(numbered.reassigned_since(&known).unwrap(), "column b is another one than before");
+        assert_eq!(numbered.breaks(&known).unwrap(), "column b is another one than before");
         let (_, dropped) = named(&[(1, "id"), (3, "a")]);
         assert_eq!(swapped.numbered_since(&known, &dropped).numbers().count(), 0);
     }

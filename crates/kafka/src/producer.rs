@@ -11,6 +11,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use kafka_protocol::ResponseError;
 use kafka_protocol::messages::add_partitions_to_txn_request::AddPartitionsToTxnTopic;
 use kafka_protocol::messages::{
     AddPartitionsToTxnRequest, AddPartitionsToTxnResponse, EndTxnRequest, InitProducerIdRequest,
@@ -35,6 +36,9 @@ const BRIEF_LIMIT: Duration = Duration::from_secs(5);
 const INIT_PRODUCER_ID: i16 = 1;
 const ADD_PARTITIONS: i16 = 2;
 const END_TXN: i16 = 2;
+
+/// The answer while a transaction of the same id has not ended.
+const UNENDED: ResponseError = ResponseError::ConcurrentTransactions;
 
 /// The code that a partition has because of another's.
 const OPERATION_NOT_ATTEMPTED: i16 = 55;
@@ -121,9 +125,18 @@ impl Producer {
         let request = InitProducerIdRequest::default()
             .with_transactional_id(Some(transactional_id.clone()))
             .with_transaction_timeout_ms(i32::try_from(transaction_timeout.as_millis()).unwrap_or(i32::MAX));
+        // A coordinator that has lost the end of its own topic asks the leaders for ever to end a transaction that they know to
+        // have ended: another transactional id is the way out.
+        let unended = format!(
+            "cannot start Kafka transactions, for the last one of \"{}\" has not ended (where each of the log's topics has a \
+             leader it never will; remedy: `millrace generation new`, while the reader runs)",
+            transactional_id.0.as_str()
+        );
         let started = patiently(outage, |deadline| {
             let answer = coordinator.ask(&request, INIT_PRODUCER_ID, briefly(deadline))?;
-            coordinator.judge(answer.error_code, "cannot start Kafka transactions")?;
+            let unended = Some(&unended).filter(|_| answer.error_code == UNENDED.code());
+            let doing = unended.map_or("cannot start Kafka transactions", String::as_str);
+            coordinator.judge(answer.error_code, doing)?;
             Ok(answer)
         })?;
         let producer = ProducerId { id: started.producer_id.0, epoch: started.producer_epoch };

@@ -474,7 +474,11 @@ SELECT coalesce(json_agg(pg_catalog.json_build_object(
                FROM pg_catalog.pg_enum e WHERE e.enumtypid = t.oid),
     'attributes', (SELECT coalesce(json_agg(pg_catalog.json_build_array(p.attnum, p.atttypid::int8) ORDER BY p.attnum), '[]')
                    FROM pg_catalog.pg_attribute p
-                   WHERE p.attrelid = t.typrelid AND p.attnum > 0 AND NOT p.attisdropped)) ORDER BY t.oid), '[]')
+                   WHERE p.attrelid = t.typrelid AND p.attnum > 0 AND NOT p.attisdropped),
+    'versions', coalesce(CASE t.typtype
+        WHEN 'e' THEN (SELECT json_agg(e.xmin::text::int8 ORDER BY e.oid) FROM pg_catalog.pg_enum e WHERE e.enumtypid = t.oid)
+        ELSE (SELECT json_agg(p.xmin::text::int8 ORDER BY p.attnum)
+              FROM pg_catalog.pg_attribute p WHERE p.attrelid = t.typrelid AND p.attnum > 0) END, '[]')) ORDER BY t.oid), '[]')
 FROM reached r JOIN pg_catalog.pg_type t ON t.oid = r.oid WHERE t.typtype IN ('e', 'c')";
 
 /// The types that the types in `reached` are made of.

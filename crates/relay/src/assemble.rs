@@ -413,25 +413,25 @@ impl Assembler {
         let mut described =
             described.ok_or_else(|| protocol(format!("relation {relation} was not described")))?;
         let newest = self.versions.get(&relation).map(|(_, newest)| newest);
-        // While tables are read, the newest version may be a round's, which is ahead of the stream.
+        // While the table is read, the newest version may be a round's, which is ahead of the stream.
         let streamed = self.relations.get(&relation).map(|known| &known.schema);
-        let streamed = streamed.or(newest.filter(|_| !self.reading.active()));
+        let streamed = streamed.or(newest.filter(|_| self.reading.whole(relation)));
         if let (Some(streamed), Some(published)) = (streamed, &described.published) {
             described.schema = described.schema.numbered_since(streamed, &published.description);
         }
         if let Some(newest) = newest.filter(|_| described.outdated) {
             described.schema = described.schema.completed_from(newest);
         }
-        let reassigned = |known: Option<&TableSchema>| described.schema.reassigned_since(known?);
+        let breaks = |known: Option<&TableSchema>| described.schema.breaks(known?);
         // Against the newest as well: a round may have begun the table again since the stream told of it.
-        // If columns are swapped, written and swapped back, only the stream shows it.
-        let reassigned = reassigned(newest).filter(|_| reassigned(streamed).is_some());
+        // If columns are swapped, or one has another type, is written, and all is as before, only the stream shows it.
+        let broken = breaks(newest).filter(|_| breaks(streamed).is_some());
         self.name_as_known(&mut described.schema);
         self.reading.announced(&described, self.xid());
         if let Some(open) = self.open.as_mut().filter(|open| open.plan != Plan::Skip) {
             let first = open.compared.insert(relation);
             let compared = if first { self.reading.compare(&described)? } else { None };
-            if let Some(why) = compared.or(reassigned) {
+            if let Some(why) = compared.or(broken) {
                 self.reading.begin_again(relation, self.ordinal(), &why);
             }
         }

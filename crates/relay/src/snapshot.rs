@@ -561,10 +561,13 @@ impl Reading {
 
     /// Whether every change of the table is published, whatever its key.
     pub(crate) fn settled(&self, relation: u32) -> bool {
+        self.ahead.is_empty() && self.whole(relation)
+    }
+
+    /// Whether the table is read, and the stream has come to where that was.
+    pub(crate) fn whole(&self, relation: u32) -> bool {
         let whole = |table: &TableProgress| table.read == Read::All && table.owed.is_empty();
-        self.ahead.is_empty()
-            && self.tables.get(&relation).is_some_and(whole)
-            && self.piece(relation).is_none()
+        self.tables.get(&relation).is_some_and(whole) && self.piece(relation).is_none()
     }
 
     /// Whether [`judge`](Self::judge) needs no more answers for this key.

@@ -359,17 +359,17 @@ pub(crate) fn patiently<T>(
     let start = Instant::now();
     let (mut pause, mut told) = (RETRY.0, false);
     loop {
-        let (what, wait) = match call((start + outage).min(Instant::now() + outage / TRIES)) {
+        let (state, what, wait) = match call((start + outage).min(Instant::now() + outage / TRIES)) {
             Ok(value) => return Ok(value),
             Err(WireError::Kafka(error)) => return Err(error),
-            Err(WireError::Busy(what)) => (what, pause),
-            Err(WireError::Again(what)) => (what, pause.max(RECONNECT)),
+            Err(WireError::Busy(what)) => ("busy", what, pause),
+            Err(WireError::Again(what)) => ("away", what, pause.max(RECONNECT)),
         };
         if start.elapsed() + wait >= outage {
-            return Err(KafkaError::Unavailable(format!("Kafka has been away for {outage:?}: {what}")));
+            return Err(KafkaError::Unavailable(format!("Kafka has been {state} for {outage:?}: {what}")));
         }
         if start.elapsed() >= TELL_AFTER && !std::mem::replace(&mut told, true) {
-            tracing::warn!(reason = what, limit = ?outage, "Kafka is away; trying again");
+            tracing::warn!(reason = what, limit = ?outage, "Kafka is {state}; trying again");
         }
         std::thread::sleep(wait);
         pause = (pause * 6 / 5).min(RETRY.1);

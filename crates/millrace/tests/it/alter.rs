@@ -56,7 +56,7 @@ const ALTERED: [(&str, &str, &str, &str); 9] = [
     ),
     (
         "types change without a rewrite",
-        "CREATE TABLE typed (id int PRIMARY KEY, net cidr, n int);
+        "CREATE TABLE typed (id int PRIMARY KEY, net cidr, n int, at timestamptz DEFAULT '2026-01-01 10:00Z');
          INSERT INTO typed VALUES (1, '10.0.0.1/32', -1), (2, '10.0.0.2/32', -2)",
         "ALTER TABLE typed ALTER net TYPE inet
          ALTER TABLE typed ALTER n TYPE oid",
@@ -117,7 +117,7 @@ table = \"public.pairs\"
 exact = [\"c\"]
 [search.indexes.typed]
 table = \"public.typed\"
-exact = [\"net\", \"n\"]
+exact = [\"net\", \"n\", \"at\"]
 [search.indexes.made]
 table = \"public.made\"
 exact = [\"a\"]
@@ -204,12 +204,28 @@ fn h30_what_gives_rows_another_meaning_is_read_again() {
         "app",
         "ALTER TABLE item RENAME name TO x; ALTER TABLE item ADD name text; UPDATE item SET name = 'y'",
     );
+    // For a while only, of which the catalog has no values any more.
+    pipeline
+        .postgres
+        .sql("app", "ALTER TYPE side RENAME VALUE 'left' TO 'x'; UPDATE sides SET s = 'x' WHERE id = 2");
+    pipeline.postgres.sql("app", "ALTER TYPE side RENAME VALUE 'x' TO 'left'");
+    pipeline
+        .postgres
+        .sql("app", "ALTER TYPE pair ADD ATTRIBUTE y int; UPDATE pairs SET c = '(5,q,1,2)' WHERE id = 2");
+    pipeline.postgres.sql("app", "ALTER TYPE pair DROP ATTRIBUTE y");
+    let retyped = "SET timezone = 'UTC'; ALTER TABLE typed ALTER at TYPE";
+    pipeline.postgres.sql("app", &format!("{retyped} timestamp; UPDATE typed SET n = 8 WHERE id = 1"));
+    pipeline.postgres.sql("app", &format!("{retyped} timestamptz"));
     pipeline.spawn(Role::Reader);
     right(&mut pipeline, "a backlog");
     let log = pipeline.log("reader");
-    for reason in
-        ["label happy of an enum was renamed", "column price is another one", "its rows have another key"]
-    {
+    for reason in [
+        "label happy of an enum was renamed",
+        "column price is another one",
+        "its rows have another key",
+        "label left of an enum was renamed",
+        "column at has another type",
+    ] {
         assert!(log.contains(reason), "{reason}");
     }
 }

@@ -186,6 +186,7 @@ fn copy_stores(pipeline: &mut Pipeline, number: u64) -> (PathBuf, PathBuf) {
 /// Does what each refused process asks for, and starts it again, until every store has what Postgres has now.
 fn follow_remedies(pipeline: &mut Pipeline) {
     let start = Instant::now();
+    let mut renewed = None;
     loop {
         let ended: Vec<Role> =
             ROLES.into_iter().filter(|role| pipeline.running_process(*role).ended().is_some()).collect();
@@ -195,6 +196,13 @@ fn follow_remedies(pipeline: &mut Pipeline) {
         }
         for role in ended {
             follow_remedy(pipeline, role);
+        }
+        // A reader goes on trying where the brokers may yet end a transaction.
+        let generation = generation(pipeline);
+        let last = pipeline.log("reader").lines().next_back().unwrap_or_default().to_owned();
+        if last.contains("remedy: `millrace generation new`") && renewed != Some(generation) {
+            eprintln!("  reader: {last}\n  {}", pipeline.succeed(&["generation", "new"]));
+            renewed = Some(generation);
         }
         let status = pipeline.millrace(&["status"]).stdout;
         assert!(start.elapsed() < BACK, "not back in time:\n{}", String::from_utf8_lossy(&status));
