@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 
@@ -124,13 +124,16 @@ impl TableSchema {
         TableSchema { root, schema, table, ..self.clone() }
     }
 
-    /// The same table, its columns numbered in the order in which the stream has them, if no column came or went between
-    /// the `earlier` version and now. The catalog is asked by name, and a column may have had another one for a while.
+    /// The same table, its columns numbered in the order in which the stream has them, if it is known which they are. The
+    /// catalog was asked by name, and a column may have had another one for a while: then it has none of these names now,
+    /// and the `earlier` version had it.
     pub fn numbered_since(mut self, earlier: &TableSchema, now: &Description) -> TableSchema {
-        let there = |number: &i16| now.columns.iter().any(|column| column.number == *number);
-        let mut numbers: Vec<i16> =
-            earlier.numbers().map(|(_, number)| number).filter(|number| there(number)).collect();
-        numbers.sort_unstable();
+        let named: BTreeSet<i16> = self.columns.iter().filter_map(|column| column.number).collect();
+        let other = |number: &i16| {
+            !named.contains(number) && now.columns.iter().any(|column| column.number == *number)
+        };
+        let renamed: Vec<i16> = earlier.numbers().map(|(_, number)| number).filter(other).collect();
+        let numbers: BTreeSet<i16> = named.iter().copied().chain(renamed).collect();
         if numbers.len() == self.columns.len() {
             for (column, number) in self.columns.iter_mut().zip(numbers) {
                 column.number = Some(number);
@@ -362,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_are_numbered_by_their_order_where_none_came_or_went() {
+    fn columns_are_numbered_by_their_order_where_it_is_known_which_they_are() {
         let (known, now) = named(&[(1, "id"), (3, "a"), (4, "b")]);
         let swapped = table(&[("id", None), ("b", None), ("t", None)]);
         let numbered = swapped.clone().numbered_since(&known, &now);
@@ -370,6 +373,16 @@ mod tests {
         assert_eq!(numbered.breaks(&known).unwrap(), "column b is another one than before");
         let (_, dropped) = named(&[(1, "id"), (3, "a")]);
         assert_eq!(swapped.numbered_since(&known, &dropped).numbers().count(), 0);
+        // Another b; `t` was the name of a for a while.
+        let (_, now) = named(&[(1, "id"), (3, "a"), (7, "b"), (8, "c")]);
+        let mut renamed = table(&[("id", None), ("t", None), ("b", None)]);
+        (renamed.columns[0].number, renamed.columns[2].number) = (Some(1), Some(7));
+        let numbered = renamed.clone().numbered_since(&known, &now);
+        assert_eq!(numbered.numbers().collect::<Vec<_>>(), [("id", 1), ("t", 3), ("b", 7)]);
+        // One of `t` and `b` may be c.
+        let (_, now) = named(&[(1, "id"), (3, "a"), (8, "c")]);
+        renamed.columns[2].number = None;
+        assert_eq!(renamed.numbered_since(&known, &now).numbers().count(), 1);
     }
 
     #[test]
