@@ -176,7 +176,8 @@ impl TableSchema {
     /// The same version with the names that its columns got in `later` versions, which are in order, and have now: a column
     /// that was renamed is found under its new name. When a name goes to another column, the table begins again in the
     /// log, and columns have the names that they had until then: whoever reads these records is not yet there. A column of the
-    /// newest version that these records do not have is among the columns, without being recorded.
+    /// newest version that these records do not have is among the columns, without being recorded; one that they have under
+    /// another name is there under both.
     pub fn with_present_names(mut self, later: &[&TableSchema], now: &Description) -> TableSchema {
         let mut known: BTreeMap<&str, i16> = self.numbers().collect();
         let mut last: Vec<(&str, i16)> = Vec::new();
@@ -190,7 +191,8 @@ impl TableSchema {
             known.extend(names.iter().copied());
             last = names;
         }
-        let newest = later.last().map_or_else(|| self.columns.clone(), |newest| newest.columns.clone());
+        let newest = later.last().map_or(&[][..], |newest| &newest.columns[..]);
+        let others: Vec<Column> = newest.iter().chain(&self.columns).cloned().collect();
         for column in &mut self.columns {
             let renamed =
                 |(name, number): &&(&str, i16)| column.number == Some(*number) && column.name != *name;
@@ -198,9 +200,15 @@ impl TableSchema {
                 column.recorded = Some(std::mem::replace(&mut column.name, (*name).to_owned()));
             }
         }
-        for column in newest {
+        // Under every other name that it has in a version as well: a store that names it so goes on until it comes to where
+        // the name is gone.
+        for column in others {
             if self.column(&column.name).is_none() {
-                self.columns.push(Column { key: None, recorded: Some(String::new()), ..column });
+                let same =
+                    self.columns.iter().find(|own| own.number.is_some() && own.number == column.number);
+                let recorded = same.map(|own| own.recorded.as_ref().unwrap_or(&own.name).clone());
+                let recorded = Some(recorded.unwrap_or_default());
+                self.columns.push(Column { key: None, recorded, ..column });
             }
         }
         self
@@ -431,7 +439,7 @@ mod tests {
         let older: &[(i16, &str)] = &[(1, "id"), (2, "a"), (3, "b")];
         assert_eq!(present(&[older, older]), [id.clone(), a.clone(), b.clone()]);
         let renamed: &[(i16, &str)] = &[(1, "id"), (2, "title"), (3, "b")];
-        assert_eq!(present(&[older, renamed]), [id.clone(), pair("title", "a"), b.clone()]);
+        assert_eq!(present(&[older, renamed]), [id.clone(), pair("title", "a"), b.clone(), a.clone()]);
         let dropped = present(&[older, &[(1, "id"), (3, "b")]]);
         assert_eq!(dropped, [id.clone(), a.clone(), b.clone()], "its name is nobody else's");
         let added = present(&[older, &[(1, "id"), (2, "a"), (3, "b"), (4, "c")]]);
@@ -450,8 +458,8 @@ mod tests {
         // The first column was called c for a while, and then another one was.
         let renamed: &[(i16, &str)] = &[(1, "id"), (2, "c"), (3, "b")];
         let taken: &[(i16, &str)] = &[(1, "id"), (2, "a"), (3, "c")];
-        let seen = [id.clone(), pair("c", "a"), b.clone(), pair("a", "")];
+        let seen = [id.clone(), pair("c", "a"), b.clone(), a.clone()];
         assert_eq!(present(&[older, renamed, taken]), seen);
-        assert_eq!(present(&[renamed, taken]), [id, pair("c", "c"), b, pair("a", "")]);
+        assert_eq!(present(&[renamed, taken]), [id, pair("c", "c"), b, pair("a", "c")]);
     }
 }

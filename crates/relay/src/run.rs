@@ -372,7 +372,7 @@ impl<'a> Relay<'a> {
         } else if self.waiting_since.is_some() && !self.assembler.mid_transaction() {
             if ready { self.pause_left() } else { JOIN }
         } else if self.behind() {
-            self.limits.idle_interval.saturating_sub(self.since(self.committed_at))
+            self.limits.idle_interval.saturating_sub(self.since(self.committed_at)).max(self.rest_left())
         } else {
             self.limits.idle_interval
         }
