@@ -133,6 +133,7 @@ impl Relay<'_> {
         let late = |since| self.since(since) >= self.limits.commit_interval;
         if self.uncovered() && self.waiting_since.is_some_and(late) {
             // A transaction that has changed the catalog waits for a standby, perhaps for hours.
+            control.not_visible("no store is ready");
             self.assembler.reading.distrust_all();
             self.assembler.tell_gaps(self.clock.now_us());
             self.commit(publisher, control)?;

@@ -401,7 +401,7 @@ impl Relay<'_> {
                 if self.waiting_since.is_some() && self.may_claim(source, publisher, control)? {
                     self.commit(publisher, control)?;
                 }
-                control.rewrite_waits();
+                control.not_visible("the stream waits");
             }
             // A standby may be missing for hours.
             self.clock.sleep(if told { LOOK_INTERVAL } else { PROBE_INTERVAL });

@@ -139,8 +139,10 @@ pub trait Control {
         let _ = reason;
     }
 
-    /// The stream waits for a transaction that holds a lock under which a table may be rewritten, and that is not visible.
-    fn rewrite_waits(&self) {}
+    /// A transaction that may have altered a table is committed, perhaps, and not visible. Says what follows from that.
+    fn not_visible(&self, consequence: &str) {
+        let _ = consequence;
+    }
 
     /// The snapshot has come to one of [`STAGES`]; where tests end the process.
     fn reached(&self, stage: &str) {

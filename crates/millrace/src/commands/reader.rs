@@ -386,10 +386,10 @@ impl Control for Watch<'_> {
         );
     }
 
-    fn rewrite_waits(&self) {
-        let reason = "a committed transaction that may have rewritten a table is not visible: it waits for a synchronous \
+    fn not_visible(&self, consequence: &str) {
+        let reason = "a committed transaction that may have altered a table is not visible: it waits for a synchronous \
                       standby (synchronous_standby_names), or another one holds the lock";
-        tracing::warn!(reason, "the stream waits");
+        tracing::warn!(reason, "{consequence}");
     }
 
     fn reached(&self, stage: &str) {

@@ -238,7 +238,8 @@ fn h30_no_lsn_is_claimed_before_what_changed_below_it_is_in_the_log() {
         "CREATE TABLE silent (id serial PRIMARY KEY, a text); CREATE TABLE beside (id serial PRIMARY KEY);
         ALTER TABLE silent REPLICA IDENTITY FULL;
         INSERT INTO silent (a) SELECT 'r0' FROM generate_series(1, 5)";
-    let stores = "[counters.silent]\nsql = \"SELECT a, count(*) FROM public.silent GROUP BY a\"\n";
+    let stores = "[counters.silent]\nsql = \"SELECT a, count(*) FROM public.silent GROUP BY a\"\n\
+        [counters.beside]\nsql = \"SELECT count(*) FROM public.beside\"\n";
     let mut pipeline = pipeline_of(setup, &["silent", "beside"], stores);
     start(&mut pipeline, &[Role::Reader, Role::Counters]);
     let session = pipeline.postgres.session("app");
@@ -271,6 +272,33 @@ fn h30_no_lsn_is_claimed_before_what_changed_below_it_is_in_the_log() {
             there
         });
     }
+    // While it waits for a standby, perhaps for hours, the log goes on, and no store is ready.
+    pipeline.postgres.sql("app", "ALTER SYSTEM SET synchronous_standby_names = 'missing'");
+    pipeline.postgres.reload();
+    let config = pipeline.postgres.session_config("app");
+    let commit = |sql: &'static str| {
+        let config = config.clone();
+        std::thread::spawn(move || Session::connect(&config).expect("a session").sql(sql))
+    };
+    let hidden = commit("ALTER TABLE silent DROP a; ALTER TABLE silent ADD a text NOT NULL DEFAULT 'hidden'");
+    std::thread::sleep(Duration::from_millis(300));
+    let before = pipeline.counter("beside");
+    let beside = commit("INSERT INTO beside DEFAULT VALUES");
+    soon("the log goes on", || pipeline.counter("beside") != before);
+    let state: String = redis::cmd("HGET")
+        .arg("millrace:mailbox:silent")
+        .arg("state")
+        .query(&mut redis)
+        .expect("Redis answers");
+    assert_ne!(state, "ready");
+    assert!(pipeline.log("reader").contains("no store is ready"));
+    pipeline.postgres.sql("app", "ALTER SYSTEM RESET synchronous_standby_names");
+    pipeline.postgres.reload();
+    hidden.join().expect("its commit ends");
+    beside.join().expect("its commit ends");
+    right(&mut pipeline, "a standby was missing");
+    let all = BTreeMap::from([("hidden".to_owned(), "9".to_owned())]);
+    assert_eq!(pipeline.counter("silent"), all);
 }
 
 /// Each step by itself leaves every row as it is, and the reader has looked at the catalog between two of them.
