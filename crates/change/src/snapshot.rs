@@ -74,6 +74,18 @@ impl Snapshot {
         self.in_progress.iter().map(|xid| *xid as u32)
     }
 
+    /// The transactions, their 32-bit xids, that have ended for this one and had not for `earlier`.
+    pub fn ended_since(&self, earlier: &Snapshot) -> impl Iterator<Item = u32> {
+        let later = earlier.xmax..self.xmax;
+        let ended = |xid: &u64| *xid < self.xmax && self.in_progress.binary_search(xid).is_err();
+        earlier.in_progress.iter().copied().chain(later).filter(ended).map(|xid| xid as u32)
+    }
+
+    /// Whether a transaction may be running, given the 32-bit xid that the next one gets.
+    pub fn any_open(&self, next: u32) -> bool {
+        !self.in_progress.is_empty() || next != self.xmax as u32
+    }
+
     /// Whether the snapshot saw the effects of a *committed* transaction, given its 32-bit xid.
     pub fn saw(&self, xid: u32) -> bool {
         let xid = self.extend(xid);
@@ -133,6 +145,16 @@ mod tests {
         assert!(sees("100:100:", "100:101:100"), "it is open for both");
         assert!(!sees("99:104:99", "104:104:") && sees("99:104:99", "99:104:99,101"));
         assert!(!sees("100:100:", "100:1000000000000:100"), "and that is quickly found");
+    }
+
+    #[test]
+    fn what_has_ended_since_an_earlier_one() {
+        let since = |a: &str, b: &str| snapshot(a).ended_since(&snapshot(b)).collect::<Vec<_>>();
+        assert_eq!(since("100:105:101", "97:103:97,101,102"), [97, 102, 103, 104]);
+        assert_eq!(since("100:100:", "100:100:"), [0; 0]);
+        assert_eq!(since("100:104:100,102", "100:102:100"), [103]);
+        assert!(!snapshot("104:104:").any_open(104));
+        assert!(snapshot("104:104:").any_open(105) && snapshot("100:104:100").any_open(104));
     }
 
     #[test]

@@ -88,13 +88,16 @@ const EVERY: u32 = 0;
 /// synchronous standby takes longer for that than the way to us does. Where the role may not see what others wait for,
 /// every holder may be such a one.
 const HIDDEN_CHANGE: &str = "
-SELECT EXISTS (SELECT HELD AND (a.wait_event = 'SyncRep' OR a.state IS NULL))
+SELECT EXISTS (
+    SELECT FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+    WHERE ALTERING AND (a.wait_event = 'SyncRep' OR a.state IS NULL))
    AND pg_catalog.current_setting('synchronous_standby_names') <> ''";
 
 /// Transactions that hold such a lock, and could be committing.
 const COMMITTING: &str = "
 SELECT coalesce(array_agg(DISTINCT l.virtualtransaction), '{}')
-HELD AND (a.state IS NULL OR a.state = 'active' AND a.wait_event_type IS DISTINCT FROM 'Lock')";
+FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+WHERE ALTERING AND (a.state IS NULL OR a.state = 'active' AND a.wait_event_type IS DISTINCT FROM 'Lock')";
 
 /// Whether one of these transactions goes on.
 const GOES_ON: &str =
@@ -189,8 +192,8 @@ impl Looks {
             members: client.prepare(&members).await?,
             schemas,
             tables: client.prepare(&tables).await?,
-            hidden: client.prepare(&HIDDEN_CHANGE.replace("HELD", watch::HELD)).await?,
-            committing: client.prepare(&COMMITTING.replace("HELD", watch::HELD)).await?,
+            hidden: client.prepare(&HIDDEN_CHANGE.replace("ALTERING", watch::ALTERING)).await?,
+            committing: client.prepare(&COMMITTING.replace("ALTERING", watch::ALTERING)).await?,
             goes_on: client.prepare(GOES_ON).await?,
             until: client.prepare("SELECT pg_catalog.pg_current_wal_insert_lsn()::text").await?,
             visible: client.prepare(rounds::VISIBLE).await?,
@@ -296,16 +299,16 @@ impl Looks {
         watch: &mut Watch,
     ) -> Result<Look, SourceError> {
         let at = |error: &Error| failed("cannot look at the publication", error);
+        let settled = self.settled(client, &watch.relations()).await.map_err(|error| at(&error))?;
+        watch.renew(client).await?;
         let asked = async {
-            let settled = self.settled(client, &watch.relations()).await?;
-            watch.renew(client).await?;
             let publication = self.judge(client, name, wanted).await?;
             let rows = client.query(&self.tables, &[&name, &EVERY]).await?;
             let until: String = client.query_one(&self.until, &[]).await?.try_get(0)?;
-            Ok((settled, publication, rows, until))
+            Ok((publication, rows, until))
         };
         let asked: Result<_, Error> = asked.await;
-        let (settled, publication, rows, until) = asked.map_err(|error| at(&error))?;
+        let (publication, rows, until) = asked.map_err(|error| at(&error))?;
         let mut tables = Vec::new();
         for row in &rows {
             tables.push(published_table(row)?);

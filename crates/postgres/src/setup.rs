@@ -258,8 +258,11 @@ pub async fn withdraw(admin: &mut Client, plan: &Plan, tables: &[String]) -> Res
 pub async fn published(admin: &Client, plan: &Plan) -> Result<(Vec<PublishedTable>, u32), SetupError> {
     let at = || SetupError::at("cannot read the publication");
     let looks = Looks::prepare(admin).await.map_err(at())?;
-    let mut watch = Watch::begin(admin, &plan.publication).await.map_err(at())?;
-    match looks.look(admin, &plan.publication, &plan.tables, &mut watch).await {
+    let look = async {
+        let mut watch = Watch::begin(admin, &plan.publication).await?;
+        looks.look(admin, &plan.publication, &plan.tables, &mut watch).await
+    };
+    match look.await {
         Ok(look) => Ok((look.tables, look.publication.map_or(0, |publication| publication.xmin))),
         Err(SourceError::Refused(refusal)) => Err(refusal.into()),
         Err(SourceError::Unavailable(what)) => Err(SetupError::Unavailable(what)),

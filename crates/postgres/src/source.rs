@@ -106,6 +106,8 @@ pub struct PostgresSource {
     found: HashSet<u32>,
     /// The tables whose rows depend on types that can change without a word in the stream.
     types: Types,
+    /// The transaction that is being taken.
+    xid: u32,
     /// The relations of one TRUNCATE; kept for its memory.
     truncated: Vec<u32>,
     rounds: Rounds,
@@ -121,14 +123,14 @@ impl PostgresSource {
             return Err(SourceError::Unavailable(what));
         }
         let prepare = async {
-            let watch = Watch::begin(&client, &options.publication).await?;
-            let (looks, types) = (Looks::prepare(&client).await?, Types::prepare(&client).await?);
-            Ok::<_, tokio_postgres::Error>((looks, watch, types))
+            Ok::<_, tokio_postgres::Error>((Looks::prepare(&client).await?, Types::prepare(&client).await?))
         };
         let prepared = runtime.block_on(catalog::answered(&target, async {
             prepare.await.map_err(|error| ConnectionError::from_client(&target, &error).into())
         }));
-        let (looks, watch, types) = prepared?;
+        let (looks, types) = prepared?;
+        let watch = Watch::begin(&client, &options.publication);
+        let watch = runtime.block_on(catalog::answered(&target, watch))?;
         Ok(PostgresSource {
             runtime: runtime.clone(),
             rounds: Rounds::new(runtime, &target, tls),
@@ -142,6 +144,7 @@ impl PostgresSource {
             watch,
             found: HashSet::new(),
             types,
+            xid: 0,
             truncated: Vec::new(),
         })
     }
@@ -311,9 +314,13 @@ impl PostgresSource {
                 WalEvent::Row { lsn, relation, change: RowChange::Delete { old } }
             }
             Message::Begin { commit_lsn, commit_time_us, xid } => {
+                self.xid = xid;
                 WalEvent::Begin { commit_lsn, commit_time_us, xid }
             }
-            Message::Commit { commit_lsn, end_lsn, .. } => WalEvent::Commit { commit_lsn, end_lsn },
+            Message::Commit { commit_lsn, end_lsn, .. } => {
+                self.watch.committed(self.xid, commit_lsn, end_lsn);
+                WalEvent::Commit { commit_lsn, end_lsn }
+            }
             Message::Truncate { relations, .. } => {
                 self.truncated.clear();
                 self.truncated.extend(relations.iter());

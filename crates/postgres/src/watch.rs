@@ -1,12 +1,20 @@
 //! Whether the catalog is as the last look at it found it, asked before each commit that claims an LSN.
 //!
-//! A look reads and compares everything; this asks only whether any row that a look depends on is another one than it was,
-//! by `xmin`: each version of a row has that of the transaction that wrote it. What changes nothing for us (a GRANT) is found
-//! as well, and costs a look.
+//! A look reads and compares everything; this asks less, in three steps, of which each is needed only where the one before
+//! it does not answer:
+//!
+//! 1. What has become visible since? A transaction that the stream has told of, and whose commit record has no room for an
+//!    invalidation, has changed nothing in the catalog: every change of it has at least one. If there are only such, and none
+//!    runs, nothing has changed.
+//! 2. Does one that runs hold a lock for an alteration? It may have committed, and not be visible yet.
+//! 3. Is any row that a look depends on another one than it was, by `xmin`? Each version of a row has that of the transaction
+//!    that wrote it. What changes nothing for us (a GRANT) is found as well, and costs a look.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use change::{Lsn, Snapshot};
 use relay::{SourceError, Unchanged};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
@@ -15,6 +23,17 @@ use tokio_postgres::{Client, Error, Row, Statement};
 
 use crate::catalog;
 use crate::error::failed;
+use crate::rounds;
+
+/// The shortest commit record with an invalidation, in bytes, where `wal_level` is `logical`: 24 and 2 of headers, the time
+/// (8), what it has (4), the database (8), how many invalidations (4), and one (16).
+const INVALIDATES: u64 = 66;
+
+/// Transactions that are kept in mind at most. With more, those that become visible count as unknown.
+const PLAIN_MAX: usize = 10_000;
+
+/// What is visible, and the xid that the next transaction gets, from 3 on.
+const VISIBLE: &str = "SELECT pg_catalog.pg_current_snapshot()::text, pg_catalog.age('3'::pg_catalog.xid)";
 
 /// Digests of the rows of the catalog that belong to the publication $1, the relations $2, the columns of the relations $3,
 /// the schemas $4 and the types $5.
@@ -59,7 +78,7 @@ WITH RECURSIVE member (relid) AS (
 ), type AS (
     SELECT t.oid, t.typrelid FROM reached JOIN pg_catalog.pg_type t ON t.oid = reached.oid
 )
-SELECT w.tables, w.described, w.schemas, w.types, DIGESTS
+SELECT w.tables, w.described, w.schemas, w.types, DIGESTS, pg_catalog.pg_current_snapshot()::text
 FROM (SELECT
     (SELECT coalesce(array_agg(relid), '{}') FROM member) AS tables,
     (SELECT coalesce(array_agg(relid), '{}')
@@ -68,19 +87,17 @@ FROM (SELECT
      FROM member m JOIN pg_catalog.pg_class c ON c.oid = m.relid) AS schemas,
     (SELECT coalesce(array_agg(oid), '{}') FROM type) AS types) w";
 
-/// Whether somebody holds a lock without which none of the relations $1 is altered, no type, and no publication: one that
-/// keeps readers out of it, or of something else together with one that keeps it from being altered.
-pub(crate) const HELD: &str = "
-    FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
-    WHERE l.granted AND l.pid <> pg_catalog.pg_backend_pid()
-      AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
-      AND (l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock'
-           AND (l.relation = ANY ($1) OR EXISTS (
-               SELECT FROM pg_catalog.pg_locks o
-               WHERE o.virtualtransaction = l.virtualtransaction AND o.locktype = 'relation' AND o.relation = ANY ($1)
-                 AND o.mode NOT IN ('AccessShareLock', 'RowShareLock', 'RowExclusiveLock')))
-           OR l.locktype = 'object' AND l.classid IN ('pg_catalog.pg_type'::regclass, 'pg_catalog.pg_publication'::regclass)
-              AND l.mode IN ('ExclusiveLock', 'AccessExclusiveLock'))";
+/// Locks without which none of the relations $1 is altered, no type, and no publication: one that keeps readers out of it, or
+/// of something else together with one that keeps it from being altered.
+pub(crate) const ALTERING: &str = "l.granted AND l.pid <> pg_catalog.pg_backend_pid()
+    AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
+    AND (l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock'
+         AND (l.relation = ANY ($1) OR EXISTS (
+             SELECT FROM pg_catalog.pg_locks o
+             WHERE o.virtualtransaction = l.virtualtransaction AND o.locktype = 'relation' AND o.relation = ANY ($1)
+               AND o.mode NOT IN ('AccessShareLock', 'RowShareLock', 'RowExclusiveLock')))
+         OR l.locktype = 'object' AND l.classid IN ('pg_catalog.pg_type'::regclass, 'pg_catalog.pg_publication'::regclass)
+            AND l.mode IN ('ExclusiveLock', 'AccessExclusiveLock'))";
 
 /// What a look depends on, and how it was then.
 #[derive(Default, Debug)]
@@ -114,6 +131,8 @@ struct Answer {
     /// An alteration may be committing: whether it has done so is to be waited for.
     held: bool,
     same: bool,
+    /// What was visible before everything else.
+    visible: Snapshot,
     took: Duration,
 }
 
@@ -121,58 +140,107 @@ struct Answer {
 #[derive(Clone)]
 struct Questions {
     publication: String,
+    visible: Statement,
     held: Statement,
     watched: Statement,
     digests: Statement,
 }
 
 impl Questions {
-    /// Locks first: who has let go of one is visible to the statement after it.
-    async fn ask(self, client: Arc<Client>, known: Arc<Watched>) -> Result<Answer, Error> {
+    /// `seen` was visible when everything was as it is `known`; transactions that are `plain` have changed nothing.
+    async fn ask(
+        self,
+        client: Arc<Client>,
+        known: Arc<Watched>,
+        seen: Snapshot,
+        plain: BTreeSet<u32>,
+    ) -> Result<Answer, SourceError> {
         let begun = Instant::now();
-        let relations = known.relations();
-        let locks: [&(dyn ToSql + Sync); 1] = [&relations];
-        let Watched { tables, described, schemas, types, .. } = &*known;
-        let of: [&(dyn ToSql + Sync); 5] = [&self.publication, tables, described, schemas, types];
-        let (held, digests) =
-            tokio::try_join!(client.query_one(&self.held, &locks), client.query_one(&self.digests, &of))?;
-        let same = digests.try_get::<_, Vec<Option<i64>>>(0)? == known.digests;
-        Ok(Answer { held: held.try_get(0)?, same, took: begun.elapsed() })
+        let row = client.query_one(&self.visible, &[]).await.map_err(at)?;
+        let visible = rounds::parse(row.try_get(0).map_err(at)?)?;
+        let next = (3 + i64::from(row.try_get::<_, i32>(1).map_err(at)?)) as u32;
+        let strangers = visible.ended_since(&seen).any(|xid| !plain.contains(&xid));
+        let (mut held, mut same) = (false, true);
+        if strangers {
+            // Locks first: who has let go of one is visible to the statement after it.
+            (held, same) =
+                tokio::try_join!(self.held(&client, &known), self.same(&client, &known)).map_err(at)?;
+        } else if visible.any_open(next) {
+            held = self.held(&client, &known).await.map_err(at)?;
+        }
+        Ok(Answer { held, same, visible, took: begun.elapsed() })
     }
+
+    async fn held(&self, client: &Client, known: &Watched) -> Result<bool, Error> {
+        client.query_one(&self.held, &[&known.relations()]).await?.try_get(0)
+    }
+
+    async fn same(&self, client: &Client, known: &Watched) -> Result<bool, Error> {
+        let Watched { tables, described, schemas, types, digests } = known;
+        let of: [&(dyn ToSql + Sync); 5] = [&self.publication, tables, described, schemas, types];
+        Ok(client.query_one(&self.digests, &of).await?.try_get::<_, Vec<Option<i64>>>(0)? == *digests)
+    }
+}
+
+fn at(error: Error) -> SourceError {
+    failed("cannot ask whether the catalog has changed", &error)
 }
 
 /// Watches the catalog between two looks.
 pub(crate) struct Watch {
     questions: Questions,
     known: Arc<Watched>,
-    asked: Option<JoinHandle<Result<Answer, Error>>>,
+    /// What was visible when everything was as it is known.
+    seen: Snapshot,
+    /// Transactions that have changed nothing in the catalog and may have become visible since.
+    plain: BTreeSet<u32>,
+    asked: Option<JoinHandle<Result<Answer, SourceError>>>,
 }
 
 impl Watch {
-    pub(crate) async fn begin(client: &Client, publication: &str) -> Result<Self, Error> {
+    pub(crate) async fn begin(client: &Client, publication: &str) -> Result<Self, SourceError> {
         let whole = "SELECT pg_catalog.to_regclass('pg_catalog.pg_publication_namespace') IS NOT NULL";
-        let schemas = if client.query_one(whole, &[]).await?.try_get(0)? { WHOLE_SCHEMAS } else { "NULL" };
-        let digests = DIGESTS.replace("SCHEMAS", schemas);
+        let whole: bool = client.query_one(whole, &[]).await.and_then(|row| row.try_get(0)).map_err(at)?;
+        let digests = DIGESTS.replace("SCHEMAS", if whole { WHOLE_SCHEMAS } else { "NULL" });
         let own = ["tables", "described", "schemas", "types"].into_iter().zip(["$2", "$3", "$4", "$5"]);
         let of_watched =
             own.fold(digests.clone(), |sql, (name, parameter)| sql.replace(parameter, &format!("w.{name}")));
         let watched = WATCHED.replace("PARTS", catalog::PARTS).replace("DIGESTS", &of_watched);
+        let held = format!("SELECT EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE {ALTERING})");
         let questions = Questions {
             publication: publication.to_owned(),
-            held: client.prepare(&format!("SELECT EXISTS (SELECT {HELD})")).await?,
-            watched: client.prepare(&watched).await?,
-            digests: client.prepare(&format!("SELECT {digests}")).await?,
+            visible: client.prepare(VISIBLE).await.map_err(at)?,
+            held: client.prepare(&held).await.map_err(at)?,
+            watched: client.prepare(&watched).await.map_err(at)?,
+            digests: client.prepare(&format!("SELECT {digests}")).await.map_err(at)?,
         };
-        let mut watch = Watch { questions, known: Arc::default(), asked: None };
-        watch.renew(client).await?;
-        Ok(watch)
+        let (known, seen) = Self::look(&questions, client).await?;
+        Ok(Watch { questions, known, seen, plain: BTreeSet::new(), asked: None })
+    }
+
+    async fn look(questions: &Questions, client: &Client) -> Result<(Arc<Watched>, Snapshot), SourceError> {
+        let row = client.query_one(&questions.watched, &[&questions.publication]).await.map_err(at)?;
+        Ok((Arc::new(Watched::read(&row).map_err(at)?), rounds::parse(row.try_get(5).map_err(at)?)?))
     }
 
     /// Takes note of how everything is, before a look.
-    pub(crate) async fn renew(&mut self, client: &Client) -> Result<(), Error> {
-        let row = client.query_one(&self.questions.watched, &[&self.questions.publication]).await?;
-        self.known = Arc::new(Watched::read(&row)?);
+    pub(crate) async fn renew(&mut self, client: &Client) -> Result<(), SourceError> {
+        let (known, seen) = Self::look(&self.questions, client).await?;
+        self.known = known;
+        self.saw(seen);
         Ok(())
+    }
+
+    fn saw(&mut self, visible: Snapshot) {
+        self.plain.retain(|xid| !visible.saw(*xid));
+        self.seen = visible;
+    }
+
+    /// The stream has told of a transaction, whose commit record is between these.
+    pub(crate) fn committed(&mut self, xid: u32, commit_lsn: Lsn, end_lsn: Lsn) {
+        if end_lsn.0.saturating_sub(commit_lsn.0) < INVALIDATES && self.plain.len() < PLAIN_MAX {
+            self.plain.insert(xid);
+        }
     }
 
     /// The relations that a look depends on.
@@ -180,10 +248,14 @@ impl Watch {
         self.known.relations()
     }
 
+    fn question(&self, client: &Arc<Client>) -> impl Future<Output = Result<Answer, SourceError>> + use<> {
+        let (known, seen, plain) = (self.known.clone(), self.seen.clone(), self.plain.clone());
+        self.questions.clone().ask(client.clone(), known, seen, plain)
+    }
+
     /// Begins to ask whether everything is as it was.
     pub(crate) fn ask(&mut self, runtime: &Handle, client: &Arc<Client>) {
-        let asked = self.questions.clone().ask(client.clone(), self.known.clone());
-        self.asked = Some(runtime.spawn(asked));
+        self.asked = Some(runtime.spawn(self.question(client)));
     }
 
     /// Waits for the answer. Where an alteration holds its locks `settles` waits for it to become visible, and says whether
@@ -193,18 +265,17 @@ impl Watch {
         client: &Arc<Client>,
         settles: impl AsyncFnOnce(&[u32]) -> Result<bool, Error>,
     ) -> Result<Unchanged, SourceError> {
-        let at = |error: &Error| failed("cannot ask whether the catalog has changed", error);
         let answer = match self.asked.take() {
             Some(asked) => asked.await.map_err(|error| SourceError::Unavailable(error.to_string()))?,
-            None => self.questions.clone().ask(client.clone(), self.known.clone()).await,
+            None => self.question(client).await,
         };
-        let Answer { held, mut same, took } = answer.map_err(|error| at(&error))?;
+        let Answer { held, mut same, visible, took } = answer?;
         if held && same {
-            let again = async {
-                let settled = settles(&self.known.relations()).await?;
-                Ok(settled && self.questions.clone().ask(client.clone(), self.known.clone()).await?.same)
-            };
-            same = again.await.map_err(|error| at(&error))?;
+            same = settles(&self.known.relations()).await.map_err(at)?
+                && self.questions.same(client, &self.known).await.map_err(at)?;
+        }
+        if same {
+            self.saw(visible);
         }
         Ok(Unchanged { unchanged: same, took })
     }

@@ -14,7 +14,7 @@ use crate::run::Relay;
 use crate::{Control, Publisher, RelayError, Source};
 
 /// Of the server's time, one part in so many goes into questions.
-const SHARE: u32 = 10;
+const SHARE: u32 = 5;
 /// Until the next question, where the last could not be answered yet.
 const UNSURE: Duration = Duration::from_millis(100);
 
