@@ -1,11 +1,10 @@
 //! Whether the catalog is as the last look at it found it, asked before each commit that claims an LSN.
 //!
-//! A look reads and compares everything; this asks less, in three steps, of which each is needed only where the one before
-//! it does not answer:
+//! A look reads and compares everything; this asks less.
 //!
 //! 1. What has become visible since? A transaction that the stream has told of, and whose commit record has no room for an
 //!    invalidation, has changed nothing in the catalog: every change of it has at least one. If there are only such, and none
-//!    runs, nothing has changed.
+//!    runs, nothing has changed, and nothing else is asked.
 //! 2. Does one that runs hold a lock for an alteration? It may have committed, and not be visible yet.
 //! 3. Is any row that a look depends on another one than it was, by `xmin`? Each version of a row has that of the transaction
 //!    that wrote it. What changes nothing for us (a GRANT) is found as well, and costs a look.
@@ -161,12 +160,10 @@ impl Questions {
         let next = (3 + i64::from(row.try_get::<_, i32>(1).map_err(at)?)) as u32;
         let strangers = visible.ended_since(&seen).any(|xid| !plain.contains(&xid));
         let (mut held, mut same) = (false, true);
-        if strangers {
+        if strangers || visible.any_open(next) {
             // Locks first: who has let go of one is visible to the statement after it.
             (held, same) =
                 tokio::try_join!(self.held(&client, &known), self.same(&client, &known)).map_err(at)?;
-        } else if visible.any_open(next) {
-            held = self.held(&client, &known).await.map_err(at)?;
         }
         Ok(Answer { held, same, visible, took: begun.elapsed() })
     }
