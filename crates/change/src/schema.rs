@@ -128,12 +128,9 @@ impl TableSchema {
     /// catalog was asked by name, and a column may have had another one for a while: then it has none of these names now,
     /// and the `earlier` version had it.
     pub fn numbered_since(mut self, earlier: &TableSchema, now: &Description) -> TableSchema {
-        let named: BTreeSet<i16> = self.columns.iter().filter_map(|column| column.number).collect();
-        let other = |number: &i16| {
-            !named.contains(number) && now.columns.iter().any(|column| column.number == *number)
-        };
-        let renamed: Vec<i16> = earlier.numbers().map(|(_, number)| number).filter(other).collect();
-        let numbers: BTreeSet<i16> = named.iter().copied().chain(renamed).collect();
+        let there = |(_, number): &(&str, i16)| now.columns.iter().any(|column| column.number == *number);
+        let known = self.numbers().chain(earlier.numbers().filter(there));
+        let numbers: BTreeSet<i16> = known.map(|(_, number)| number).collect();
         if numbers.len() == self.columns.len() {
             for (column, number) in self.columns.iter_mut().zip(numbers) {
                 column.number = Some(number);

@@ -76,20 +76,22 @@ impl Snapshot {
 
     /// The transactions, their 32-bit xids, that have ended for this one and had not for `earlier`.
     pub fn ended_since(&self, earlier: &Snapshot) -> impl Iterator<Item = u32> {
-        let later = earlier.xmax..self.xmax;
-        let ended = |xid: &u64| *xid < self.xmax && self.in_progress.binary_search(xid).is_err();
-        earlier.in_progress.iter().copied().chain(later).filter(ended).map(|xid| xid as u32)
+        let open = earlier.in_progress.iter().copied().chain(earlier.xmax..self.xmax);
+        open.filter(|xid| self.ended(*xid)).map(|xid| xid as u32)
     }
 
-    /// Whether a transaction may be running, given the 32-bit xid that the next one gets.
+    fn ended(&self, xid: u64) -> bool {
+        xid < self.xmax && self.in_progress.binary_search(&xid).is_err()
+    }
+
+    /// Whether a transaction may be running. `next` is the 32-bit xid that the next one gets.
     pub fn any_open(&self, next: u32) -> bool {
         !self.in_progress.is_empty() || next != self.xmax as u32
     }
 
     /// Whether the snapshot saw the effects of a *committed* transaction, given its 32-bit xid.
     pub fn saw(&self, xid: u32) -> bool {
-        let xid = self.extend(xid);
-        xid < self.xmin || (xid < self.xmax && self.in_progress.binary_search(&xid).is_err())
+        self.ended(self.extend(xid))
     }
 
     /// The xid with its epoch: of all that end in these 32 bits, the nearest to the snapshot's.

@@ -182,8 +182,7 @@ impl Looks {
             .replace("ANCESTORS", &ancestors);
         let members =
             MEMBERS.replace("ROOT", &catalog::root().replace("$1", "r.prrelid").replace("$2", "$1"));
-        let whole = "SELECT pg_catalog.to_regclass('pg_catalog.pg_publication_namespace') IS NOT NULL";
-        let schemas = match client.query_one(whole, &[]).await?.try_get(0)? {
+        let schemas = match may_have_schemas(client).await? {
             true => Some(client.prepare(SCHEMAS).await?),
             false => None,
         };
@@ -316,6 +315,12 @@ impl Looks {
         let until = until.parse().map_err(|error| SourceError::Unavailable(format!("{error}")))?;
         Ok(Look { publication, tables, until, settled })
     }
+}
+
+/// Whether a publication may have whole schemas: from Postgres 15 on.
+pub(crate) async fn may_have_schemas(client: &Client) -> Result<bool, Error> {
+    let there = "SELECT pg_catalog.to_regclass('pg_catalog.pg_publication_namespace') IS NOT NULL";
+    client.query_one(there, &[]).await?.try_get(0)
 }
 
 fn published_table(row: &tokio_postgres::Row) -> Result<PublishedTable, SourceError> {

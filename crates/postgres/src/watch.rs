@@ -22,7 +22,7 @@ use tokio_postgres::{Client, Error, Row, Statement};
 
 use crate::catalog;
 use crate::error::failed;
-use crate::rounds;
+use crate::{publication, rounds};
 
 /// The shortest commit record with an invalidation, in bytes, where `wal_level` is `logical`: 24 and 2 of headers, the time
 /// (8), what it has (4), the database (8), how many invalidations (4), and one (16).
@@ -99,7 +99,7 @@ pub(crate) const ALTERING: &str = "l.granted AND l.pid <> pg_catalog.pg_backend_
             AND l.mode IN ('ExclusiveLock', 'AccessExclusiveLock'))";
 
 /// What a look depends on, and how it was then.
-#[derive(Default, Debug)]
+#[derive(Debug)]
 struct Watched {
     tables: Vec<u32>,
     described: Vec<u32>,
@@ -196,8 +196,7 @@ pub(crate) struct Watch {
 
 impl Watch {
     pub(crate) async fn begin(client: &Client, publication: &str) -> Result<Self, SourceError> {
-        let whole = "SELECT pg_catalog.to_regclass('pg_catalog.pg_publication_namespace') IS NOT NULL";
-        let whole: bool = client.query_one(whole, &[]).await.and_then(|row| row.try_get(0)).map_err(at)?;
+        let whole = publication::may_have_schemas(client).await.map_err(at)?;
         let digests = DIGESTS.replace("SCHEMAS", if whole { WHOLE_SCHEMAS } else { "NULL" });
         let own = ["tables", "described", "schemas", "types"].into_iter().zip(["$2", "$3", "$4", "$5"]);
         let of_watched =

@@ -472,7 +472,6 @@ fn check_prefix(history: &History, broker: &Broker, parts: &Parts) {
         if let Some(read) = read {
             let mut expected = published(history, history.at(lsn), table);
             let mut found = part.rows.clone();
-
             if found == expected {
                 continue;
             }
