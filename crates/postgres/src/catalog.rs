@@ -92,6 +92,18 @@ pub(crate) const ANCESTORS: &str = "(
         JOIN pg_catalog.pg_inherits i ON i.inhrelid = up.relid AND NOT i.inhdetachpending
     ) SELECT relid, place FROM up) a";
 
+/// What the publication $1 lists, and all partitions below, as recursive tables of a WITH. Unlike the server's functions it
+/// waits for no lock: `pg_partition_tree` waits while a table is altered, and from Postgres 16 on
+/// `pg_get_publication_tables` does.
+pub(crate) const PUBLISHED: &str = "published (publication, relid) AS (
+    SELECT p.oid, r.prrelid FROM pg_catalog.pg_publication p
+    JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid WHERE p.pubname = $1
+    UNION
+    SELECT published.publication, i.inhrelid FROM published
+    JOIN pg_catalog.pg_inherits i ON i.inhparent = published.relid AND NOT i.inhdetachpending
+    JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid AND c.relispartition
+)";
+
 /// The partitioned table above $1, or itself, which publication $2 lists; of several the uppermost.
 const ROOT: &str = "
 SELECT c.oid, n.nspname::text, c.relname::text

@@ -53,16 +53,10 @@ JOIN pg_catalog.pg_publication p ON p.oid = s.pnpubid WHERE p.pubname = $1";
 /// Its tables, or only the one with the object id $2. A partitioned one comes with its partitions, which are tables without a row in the publication: what tells
 /// one attachment from another is who made it, all the way up.
 const TABLES: &str = "
-WITH member AS (
-    SELECT p.oid AS publication, g.relid
-    FROM pg_catalog.pg_publication p JOIN LATERAL pg_catalog.pg_get_publication_tables(p.pubname) g ON true
-    WHERE p.pubname = $1
-    UNION
-    SELECT p.oid, r.prrelid
-    FROM pg_catalog.pg_publication p
-    JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid
-    JOIN pg_catalog.pg_class c ON c.oid = r.prrelid AND c.relkind = 'p'
-    WHERE p.pubname = $1
+WITH RECURSIVE PUBLISHED, member AS (
+    SELECT l.publication, l.relid FROM published l JOIN pg_catalog.pg_class c ON c.oid = l.relid
+    LEFT JOIN pg_catalog.pg_publication_rel r ON r.prpubid = l.publication AND r.prrelid = l.relid
+    WHERE c.relkind <> 'p' OR r.oid IS NOT NULL
 )
 SELECT m.relid, n.nspname::text, c.relname::text,
        CASE WHEN root.oid IS NULL OR root.oid = m.relid THEN coalesce(r.oid, m.publication)
@@ -179,7 +173,8 @@ impl Looks {
         let tables = TABLES
             .replace("DESCRIPTION", &catalog::description_of("m.relid"))
             .replace("ROOT", &root)
-            .replace("ANCESTORS", &ancestors);
+            .replace("ANCESTORS", &ancestors)
+            .replace("PUBLISHED", catalog::PUBLISHED);
         let members =
             MEMBERS.replace("ROOT", &catalog::root().replace("$1", "r.prrelid").replace("$2", "$1"));
         let schemas = match may_have_schemas(client).await? {

@@ -59,13 +59,8 @@ const WHOLE_SCHEMAS: &str = "
 /// are not those of another one of them, and the composite types of their columns; their schemas; their types. The columns of
 /// a partition change with its parent's only.
 const WATCHED: &str = "
-WITH RECURSIVE member (relid) AS (
-    SELECT g.relid FROM pg_catalog.pg_publication p
-    JOIN LATERAL pg_catalog.pg_get_publication_tables(p.pubname) g ON true WHERE p.pubname = $1
-    UNION
-    SELECT coalesce(t.relid, r.prrelid) FROM pg_catalog.pg_publication p
-    JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid
-    LEFT JOIN LATERAL pg_catalog.pg_partition_tree(r.prrelid) t ON true WHERE p.pubname = $1
+WITH RECURSIVE PUBLISHED, member AS (
+    SELECT relid FROM published
 ), top AS (
     SELECT m.relid FROM member m WHERE NOT EXISTS (
         SELECT FROM pg_catalog.pg_inherits i JOIN member p ON p.relid = i.inhparent WHERE i.inhrelid = m.relid)
@@ -201,7 +196,10 @@ impl Watch {
         let own = ["tables", "described", "schemas", "types"].into_iter().zip(["$2", "$3", "$4", "$5"]);
         let of_watched =
             own.fold(digests.clone(), |sql, (name, parameter)| sql.replace(parameter, &format!("w.{name}")));
-        let watched = WATCHED.replace("PARTS", catalog::PARTS).replace("DIGESTS", &of_watched);
+        let watched = WATCHED
+            .replace("PUBLISHED", catalog::PUBLISHED)
+            .replace("PARTS", catalog::PARTS)
+            .replace("DIGESTS", &of_watched);
         let held = format!("SELECT EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE {ALTERING})");
         let questions = Questions {
             publication: publication.to_owned(),
