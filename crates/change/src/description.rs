@@ -146,13 +146,13 @@ impl Description {
     }
 }
 
-/// Why a table begins again of which a column had a type and has another one, if its values have another text then.
+/// The reason to begin a table again if a column's new type changes the text of its values.
 pub(crate) fn retyped(name: &str, before: u32, now: u32) -> Option<String> {
     let same_text = SAME_TEXT.contains(&now) && SAME_TEXT.contains(&before);
     (now != before && !same_text).then(|| format!("column {name} has another type"))
 }
 
-/// Why a table begins again of which another column has this name now.
+/// The reason to begin a table again if a name belongs to another column now.
 pub(crate) fn another_column(name: &str) -> String {
     format!("column {name} is another one than before")
 }

@@ -197,8 +197,8 @@ impl TableSchema {
                 column.recorded = Some(std::mem::replace(&mut column.name, (*name).to_owned()));
             }
         }
-        // Under every other name that it has in a version as well: a store that names it so goes on until it comes to where
-        // the name is gone.
+        // A renamed column is listed under its other names too, so that a store which still uses one of them works until it
+        // reaches the rename.
         for column in others {
             if self.column(&column.name).is_none() {
                 let same =

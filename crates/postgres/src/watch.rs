@@ -1,6 +1,6 @@
-//! Whether the catalog is as the last look at it found it, asked before each commit that claims an LSN.
+//! Detects changes of the catalog between two looks, before each commit that claims an LSN.
 //!
-//! A look reads and compares everything; this asks less.
+//! A look reads and compares everything. This check is cheaper; steps 2 and 3 run only if step 1 leaves a doubt:
 //!
 //! 1. What has become visible since? A transaction that the stream has told of, and whose commit record has no room for an
 //!    invalidation, has changed nothing in the catalog: every change of it has at least one. If there are only such, and none
@@ -28,10 +28,10 @@ use crate::{publication, rounds};
 /// (8), what it has (4), the database (8), how many invalidations (4), and one (16).
 const INVALIDATES: u64 = 66;
 
-/// Transactions that are kept in mind at most. With more, those that become visible count as unknown.
+/// Bound on the transactions remembered as plain. Beyond it, others count as unknown.
 const PLAIN_MAX: usize = 10_000;
 
-/// What is visible, and the xid that the next transaction gets, from 3 on.
+/// The current snapshot, and the distance from the first normal xid (3) to the next one to be assigned.
 const VISIBLE: &str = "SELECT pg_catalog.pg_current_snapshot()::text, pg_catalog.age('3'::pg_catalog.xid)";
 
 /// Digests of the rows of the catalog that belong to the publication $1, the relations $2, the columns of the relations $3,
@@ -55,8 +55,8 @@ const WHOLE_SCHEMAS: &str = "
     (SELECT sum(pg_catalog.hashtext(x.xmin::text)) FROM pg_catalog.pg_publication_namespace x
      JOIN pg_catalog.pg_publication p ON p.oid = x.pnpubid AND p.pubname = $1)";
 
-/// What [`DIGESTS`] is about, for the publication $1: its tables and the partitioned ones between; those of them whose columns
-/// are not those of another one of them, and the composite types of their columns; their schemas; their types. The columns of
+/// The parameters of [`DIGESTS`] for the publication $1: its tables with all partitions; the relations whose columns count,
+/// which are the tables without a parent among them and the composite types of their columns; their schemas; their types. The columns of
 /// a partition change with its parent's only.
 const WATCHED: &str = "
 WITH RECURSIVE PUBLISHED, member AS (
@@ -93,7 +93,7 @@ pub(crate) const ALTERING: &str = "l.granted AND l.pid <> pg_catalog.pg_backend_
          OR l.locktype = 'object' AND l.classid IN ('pg_catalog.pg_type'::regclass, 'pg_catalog.pg_publication'::regclass)
             AND l.mode IN ('ExclusiveLock', 'AccessExclusiveLock'))";
 
-/// What a look depends on, and how it was then.
+/// The catalog rows that a look depends on, and their digests at that time.
 #[derive(Debug)]
 struct Watched {
     tables: Vec<u32>,
@@ -114,23 +114,23 @@ impl Watched {
         })
     }
 
-    /// Those on which an alteration holds a lock.
+    /// The relations on which an ALTER takes a lock.
     fn relations(&self) -> Vec<u32> {
         self.tables.iter().chain(&self.described).copied().collect()
     }
 }
 
-/// What one question found out.
+/// The result of one check.
 struct Answer {
-    /// An alteration may be committing: whether it has done so is to be waited for.
+    /// An ALTER holds its locks, and may have committed.
     held: bool,
     same: bool,
-    /// What was visible before everything else.
+    /// The snapshot taken first.
     visible: Snapshot,
     took: Duration,
 }
 
-/// What is asked, prepared once.
+/// The prepared statements.
 #[derive(Clone)]
 struct Questions {
     publication: String,
@@ -141,7 +141,7 @@ struct Questions {
 }
 
 impl Questions {
-    /// `seen` was visible when everything was as it is `known`; transactions that are `plain` have changed nothing.
+    /// Compares the catalog with `known`, the state under the snapshot `seen`. Transactions in `plain` have not changed it.
     async fn ask(
         self,
         client: Arc<Client>,
@@ -182,9 +182,9 @@ fn at(error: Error) -> SourceError {
 pub(crate) struct Watch {
     questions: Questions,
     known: Arc<Watched>,
-    /// What was visible when everything was as it is known.
+    /// A snapshot under which the catalog was as `known`.
     seen: Snapshot,
-    /// Transactions that have changed nothing in the catalog and may have become visible since.
+    /// Transactions since then that have not changed the catalog.
     plain: BTreeSet<u32>,
     asked: Option<JoinHandle<Result<Answer, SourceError>>>,
 }
@@ -217,7 +217,7 @@ impl Watch {
         Ok((Arc::new(Watched::read(&row).map_err(at)?), rounds::parse(row.try_get(5).map_err(at)?)?))
     }
 
-    /// Takes note of how everything is, before a look.
+    /// Records the present state. Called before a look reads the catalog, so that no later change is missed.
     pub(crate) async fn renew(&mut self, client: &Client) -> Result<(), SourceError> {
         let (known, seen) = Self::look(&self.questions, client).await?;
         self.known = known;
@@ -230,7 +230,7 @@ impl Watch {
         self.seen = visible;
     }
 
-    /// The stream has told of a transaction, whose commit record is between these.
+    /// Called for each transaction of the stream; its commit record lies between the two LSNs.
     pub(crate) fn committed(&mut self, xid: u32, commit_lsn: Lsn, end_lsn: Lsn) {
         if end_lsn.0.saturating_sub(commit_lsn.0) < INVALIDATES && self.plain.len() < PLAIN_MAX {
             self.plain.insert(xid);
@@ -247,13 +247,13 @@ impl Watch {
         self.questions.clone().ask(client.clone(), known, seen, plain)
     }
 
-    /// Begins to ask whether everything is as it was.
+    /// Starts a check.
     pub(crate) fn ask(&mut self, runtime: &Handle, client: &Arc<Client>) {
         self.asked = Some(runtime.spawn(self.question(client)));
     }
 
-    /// Waits for the answer. Where an alteration holds its locks `settles` waits for it to become visible, and says whether
-    /// it has.
+    /// Waits for the result of the check. If an ALTER holds its locks, `settles` waits for it to become visible and returns
+    /// whether it has.
     pub(crate) async fn answer(
         &mut self,
         client: &Arc<Client>,

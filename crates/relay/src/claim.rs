@@ -1,4 +1,4 @@
-//! Before the log claims an LSN: whether the catalog has changed below it without a word in the stream.
+//! Checks, before the log claims an LSN, that the catalog has not changed below it without an event in the stream.
 //!
 //! A store that is ready says that it holds everything up to the LSN that the log has come to. A column that is dropped and
 //! added, a partition that is attached, or a table that is rewritten changes what the rows are, and no event tells until the
@@ -13,19 +13,19 @@ use change::Lsn;
 use crate::run::Relay;
 use crate::{Control, Publisher, RelayError, Source};
 
-/// Of the server's time, one part in so many goes into questions.
+/// After a check the next one waits for this many times its duration, which bounds the load on the server.
 const SHARE: u32 = 5;
-/// Until the next question, where the last could not be answered yet.
+/// Pause after a check without a result.
 const UNSURE: Duration = Duration::from_millis(100);
 
-/// What is known of the catalog.
+/// How far the catalog has been checked.
 #[derive(Clone, Copy, Default, Debug)]
 pub(crate) struct Claims {
-    /// Below this LSN nothing has changed that is not known.
+    /// All changes of the catalog below this LSN are known.
     covered: Lsn,
-    /// Where the stream was when the question was asked that has not been answered.
+    /// The stream's LSN when the pending check started.
     asked: Option<Lsn>,
-    /// Since when, and for how long, there is no further question.
+    /// Start and length of the pause before the next check.
     rest: (i64, Duration),
 }
 
@@ -37,7 +37,7 @@ impl Claims {
 }
 
 impl Relay<'_> {
-    /// What the next commit claims.
+    /// The LSN that the next commit claims.
     fn claim(&self) -> Lsn {
         match self.waiting_since {
             Some(_) => self.assembler.reach().end_lsn,
@@ -45,13 +45,13 @@ impl Relay<'_> {
         }
     }
 
-    /// Whether the next commit claims what was not asked about. While the stores know that they may be wrong none is ready.
+    /// Whether the next commit claims an LSN that needs a check. None is needed while the stores are marked not ready.
     fn uncovered(&self) -> bool {
         let claim = self.claim();
         claim > self.progress.end_lsn && claim > self.claims.covered && !self.assembler.reading.distrusts()
     }
 
-    /// How long until the next commit may be preceded by its question.
+    /// The rest of the pause before the next check.
     pub(crate) fn rest_left(&self) -> Duration {
         let (from, rest) = self.claims.rest;
         if self.claims.asked.is_none() && self.uncovered() {
@@ -79,8 +79,8 @@ impl Relay<'_> {
         *self.claims.asked.insert(self.assembler.stream_lsn())
     }
 
-    /// Whether the log may come to where it stands with the next commit. Where the catalog has changed below, what follows
-    /// from that is in the log, or will be with the next commit. False where that cannot be told yet.
+    /// Returns whether the next commit may claim its LSN. If the catalog has changed below it, the consequences are in the log
+    /// or part of that commit. Returns false if this is not known yet.
     pub(crate) fn may_claim(
         &mut self,
         source: &mut dyn Source,
