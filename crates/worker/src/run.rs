@@ -12,7 +12,7 @@ use crate::position::{Doubt, Replaced};
 use crate::stops::{Cause, Stops, is_there};
 use crate::{
     Change, Checkpoint, Feed, FeedError, FeedEvent, Handover, LastRecord, LogBatch, LogRecord, Move, Sink,
-    SinkError,
+    SinkError, StoreSpec,
 };
 
 /// Longest wait for the next record; bounds how long an orderly stop takes.
@@ -517,15 +517,17 @@ impl<'a> Worker<'a> {
         self.ready_at.is_some_and(|(at, lsn)| self.next_offset >= at && self.lsn >= lsn)
     }
 
-    fn moves(&self) -> Vec<Option<Move>> {
+    fn moves(&self, specs: &[StoreSpec]) -> Vec<Option<Move>> {
         let caught_up = self.caught_up();
         let move_of = |(place, from): (usize, &Option<Checkpoint>)| {
             let stays = self.held[place].is_some() || self.continuity.awaits(place);
             let from = from.as_ref().filter(|_| !stays)?;
+            // One in another form does not hold what a query of today answers: its copy will.
+            let in_form = from.definition == specs[place].definition;
             let mut to = Checkpoint {
                 next_offset: self.next_offset,
                 lsn: self.lsn,
-                ready: (from.ready && self.restarted.is_none()) || caught_up,
+                ready: in_form && ((from.ready && self.restarted.is_none()) || caught_up),
                 last: self.applied,
                 stopped: None,
                 ..from.clone()
@@ -551,7 +553,7 @@ impl<'a> Worker<'a> {
     /// Effects and checkpoints move together; the group's offset follows.
     pub(crate) fn commit(&mut self, feed: &mut dyn Feed, sink: &mut dyn Sink) -> Result<(), Failure> {
         self.follow_siblings();
-        let moves = self.moves();
+        let moves = self.moves(sink.stores());
         if moves.iter().all(Option::is_none) {
             return Ok(());
         }

@@ -12,8 +12,8 @@ pub struct StoreSpec {
     pub name: String,
     /// Hash of what defines it, and after a colon, where the sink has more than one, the form in which the content is
     /// written. The hash is fixed; the form may follow from the types of the tables, and change with
-    /// [`Sink::describe`]. A store of another form goes on in its own while a copy is built in this one; a store of
-    /// another hash cannot go on.
+    /// [`Sink::describe`]. A store of another form goes on in its own, not ready, while a copy is built in this
+    /// one; a store of another hash cannot go on.
     pub definition: String,
 }
 

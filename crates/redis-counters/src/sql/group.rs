@@ -19,7 +19,7 @@
 //! different under every form.
 //!
 //! The form that a store should have is that of the newest version of its table. Where the two differ, the store goes
-//! on in its old form while a copy is built in the new one, and the copy takes its place. This is the case after
+//! on in its old form, not ready, while a copy is built in the new one, and the copy takes its place. This is the case after
 //! `ALTER COLUMN ... TYPE` (from `numeric(10,2)` to `numeric`, which rewrites nothing, as well as to `numeric(10,3)`),
 //! and for a store of an older Millrace, which wrote every group in its shortest form and had no form in its
 //! checkpoint. Counters that group by no such column have no form, and are not built again.

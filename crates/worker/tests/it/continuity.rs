@@ -209,3 +209,14 @@ fn an_older_versions_checkpoint_is_continued_and_then_names_its_record() {
         assert!(store.applied[0].is_empty(), "no unit ends before its offset");
     }
 }
+
+#[test]
+fn a_store_in_another_form_follows_the_log_and_is_not_ready() {
+    for (wanted, ready) in [("d", true), ("d:n2", false)] {
+        let mut store = Store::at(&[Checkpoint { ready: true, ..left_after(4) }]);
+        store.specs[0].definition = wanted.to_owned();
+        live(&mut Log::of(&WRITTEN), &mut store).unwrap();
+        assert_eq!((store.checkpoint(0).next_offset, store.checkpoint(0).ready), (9, ready), "{wanted}");
+        assert_eq!(store.copies, Some(vec![!ready]), "a copy in the form is built");
+    }
+}

@@ -100,7 +100,7 @@ impl Feed for Log {
 
 /// Stores that remember the offsets that were applied to them.
 pub(crate) struct Store {
-    specs: Vec<StoreSpec>,
+    pub(crate) specs: Vec<StoreSpec>,
     pub(crate) stored: Vec<Stored>,
     staged: Vec<Vec<i64>>,
     pub(crate) applied: Vec<Vec<i64>>,
