@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
-use testkit::services::{Kafka, Postgres, Process, Redis, free_port, wait_until};
+use testkit::services::{LentKafka, Postgres, Process, Redis, free_port, wait_until};
 
 /// How long anything may take that should happen soon, on a loaded machine.
 pub(crate) const SOON: Duration = Duration::from_secs(90);
@@ -43,7 +43,7 @@ pub(crate) struct Pipeline {
     program: PathBuf,
     processes: BTreeMap<Role, Process>,
     pub(crate) postgres: Postgres,
-    pub(crate) kafka: Kafka,
+    pub(crate) kafka: LentKafka,
     pub(crate) redis: Redis,
     pub(crate) directory: TempDir,
     search_port: u16,
@@ -60,7 +60,7 @@ impl Pipeline {
             program: THIS_BUILD.into(),
             processes: BTreeMap::new(),
             postgres,
-            kafka: Kafka::start(),
+            kafka: LentKafka::lend(),
             redis: Redis::start(),
             directory,
             search_port: free_port(),

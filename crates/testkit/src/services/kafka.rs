@@ -156,14 +156,14 @@ impl Kafka {
     }
 
     /// Stops it in its tracks, connections open (SIGSTOP).
-    pub fn pause(&self) {
+    pub fn pause(&mut self) {
         if let Some(process) = &self.process {
             process.signal("STOP");
         }
     }
 
     /// Ends a [`Kafka::pause`] (SIGCONT).
-    pub fn resume(&self) {
+    pub fn resume(&mut self) {
         if let Some(process) = &self.process {
             process.signal("CONT");
         }

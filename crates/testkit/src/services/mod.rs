@@ -5,6 +5,7 @@
 mod cluster;
 mod debezium;
 mod kafka;
+mod lending;
 mod postgres;
 mod power_loss;
 mod process;
@@ -13,6 +14,7 @@ mod redis;
 pub use cluster::KafkaCluster;
 pub use debezium::Debezium;
 pub use kafka::Kafka;
+pub use lending::LentKafka;
 pub use postgres::{Postgres, Rows, Session};
 pub use power_loss::Torn;
 pub use process::{Process, free_port, wait_until};

@@ -187,6 +187,10 @@ impl Workload {
         self.refusal = operation.refusal;
         self.last += 1;
         for line in operation.sql.lines() {
+            if line.trim() == operations::READY {
+                self.settle(true);
+                continue;
+            }
             let mut sql = line.trim().replace("$N", &self.last.to_string());
             while sql.contains("$W") {
                 sql = sql.replacen("$W", &operations::change(&mut self.rng, operation.table), 1);
