@@ -82,8 +82,8 @@ FROM (SELECT
     (SELECT coalesce(array_agg(oid), '{}') FROM type) AS types) w";
 
 /// Locks without which none of the relations $1 is altered, no type, and no publication: one that keeps readers out of it, or
-/// of something else together with one that keeps it from being altered.
-pub(crate) const ALTERING: &str = "l.granted AND l.pid <> pg_catalog.pg_backend_pid()
+/// of something else together with one that keeps it from being altered. Those of a prepared transaction have no process.
+pub(crate) const ALTERING: &str = "l.granted AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()
     AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
     AND (l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock'
          AND (l.relation = ANY ($1) OR EXISTS (

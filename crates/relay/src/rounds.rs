@@ -15,6 +15,8 @@ const TABLES_MAX: usize = 16;
 const UNSEEN_MAX: usize = 1_000;
 /// For so long the stream pauses for transactions to become visible that it has told of already.
 const PROBE: Duration = Duration::from_secs(1);
+/// Why a table is read anew, where this was decided before the reader was started.
+const FOUND_BEFORE: &str = "what was found before this start ended what had been read of it";
 /// Between two looks at what is visible.
 const PROBE_INTERVAL: Duration = Duration::from_millis(5);
 /// Between two looks whether a change of the publication, or a rewrite that takes long to be seen, is visible.
@@ -168,8 +170,8 @@ impl Relay<'_> {
         if !stale.is_empty() && self.assembler.between() {
             let stale: Vec<String> = stale.into_iter().map(str::to_owned).collect();
             for table in stale {
-                let why = self.assembler.reading.take_why(&table).unwrap_or_default();
-                control.reads_anew(&table, &why);
+                let why = self.assembler.reading.take_why(&table);
+                control.reads_anew(&table, why.as_deref().unwrap_or(FOUND_BEFORE));
             }
             // Its transaction id is above all that were given out before, and a snapshot after it tells of them all.
             self.beat(source, self.progress.beat.0)?;

@@ -275,32 +275,38 @@ fn h30_no_lsn_is_claimed_before_what_changed_below_it_is_in_the_log() {
         });
     }
     // While it waits for a standby, perhaps for hours, the log goes on, and no store is ready.
-    pipeline.postgres.sql("app", "ALTER SYSTEM SET synchronous_standby_names = 'missing'");
-    pipeline.postgres.reload();
     let config = pipeline.postgres.session_config("app");
-    let commit = |sql: &'static str| {
-        let config = config.clone();
-        std::thread::spawn(move || Session::connect(&config).expect("a session").sql(sql))
+    let commit = |sql: &str| {
+        let (config, sql) = (config.clone(), sql.to_owned());
+        std::thread::spawn(move || Session::connect(&config).expect("a session").sql(&sql))
     };
-    let hidden = commit("ALTER TABLE silent DROP a; ALTER TABLE silent ADD a text NOT NULL DEFAULT 'hidden'");
-    std::thread::sleep(Duration::from_millis(300));
-    let before = pipeline.counter("beside");
-    let beside = commit("INSERT INTO beside DEFAULT VALUES");
-    soon("the log goes on", || pipeline.counter("beside") != before);
-    let state: String = redis::cmd("HGET")
-        .arg("millrace:mailbox:silent")
-        .arg("state")
-        .query(&mut redis)
-        .expect("Redis answers");
-    assert_ne!(state, "ready");
-    assert!(pipeline.log("reader").contains("no store is ready"));
-    pipeline.postgres.sql("app", "ALTER SYSTEM RESET synchronous_standby_names");
-    pipeline.postgres.reload();
-    hidden.join().expect("its commit ends");
-    beside.join().expect("its commit ends");
-    right(&mut pipeline, "a standby was missing");
-    let all = BTreeMap::from([("hidden".to_owned(), "15".to_owned())]);
-    assert_eq!(pipeline.counter("silent"), all);
+    for (round, value) in ["hidden", "prepared"].into_iter().enumerate() {
+        let alters =
+            format!("ALTER TABLE silent DROP a; ALTER TABLE silent ADD a text NOT NULL DEFAULT '{value}'");
+        if value == "prepared" {
+            session.sql(&format!("BEGIN; {alters}; PREPARE TRANSACTION 'silent'"));
+        }
+        pipeline.postgres.sql("app", "ALTER SYSTEM SET synchronous_standby_names = 'missing'");
+        pipeline.postgres.reload();
+        let hidden = commit(if value == "prepared" { "COMMIT PREPARED 'silent'" } else { &alters });
+        std::thread::sleep(Duration::from_millis(300));
+        let before = pipeline.counter("beside");
+        let beside = commit("INSERT INTO beside DEFAULT VALUES");
+        soon("the log goes on", || pipeline.counter("beside") != before);
+        let state: String = redis::cmd("HGET")
+            .arg("millrace:mailbox:silent")
+            .arg("state")
+            .query(&mut redis)
+            .expect("Redis answers");
+        assert_ne!(state, "ready", "{value}");
+        assert_eq!(pipeline.log("reader").matches("no store is ready").count(), round + 1);
+        pipeline.postgres.sql("app", "ALTER SYSTEM RESET synchronous_standby_names");
+        pipeline.postgres.reload();
+        hidden.join().expect("its commit ends");
+        beside.join().expect("its commit ends");
+        right(&mut pipeline, "a standby was missing");
+        assert_eq!(pipeline.counter("silent"), BTreeMap::from([(value.to_owned(), "15".to_owned())]));
+    }
 }
 
 /// Each step by itself leaves every row as it is, and the reader has looked at the catalog between two of them.

@@ -300,7 +300,7 @@ pub(super) const OPERATIONS: [Operation; 50] = [
         PARTS,
         "partition detached, written, attached",
         "ALTER TABLE p DETACH PARTITION p1
-         UPDATE p1 SET v = 'detached', id = id + 100
+         DELETE FROM p1 WHERE id > 100; UPDATE p1 SET v = 'detached', id = id + 100
          ALTER TABLE p ATTACH PARTITION p1 FOR VALUES IN (1)",
     ),
     unseen(
