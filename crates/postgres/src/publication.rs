@@ -84,14 +84,18 @@ const EVERY: u32 = 0;
 const HIDDEN_CHANGE: &str = "
 SELECT EXISTS (
     SELECT FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
-    WHERE ALTERING AND (a.wait_event = 'SyncRep' OR a.state IS NULL))
+    WHERE ALTERING AND (a.wait_event = 'SyncRep' OR a.state IS NULL AND ENDS))
    AND pg_catalog.current_setting('synchronous_standby_names') <> ''";
 
 /// Transactions that hold such a lock, and could be committing.
 const COMMITTING: &str = "
 SELECT coalesce(array_agg(DISTINCT l.virtualtransaction), '{}')
 FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
-WHERE ALTERING AND (a.state IS NULL OR a.state = 'active' AND a.wait_event_type IS DISTINCT FROM 'Lock')";
+WHERE ALTERING AND (a.state IS NULL AND ENDS OR a.state = 'active' AND a.wait_event_type IS DISTINCT FROM 'Lock')";
+
+fn of_holders(sql: &str) -> String {
+    sql.replace("ALTERING", watch::ALTERING).replace("ENDS", watch::ENDS)
+}
 
 /// Whether one of these transactions goes on.
 const GOES_ON: &str =
@@ -186,8 +190,8 @@ impl Looks {
             members: client.prepare(&members).await?,
             schemas,
             tables: client.prepare(&tables).await?,
-            hidden: client.prepare(&HIDDEN_CHANGE.replace("ALTERING", watch::ALTERING)).await?,
-            committing: client.prepare(&COMMITTING.replace("ALTERING", watch::ALTERING)).await?,
+            hidden: client.prepare(&of_holders(HIDDEN_CHANGE)).await?,
+            committing: client.prepare(&of_holders(COMMITTING)).await?,
             goes_on: client.prepare(GOES_ON).await?,
             until: client.prepare("SELECT pg_catalog.pg_current_wal_insert_lsn()::text").await?,
             visible: client.prepare(rounds::VISIBLE).await?,

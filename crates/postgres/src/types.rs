@@ -13,6 +13,7 @@ use tokio_postgres::{Client, Error, Statement};
 
 use crate::catalog;
 use crate::stream::Frame;
+use crate::watch;
 
 /// Whether a transaction that changes a type holds its lock, and may have committed without being visible: only one that
 /// waits for a synchronous standby takes longer for that than its changes take to us.
@@ -23,7 +24,7 @@ SELECT EXISTS (
     WHERE l.granted AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
       AND (l.locktype = 'object' AND l.classid = 'pg_catalog.pg_type'::regclass AND l.mode IN ('ExclusiveLock', 'AccessExclusiveLock')
            OR l.locktype = 'relation' AND c.relkind = 'c' AND l.mode = 'AccessExclusiveLock')
-      AND (a.wait_event = 'SyncRep' OR a.state IS NULL))
+      AND (a.wait_event = 'SyncRep' OR a.state IS NULL AND ENDS))
    AND pg_catalog.current_setting('synchronous_standby_names') <> ''";
 
 /// What is known of the types, and what is asked.
@@ -40,7 +41,7 @@ impl Types {
         Ok(Types {
             known: HashMap::new(),
             suspects: BTreeSet::new(),
-            held: client.prepare(HELD).await?,
+            held: client.prepare(&HELD.replace("ENDS", watch::ENDS)).await?,
             of_tables: client.prepare(&catalog::types_of_tables()).await?,
         })
     }

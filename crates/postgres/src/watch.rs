@@ -93,6 +93,14 @@ pub(crate) const ALTERING: &str = "l.granted AND l.pid IS DISTINCT FROM pg_catal
          OR l.locktype = 'object' AND l.classid IN ('pg_catalog.pg_type'::regclass, 'pg_catalog.pg_publication'::regclass)
             AND l.mode IN ('ExclusiveLock', 'AccessExclusiveLock'))";
 
+/// Whether the holder of the lock may be ending, where its session's state is not known: a prepared transaction, which has
+/// no session, ends while another session commits one.
+pub(crate) const ENDS: &str = "(l.pid IS NOT NULL OR EXISTS (
+    SELECT FROM pg_catalog.pg_stat_activity w
+    WHERE w.datid = l.database
+      AND (w.state IS NULL
+           OR w.state = 'active' AND w.query ~* '^([[:space:]]|/[*].*[*]/)*commit[[:space:]]+prepared')))";
+
 /// The catalog rows that a look depends on, and their digests at that time.
 #[derive(Debug)]
 struct Watched {

@@ -114,12 +114,6 @@ impl Worker<'_> {
             let (beginning, reason, shown) = match start {
                 Start::Fill { beginning, reason, shown } => (beginning, reason, shown),
                 Start::Continue(checkpoint) => {
-                    if checkpoint.definition != specs[place].definition {
-                        warn!(
-                            store = specs[place].name,
-                            "the store stays in the form that it has: {REMOVED}"
-                        );
-                    }
                     stores.push(Some(checkpoint));
                     continue;
                 }
@@ -309,10 +303,6 @@ fn is_ahead(store: &Stored, log: &LogState) -> bool {
         Stored::Empty | Stored::Damaged(_) | Stored::Refused { .. } => false,
     }
 }
-
-/// Why a store is not built again in another form.
-const REMOVED: &str =
-    "retention has removed the beginning of the log; a new log would have it (millrace generation)";
 
 /// What goes on being shown of a store that does not follow the log. If the log has the id in the store's checkpoint,
 /// but cannot continue it, the checkpoint is changed to say so: the copy that is to take the store's place could

@@ -288,22 +288,32 @@ fn h30_no_lsn_is_claimed_before_what_changed_below_it_is_in_the_log() {
         }
         pipeline.postgres.sql("app", "ALTER SYSTEM SET synchronous_standby_names = 'missing'");
         pipeline.postgres.reload();
+        let mut state_behind_another_commit = || {
+            let before = pipeline.counter("beside");
+            let beside = commit("INSERT INTO beside DEFAULT VALUES");
+            soon("the log goes on", || pipeline.counter("beside") != before);
+            let state: String = redis::cmd("HGET")
+                .arg("millrace:mailbox:silent")
+                .arg("state")
+                .query(&mut redis)
+                .expect("Redis answers");
+            (state, beside)
+        };
+        let first = (value == "prepared").then(|| {
+            let (state, beside) = state_behind_another_commit();
+            assert_eq!(state, "ready", "it is not committed");
+            beside
+        });
         let hidden = commit(if value == "prepared" { "COMMIT PREPARED 'silent'" } else { &alters });
         std::thread::sleep(Duration::from_millis(300));
-        let before = pipeline.counter("beside");
-        let beside = commit("INSERT INTO beside DEFAULT VALUES");
-        soon("the log goes on", || pipeline.counter("beside") != before);
-        let state: String = redis::cmd("HGET")
-            .arg("millrace:mailbox:silent")
-            .arg("state")
-            .query(&mut redis)
-            .expect("Redis answers");
+        let (state, beside) = state_behind_another_commit();
         assert_ne!(state, "ready", "{value}");
         assert_eq!(pipeline.log("reader").matches("no store is ready").count(), round + 1);
         pipeline.postgres.sql("app", "ALTER SYSTEM RESET synchronous_standby_names");
         pipeline.postgres.reload();
-        hidden.join().expect("its commit ends");
-        beside.join().expect("its commit ends");
+        for session in [hidden, beside].into_iter().chain(first) {
+            session.join().expect("its commit ends");
+        }
         right(&mut pipeline, "a standby was missing");
         assert_eq!(pipeline.counter("silent"), BTreeMap::from([(value.to_owned(), "15".to_owned())]));
     }

@@ -10,6 +10,7 @@ use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaResult;
+use rdkafka::producer::{BaseProducer, Producer};
 use rdkafka::types::RDKafkaErrorCode;
 
 use super::Kafka;
@@ -36,15 +37,15 @@ impl LentKafka {
     pub fn lend() -> Self {
         let mut busy = Vec::new();
         let next = || IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        let mut found = None;
-        while let (None, Some(kafka)) = (&found, next()) {
+        let found = loop {
+            let Some(kafka) = next() else { break None };
             match emptied(&kafka) {
-                Ok(true) => found = Some(kafka),
+                Ok(true) => break Some(kafka),
                 Ok(false) => busy.push(kafka),
                 // It ends here.
                 Err(_) => {}
             }
-        }
+        };
         IDLE.lock().unwrap_or_else(PoisonError::into_inner).extend(busy);
         LentKafka { kafka: Some(found.unwrap_or_else(Kafka::start)), harmed: false }
     }
@@ -83,9 +84,6 @@ fn emptied(kafka: &Kafka) -> KafkaResult<bool> {
     let metadata = client.fetch_metadata(None, PATIENCE)?;
     let names = metadata.topics().iter().map(|topic| topic.name());
     let topics: Vec<&str> = names.filter(|name| !name.starts_with("__")).collect();
-    // The end of a transaction that its writer left open would be written to the next topic of that name.
-    topics.iter().filter(|topic| topic.starts_with("millrace.")).for_each(|id| kafka.fence(id));
-
     let admin: AdminClient<DefaultClientContext> = config.create()?;
     let options = AdminOptions::new().operation_timeout(Some(PATIENCE));
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
@@ -97,10 +95,21 @@ fn emptied(kafka: &Kafka) -> KafkaResult<bool> {
             }
         }
     }
+    // The end of a transaction that its writer left open would be written to the next topic of that name.
+    for log in topics.iter().filter(|topic| topic.starts_with("millrace.")) {
+        end_transaction(kafka, log)?;
+        end_transaction(kafka, &format!("{log}.turn"))?;
+    }
     if !topics.is_empty() {
         for deleted in runtime.block_on(admin.delete_topics(&topics, &options))? {
             deleted.map_err(|(_, code)| rdkafka::error::KafkaError::AdminOp(code))?;
         }
     }
     Ok(true)
+}
+
+fn end_transaction(kafka: &Kafka, transactional_id: &str) -> KafkaResult<()> {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", kafka.bootstrap()).set("transactional.id", transactional_id);
+    config.create::<BaseProducer>()?.init_transactions(PATIENCE)
 }
