@@ -93,8 +93,7 @@ pub(crate) const ALTERING: &str = "l.granted AND l.pid IS DISTINCT FROM pg_catal
          OR l.locktype = 'object' AND l.classid IN ('pg_catalog.pg_type'::regclass, 'pg_catalog.pg_publication'::regclass)
             AND l.mode IN ('ExclusiveLock', 'AccessExclusiveLock'))";
 
-/// Whether the holder of the lock may be ending, where its session's state is not known: a prepared transaction, which has
-/// no session, ends while another session commits one.
+/// For a lock whose holder's state is unknown: false if the holder is a prepared transaction that no session commits now.
 pub(crate) const ENDS: &str = "(l.pid IS NOT NULL OR EXISTS (
     SELECT FROM pg_catalog.pg_stat_activity w
     WHERE w.datid = l.database

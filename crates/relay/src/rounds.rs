@@ -15,7 +15,7 @@ const TABLES_MAX: usize = 16;
 const UNSEEN_MAX: usize = 1_000;
 /// For so long the stream pauses for transactions to become visible that it has told of already.
 const PROBE: Duration = Duration::from_secs(1);
-/// Why a table is read anew, where this was decided before the reader was started.
+/// Logged as the reason if an earlier run of the reader decided to read the table again.
 const FOUND_BEFORE: &str = "what was found before this start ended what had been read of it";
 /// Between two looks at what is visible.
 const PROBE_INTERVAL: Duration = Duration::from_millis(5);

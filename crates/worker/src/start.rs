@@ -314,7 +314,7 @@ mod tests {
         }
         assert_eq!(outcome(stored("d:n2"), |_| {}), format!("fill from 0 (goes on at 42): {FORM}"));
         assert_eq!(formed("e:n2", |_| {}), "fill from 0 (frozen): its definition changed");
-        // Without the log's beginning it cannot be built again, which is no reason to end it.
+        // Without the log's beginning it cannot be built again.
         let refused = formed("d", |log| log.start = 5);
         assert!(refused.starts_with("refused") && refused.contains(FORM), "{refused}");
         // What has gone over to the next log is that log's affair.

@@ -1,5 +1,5 @@
-//! What is published, as looks at the catalog find it and as the stream tells of it, and what follows for the tables that
-//! are being read or have been: which come, begin again, leave, or are not to be trusted.
+//! Compares the published tables with the known ones, at each look at the catalog and at each Relation message. Decides
+//! which tables are added, begin again, leave, or are not to be trusted.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -90,7 +90,7 @@ impl Reading {
         self.distrust(&self.there());
     }
 
-    /// Whether no store is ready, until a look has found all in order.
+    /// Returns true while all stores are marked not ready: until a look finds no fault.
     pub(crate) fn distrusts(&self) -> bool {
         self.distrusted == Some(Lsn(u64::MAX))
     }
@@ -125,7 +125,7 @@ impl Reading {
             stale,
             ..TableProgress::new(found.name.clone(), *publication, Read::Nothing)
         };
-        // What the log held of a partition that was detached has ended with all of its root's rows.
+        // The rows of a detached partition have ended in the log, together with all of its root's rows.
         let ended = root.is_some() && self.family(root.unwrap_or(*relation)).next().is_some();
         // A table that has become a partition is another one in the log, where nothing has its old name any more.
         let other = |known: &TableProgress| {
@@ -172,16 +172,16 @@ impl Reading {
         Ok(())
     }
 
-    /// The log lacks the rows of a partition that came, or came back, while it has those of others: stores are told so.
+    /// Marks a gap for a new or returning partition that has rows: the log lacks them, and has those of its siblings.
     fn note_unread(&mut self, found: &PublishedTable) {
         if found.filled && self.has_others(found.relation, &[]) {
             self.gaps.entry(found.relation).or_insert(false);
         }
     }
 
-    /// Tables that are not published any more. A look is of now and the stream of some time ago: what was committed before
-    /// they went is still to come, up to the LSN that was read after the look. Until then the log lacks what it does not
-    /// know of, and stores are told so.
+    /// Marks tables that are not published any more. The look shows the present, and the stream is behind it: changes that
+    /// were committed before a table left are still to come, up to the LSN read after the look. Until then the table is a
+    /// gap, so that no store is ready.
     fn note_absent(&mut self, look: &Publication) {
         let published: BTreeSet<u32> = look.tables.iter().map(|found| found.relation).collect();
         self.leaving.retain(|relation, _| !published.contains(relation));
@@ -197,8 +197,8 @@ impl Reading {
         }
     }
 
-    /// The stream has come to `end_lsn`: tables of which no change can follow leave the log. Returns those that were taken
-    /// away and of which nothing was said in the stream.
+    /// Removes the tables that have no further change after `end_lsn`, where the stream is. Returns those whose removal no
+    /// event of the stream has shown.
     pub(crate) fn depart(&mut self, end_lsn: Lsn) -> Vec<u32> {
         let due: Vec<u32> = self
             .leaving
@@ -266,7 +266,7 @@ impl Reading {
             unknown.insert(TableProgress { root, ..TableProgress::new(name, 0, Read::Nothing) });
             self.changed.insert(relation);
             if described.published.is_none() {
-                // Nothing tells any more of which table it was a partition.
+                // Which table it was a partition of is not known any more.
                 let roots = self.tables.iter().filter(|(at, table)| table.root == Some(**at) && begun(table));
                 let roots: Vec<u32> = roots.map(|(at, _)| *at).collect();
                 self.gaps.extend(roots.into_iter().map(|root| (root, false)));
@@ -308,26 +308,26 @@ impl Reading {
         self.republished.extend(xids);
     }
 
-    /// Whether the publication is to be looked at again once others see what changed it.
+    /// Returns true while transactions that may have changed the publication are not visible.
     pub(crate) fn awaits_publication(&self) -> bool {
         !self.republished.is_empty()
     }
 
-    /// The tables of which the log is to tell now that it lacks something, by the relation under whose name they are there.
+    /// Returns the tables for which a gap message is due, by the relation whose name their records have.
     pub(crate) fn new_gaps(&mut self) -> BTreeSet<u32> {
         let untold = self.gaps.iter_mut().filter(|(_, told)| !**told);
         let untold: Vec<u32> = untold.map(|(relation, told)| (*relation, *told = true).0).collect();
         untold.into_iter().map(|at| self.tables.get(&at).map_or(at, |table| table.family(at))).collect()
     }
 
-    /// Whether a look, or the stream, has found what the log does not say yet.
+    /// Returns true if a look or the stream has found something that is not in the log yet.
     pub(crate) fn has_something_to_say(&self, stream_lsn: Lsn) -> bool {
         self.has_stale()
             || self.gaps.values().any(|told| !told)
             || self.next_departure().is_some_and(|until| until <= stream_lsn)
     }
 
-    /// Whether something that may have changed the publication is visible since this snapshot.
+    /// Returns true if a transaction that may have changed the publication has become visible in this snapshot.
     pub(crate) fn sees_publication(&mut self, snapshot: &Snapshot) -> bool {
         let awaited = self.republished.len();
         self.republished.retain(|xid| !snapshot.saw(*xid));
@@ -343,7 +343,7 @@ mod tests {
     use crate::Ledger;
     use crate::snapshot::{KeyOrder, Verdict};
 
-    /// Its rows are in the log under its root's name: they end there, and it is read anew under its own.
+    /// The log has its rows under its root's name. They end there, and the table is read again under its own name.
     #[test]
     fn h31_a_partition_that_is_published_by_itself_begins_again() {
         let known = |root| TableProgress {
@@ -365,7 +365,7 @@ mod tests {
         reading.reconcile(&look(vec![alone]), true).unwrap();
         let table = &reading.tables[&7];
         assert_eq!((&table.read, table.stale, table.root), (&Read::Nothing, true, None));
-        assert_eq!(reading.depart(Lsn(100)), [5], "and nobody has said so");
+        assert_eq!(reading.depart(Lsn(100)), [5], "no event has shown it");
         assert_eq!(reading.tables[&8].read, Read::Removed);
     }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaResult;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use tempfile::TempDir;
@@ -213,10 +214,14 @@ impl Kafka {
     /// # Panics
     /// When the broker does not answer.
     pub fn fence(&self, transactional_id: &str) {
+        self.try_fence(transactional_id).expect("the broker fences");
+    }
+
+    /// The same, for a broker that may be out of order.
+    pub(super) fn try_fence(&self, transactional_id: &str) -> KafkaResult<()> {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", self.bootstrap()).set("transactional.id", transactional_id);
-        let producer: BaseProducer = config.create().expect("a producer");
-        producer.init_transactions(START_DEADLINE).expect("the broker fences");
+        config.create::<BaseProducer>()?.init_transactions(START_DEADLINE)
     }
 
     /// What the broker has logged (warnings and errors), for a test's failure message.

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
@@ -10,7 +10,6 @@ use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaResult;
-use rdkafka::producer::{BaseProducer, Producer};
 use rdkafka::types::RDKafkaErrorCode;
 
 use super::Kafka;
@@ -21,8 +20,12 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Brokers that no test has now, those that came back first in front.
 static IDLE: Mutex<VecDeque<Kafka>> = Mutex::new(VecDeque::new());
 
-/// A broker without topics and groups. It goes to another test when this value is dropped, unless it may have been
-/// harmed: by whoever had it mutably, or by a test that failed.
+fn idle() -> MutexGuard<'static, VecDeque<Kafka>> {
+    IDLE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A broker without topics and groups. When this value is dropped another test can have it, unless it was borrowed
+/// mutably or the test failed: it may be damaged then.
 #[derive(Debug)]
 pub struct LentKafka {
     kafka: Option<Kafka>,
@@ -36,9 +39,8 @@ impl LentKafka {
     /// As [`Kafka::start`] does.
     pub fn lend() -> Self {
         let mut busy = Vec::new();
-        let next = || IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
         let found = loop {
-            let Some(kafka) = next() else { break None };
+            let Some(kafka) = idle().pop_front() else { break None };
             match emptied(&kafka) {
                 Ok(true) => break Some(kafka),
                 Ok(false) => busy.push(kafka),
@@ -46,7 +48,7 @@ impl LentKafka {
                 Err(_) => {}
             }
         };
-        IDLE.lock().unwrap_or_else(PoisonError::into_inner).extend(busy);
+        idle().extend(busy);
         LentKafka { kafka: Some(found.unwrap_or_else(Kafka::start)), harmed: false }
     }
 }
@@ -69,7 +71,7 @@ impl DerefMut for LentKafka {
 impl Drop for LentKafka {
     fn drop(&mut self) {
         if !self.harmed && !std::thread::panicking() {
-            IDLE.lock().unwrap_or_else(PoisonError::into_inner).extend(self.kafka.take());
+            idle().extend(self.kafka.take());
         }
     }
 }
@@ -97,8 +99,8 @@ fn emptied(kafka: &Kafka) -> KafkaResult<bool> {
     }
     // The end of a transaction that its writer left open would be written to the next topic of that name.
     for log in topics.iter().filter(|topic| topic.starts_with("millrace.")) {
-        end_transaction(kafka, log)?;
-        end_transaction(kafka, &format!("{log}.turn"))?;
+        kafka.try_fence(log)?;
+        kafka.try_fence(&format!("{log}.turn"))?;
     }
     if !topics.is_empty() {
         for deleted in runtime.block_on(admin.delete_topics(&topics, &options))? {
@@ -106,10 +108,4 @@ fn emptied(kafka: &Kafka) -> KafkaResult<bool> {
         }
     }
     Ok(true)
-}
-
-fn end_transaction(kafka: &Kafka, transactional_id: &str) -> KafkaResult<()> {
-    let mut config = ClientConfig::new();
-    config.set("bootstrap.servers", kafka.bootstrap()).set("transactional.id", transactional_id);
-    config.create::<BaseProducer>()?.init_transactions(PATIENCE)
 }
